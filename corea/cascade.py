@@ -1,0 +1,445 @@
+r"""Cascades: a small model answers first, a large one when confidence is low.
+
+The rule, everywhere: a question is deferred exactly when its confidence is below the
+threshold, or missing. A curve is computed at every threshold at which anything changes,
+by sorting once, so it is exact; nothing is interpolated unless said.
+
+Deviations from paper A:
+
+1. The paper sweeps thresholds from 0 to 1.1 on a grid; here every distinct confidence
+   is a threshold. :data:`DEFER_ALL` is the paper's 1.1.
+2. A missing confidence defers. The paper does not say; a system that cannot state its
+   confidence has not earned the saving.
+3. The paper sets the threshold to the large model's pass@1 on the evaluation set itself.
+   :func:`cheapest_threshold` lets one choose it on other questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+DEFER_ALL = 1.1
+"""A threshold above every confidence (paper A, section 5.2)."""
+
+
+def defers(confidence: ArrayLike, threshold: float) -> NDArray[np.bool_]:
+    r"""Whether each question goes to the large model: :math:`c < \tau`, or no :math:`c`.
+
+    Source: paper A, section 3.1.
+
+    Args:
+        confidence: In [0, 1], NaN where missing, shape (n,).
+        threshold: :math:`\tau`, from 0.
+
+    Returns:
+        Boolean array, shape (n,).
+
+    Raises:
+        ValueError: If the threshold is not a number from 0, or a confidence is outside [0, 1].
+
+    Example:
+        >>> defers([0.2, 0.7, float("nan")], 0.7).tolist()
+        [True, False, True]
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; expected a number from 0")
+    confidence = _confidences(confidence)
+    return (confidence < threshold) | np.isnan(confidence)
+
+
+def deferral_curve(
+    confidence: ArrayLike,
+    small_correct: ArrayLike,
+    large_correct: ArrayLike,
+    small_cost: ArrayLike,
+    large_cost: ArrayLike,
+    *,
+    router_cost: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+) -> pd.DataFrame:
+    r"""Pass@1, cost and deferral rate at every threshold at which they change.
+
+    With :math:`d_i = [c_i < \tau]` the cascade costs
+    :math:`C_i = C_i^S + d_i C_i^L`, since the small model always answers first. A router
+    decides before anybody answers: :math:`C_i = C_i^R + (1 - d_i) C_i^S + d_i C_i^L`.
+
+    Source: paper A, section 4.3 (cost), section 5.2 and Figure 2 (curves).
+
+    Args:
+        confidence: Of the small model (or the router), in [0, 1] or NaN, shape (n,).
+        small_correct: Whether the small model is right, shape (n,).
+        large_correct: Whether the large model is right, shape (n,).
+        small_cost: Cost of asking the small model, shape (n,) or scalar.
+        large_cost: Cost of asking the large model, shape (n,) or scalar.
+        router_cost: Cost of asking the router, for a router; shape (n,) or scalar.
+        weight: Multiplicity of each row, shape (n,); 1 when None.
+
+    Returns:
+        A table ``threshold, pass_at_1, cost, deferral_rate``, thresholds increasing from
+        0 (nothing with a confidence defers) to :data:`DEFER_ALL`. At a threshold between
+        two rows the cascade behaves as at the higher one (see :func:`at_threshold`).
+
+    Raises:
+        ValueError: If shapes differ, nothing is given, a value is out of range or a cost
+            is missing or negative.
+
+    Example:
+        >>> deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
+           threshold  pass_at_1  cost  deferral_rate
+        0        0.0        0.5   1.0            0.0
+        1        0.2        0.5   1.0            0.0
+        2        0.9        1.0   6.0            0.5
+        3        1.1        1.0  11.0            1.0
+    """
+    rows = _Rows.checked(
+        confidence, small_correct, large_correct, small_cost, large_cost, router_cost, weight
+    )
+    order = np.argsort(rows.confidence, kind="stable")  # missing confidences come last
+    n_missing = int(np.isnan(rows.confidence).sum())
+    order = np.roll(order, n_missing)  # ... and are the first to defer
+    ranked = rows.confidence[order]
+    # the first row of each distinct confidence: everything before it is deferred there
+    is_first = np.ones(ranked.size, dtype=bool)
+    is_first[1:] = ranked[1:] != ranked[:-1]
+    is_first[:n_missing] = False
+    first = np.flatnonzero(is_first)
+    thresholds = ranked[first]
+    if not (thresholds.size and thresholds[0] == 0):
+        thresholds, first = np.append(0.0, thresholds), np.append(n_missing, first)
+    thresholds, first = np.append(thresholds, DEFER_ALL), np.append(first, ranked.size)
+
+    total = rows.weight.sum()
+
+    def mean_with_deferred(start: float, change: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The mean over questions after the first ``first`` of them have been deferred."""
+        running = np.append(0.0, np.cumsum((rows.weight * change)[order]))
+        mean: NDArray[np.float64] = (start + running[first]) / total
+        return mean
+
+    kept_right = float(rows.weight @ rows.small_correct)
+    kept_cost = float(rows.weight @ rows.kept_cost)
+    return pd.DataFrame(
+        {
+            "threshold": thresholds,
+            "pass_at_1": mean_with_deferred(kept_right, rows.large_correct - rows.small_correct),
+            "cost": mean_with_deferred(kept_cost, rows.deferred_cost - rows.kept_cost),
+            "deferral_rate": mean_with_deferred(0.0, np.ones(ranked.size)),
+        }
+    )
+
+
+def at_threshold(curve: pd.DataFrame, threshold: float) -> pd.Series[float]:
+    """The row of a curve that holds at any threshold.
+
+    Args:
+        curve: From :func:`deferral_curve`.
+        threshold: From 0; above :data:`DEFER_ALL` is the same as there.
+
+    Returns:
+        The row whose deferrals are those at ``threshold``, under its own threshold.
+
+    Raises:
+        ValueError: If the threshold is not a number from 0.
+
+    Example:
+        >>> curve = deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
+        >>> float(at_threshold(curve, 0.5)["cost"])
+        6.0
+    """
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; expected a number from 0")
+    position = int(np.searchsorted(curve["threshold"].to_numpy(), threshold, side="left"))
+    return curve.iloc[min(position, len(curve) - 1)]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What a cascade does at one threshold, and against the large model alone.
+
+    Attributes:
+        threshold: Where it operates.
+        pass_at_1: Share of questions answered correctly.
+        cost: Mean cost of a question.
+        deferral_rate: Share of questions the large model answers.
+        cost_saving: Share of the large model's cost that is saved; negative when dearer.
+        accuracy_drop: Pass@1 of the large model alone minus that of the cascade.
+    """
+
+    threshold: float
+    pass_at_1: float
+    cost: float
+    deferral_rate: float
+    cost_saving: float
+    accuracy_drop: float
+
+
+def operating_point(
+    confidence: ArrayLike,
+    small_correct: ArrayLike,
+    large_correct: ArrayLike,
+    small_cost: ArrayLike,
+    large_cost: ArrayLike,
+    *,
+    threshold: float | None = None,
+    router_cost: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+) -> OperatingPoint:
+    """What a cascade does at one threshold.
+
+    Source: paper A, section 5.1 and Table 1.
+
+    Args:
+        confidence: As in :func:`deferral_curve`, like the next four.
+        small_correct: Whether the small model is right.
+        large_correct: Whether the large model is right.
+        small_cost: Cost of asking the small model.
+        large_cost: Cost of asking the large model.
+        threshold: Where to operate; the paper's rule, the large model's pass@1, when None.
+        router_cost: Cost of asking the router, for a router.
+        weight: Multiplicity of each row.
+
+    Returns:
+        The operating point.
+
+    Raises:
+        ValueError: As :func:`deferral_curve`; and if the large model costs nothing.
+
+    Example:
+        >>> operating_point([0.9, 0.2], [1, 0], [1, 1], 1, 10, threshold=0.5).cost_saving
+        0.4
+    """
+    rows = _Rows.checked(
+        confidence, small_correct, large_correct, small_cost, large_cost, router_cost, weight
+    )
+
+    def mean(values: NDArray[np.float64]) -> float:
+        return float(np.average(values, weights=rows.weight))
+
+    large_alone = mean(rows.large_cost)
+    if large_alone <= 0:
+        raise ValueError("large_cost is 0 throughout: no saving against it can be stated")
+    large_right = mean(rows.large_correct)
+    threshold = large_right if threshold is None else threshold
+    deferred = defers(rows.confidence, threshold)
+    pass_at_1 = mean(np.where(deferred, rows.large_correct, rows.small_correct))
+    cost = mean(np.where(deferred, rows.deferred_cost, rows.kept_cost))
+    return OperatingPoint(
+        threshold=float(threshold),
+        pass_at_1=pass_at_1,
+        cost=cost,
+        deferral_rate=mean(deferred.astype(float)),
+        cost_saving=1 - cost / large_alone,
+        accuracy_drop=large_right - pass_at_1,
+    )
+
+
+def cheapest_threshold(curve: pd.DataFrame, *, min_pass_at_1: float) -> float:
+    """The threshold of lowest cost whose pass@1 is high enough.
+
+    Args:
+        curve: From :func:`deferral_curve`, on questions kept for choosing.
+        min_pass_at_1: What the cascade must reach, for example the large model's pass@1
+            minus two points.
+
+    Returns:
+        The threshold; the lowest of those that cost the same.
+
+    Raises:
+        ValueError: If no threshold reaches it; the message says what the best reaches.
+
+    Example:
+        >>> curve = deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
+        >>> cheapest_threshold(curve, min_pass_at_1=0.9)
+        0.9
+    """
+    enough = curve[curve["pass_at_1"] >= min_pass_at_1]
+    if enough.empty:
+        best = curve["pass_at_1"].max()
+        raise ValueError(f"no threshold reaches a pass@1 of {min_pass_at_1:.4f}; best {best:.4f}")
+    return float(enough["threshold"].iloc[int(enough["cost"].argmin())])
+
+
+def oracle_confidence(small_correct: ArrayLike, large_correct: ArrayLike) -> NDArray[np.float64]:
+    """The confidence of somebody who knows both verdicts: defer first where it helps.
+
+    0 where only the large model is right, 1 where only the small one is, 0.5 where it
+    makes no difference. Used as the confidence of a curve, it gives the best any
+    deferral rule could do at each deferral rate.
+
+    Args:
+        small_correct: Whether the small model is right, shape (n,).
+        large_correct: Whether the large model is right, shape (n,).
+
+    Returns:
+        Confidence, shape (n,).
+
+    Example:
+        >>> oracle_confidence([0, 1, 1], [1, 1, 0]).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    small = _verdicts("small_correct", small_correct)
+    return (1 + small - _verdicts("large_correct", large_correct)) / 2
+
+
+def random_deferral(curve: pd.DataFrame, deferral_rate: ArrayLike) -> pd.DataFrame:
+    """What deferring questions drawn at random does, in expectation.
+
+    The straight line between the two ends of a curve on which every question has a
+    confidence; where some lack one, the line starts where they have been deferred.
+
+    Args:
+        curve: From :func:`deferral_curve`.
+        deferral_rate: Shares of questions to defer, shape (m,).
+
+    Returns:
+        Table ``pass_at_1, cost, deferral_rate``, m rows.
+
+    Raises:
+        ValueError: If a rate is outside the curve's.
+    """
+    rates = np.atleast_1d(np.asarray(deferral_rate, dtype=float))
+    ends = curve.iloc[[0, -1]]
+    low, high = ends["deferral_rate"]
+    if rates.size and not (rates.min() >= low and rates.max() <= high):
+        raise ValueError(f"deferral rates are outside [{low:g}, {high:g}], the curve's")
+    line = {
+        name: np.interp(rates, ends["deferral_rate"], ends[name]) for name in ("pass_at_1", "cost")
+    }
+    return pd.DataFrame({**line, "deferral_rate": rates})
+
+
+def area_over_random(curve: pd.DataFrame) -> float:
+    r"""Area between a curve and the random-deferral line.
+
+    .. math:: \int (a(r) - a_\text{random}(r)) \, dr
+
+    over the deferral rate :math:`r`, :math:`a` being pass@1. Between two thresholds the
+    curve is a straight line: questions of equal confidence are deferred in random order.
+    Divided by the gap between the two models it is RouteLLM's average performance gap
+    recovered, less one half.
+
+    Args:
+        curve: From :func:`deferral_curve`.
+
+    Returns:
+        The area, in pass@1; 0 for a confidence that knows nothing, negative for one that
+        is worse than nothing.
+
+    Example:
+        >>> round(area_over_random(deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)), 6)
+        0.125
+    """
+    rates = curve["deferral_rate"].to_numpy()
+    gain = (curve["pass_at_1"] - random_deferral(curve, rates)["pass_at_1"]).to_numpy()
+    return float(np.trapezoid(gain, rates))
+
+
+def pareto_front(cost: ArrayLike, pass_at_1: ArrayLike) -> NDArray[np.bool_]:
+    """Which systems nothing else beats: no other is as cheap and better, or as good and cheaper.
+
+    Args:
+        cost: Shape (n,).
+        pass_at_1: Shape (n,).
+
+    Returns:
+        Boolean array, shape (n,). Equal systems are both on the front.
+
+    Raises:
+        ValueError: If the shapes differ or a value is missing.
+
+    Example:
+        >>> pareto_front([1, 2, 3], [0.5, 0.4, 0.9]).tolist()
+        [True, False, True]
+    """
+    cost, accuracy = np.asarray(cost, dtype=float), np.asarray(pass_at_1, dtype=float)
+    if cost.ndim != 1 or cost.shape != accuracy.shape:
+        raise ValueError(f"cost has shape {cost.shape} and pass_at_1 {accuracy.shape}")
+    if np.isnan(cost).any() or np.isnan(accuracy).any():
+        raise ValueError("cost and pass_at_1 must not be missing")
+    order = np.lexsort((-accuracy, cost))
+    best_before = np.maximum.accumulate(accuracy[order])
+    improves = np.append(True, accuracy[order][1:] > best_before[:-1])[: cost.size]
+    front = np.zeros(cost.size, dtype=bool)
+    front[order[improves]] = True
+    # those equal to a system on the front stand beside it
+    points = set(zip(cost[front], accuracy[front], strict=True))
+    return np.array([point in points for point in zip(cost, accuracy, strict=True)], dtype=bool)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Checked input of a cascade: floats of one shape."""
+
+    confidence: NDArray[np.float64]
+    small_correct: NDArray[np.float64]
+    large_correct: NDArray[np.float64]
+    large_cost: NDArray[np.float64]
+    kept_cost: NDArray[np.float64]
+    deferred_cost: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def checked(
+        cls,
+        confidence: ArrayLike,
+        small_correct: ArrayLike,
+        large_correct: ArrayLike,
+        small_cost: ArrayLike,
+        large_cost: ArrayLike,
+        router_cost: ArrayLike | None,
+        weight: ArrayLike | None,
+    ) -> _Rows:
+        confidences = _confidences(confidence)
+        n = confidences.size
+        if n == 0:
+            raise ValueError("confidence is empty: a cascade needs at least one question")
+        small = _verdicts("small_correct", small_correct)
+        large = _verdicts("large_correct", large_correct)
+        for name, array in (("small_correct", small), ("large_correct", large)):
+            if array.shape != (n,):
+                raise ValueError(f"{name} has shape {array.shape}; expected ({n},) as confidence")
+        small_costs = _not_negative("small_cost", small_cost, n)
+        large_costs = _not_negative("large_cost", large_cost, n)
+        if router_cost is None:
+            kept, deferred = small_costs, small_costs + large_costs
+        else:
+            asked = _not_negative("router_cost", router_cost, n)
+            kept, deferred = asked + small_costs, asked + large_costs
+        weights = np.ones(n) if weight is None else _not_negative("weight", weight, n)
+        if not weights.sum() > 0:
+            raise ValueError("weight is 0 throughout")
+        return cls(confidences, small, large, large_costs, kept, deferred, weights)
+
+
+def _confidences(confidence: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(confidence, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"confidence has shape {array.shape}; expected (n,)")
+    outside = (array < 0) | (array > 1)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(
+            f"confidence: {outside.sum()} value(s) outside [0, 1], first {array[first]} at {first}"
+        )
+    return array
+
+
+def _verdicts(name: str, correct: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(correct)
+    numbers = array.astype(np.float64)
+    if array.ndim != 1 or not np.isin(numbers, (0.0, 1.0)).all():
+        raise ValueError(f"{name}: expected one-dimensional booleans or 0 and 1")
+    return numbers
+
+
+def _not_negative(name: str, values: ArrayLike, n: int) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape not in ((), (n,)):
+        raise ValueError(f"{name} has shape {array.shape}; expected ({n},) or a scalar")
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(f"{name}: expected finite numbers from 0")
+    return np.broadcast_to(array, (n,))

@@ -1,0 +1,275 @@
+"""What a page shows: tables, figures, computed sentences, provenance.
+
+Everything that reaches a page goes through this module, because names, answers
+and completions come from models and from strangers' files. They are shown as
+text: HTML is escaped, control characters (ANSI codes among them) are made
+visible, and ``$`` and backslashes are kept away from MathJax, which would
+otherwise typeset -- and follow links in -- the output of a cell.
+
+All functions return objects that IPython displays; none prints.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import string
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from matplotlib.figure import Figure
+
+Formatter = str | Callable[[Any], str]
+
+
+@dataclass(frozen=True, repr=False)
+class Html:
+    """HTML that IPython displays.
+
+    Attributes:
+        data: The HTML, already escaped.
+    """
+
+    data: str
+
+    def _repr_html_(self) -> str:
+        return self.data
+
+
+def visible(text: object) -> str:
+    r"""Text with control and formatting characters made visible.
+
+    Args:
+        text: Anything; its ``str`` is used.
+
+    Returns:
+        The text, with C0 controls as their Unicode pictures and other control,
+        formatting (bidirectional overrides, zero-width) and surrogate code points
+        as ``\u{...}``.
+
+    Example:
+        >>> visible("red: \x1b[31m")
+        'red: ␛[31m'
+    """
+
+    def picture(character: str) -> str:
+        code = ord(character)
+        if code < 0x20:
+            return chr(0x2400 + code)
+        if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+            return f"\\u{{{code:x}}}"
+        return character
+
+    return "".join(map(picture, str(text)))
+
+
+def as_html(text: object) -> str:
+    """HTML that shows ``text`` as text, in the book and in JupyterLab.
+
+    ``$`` and the backslash stand in elements of their own, so that no MathJax
+    delimiter can form: MathJax never joins delimiters across elements.
+
+    Example:
+        >>> as_html("<b>")
+        '&lt;b&gt;'
+    """
+    escaped = html.escape(visible(text))
+    return "".join(f"<span>{c}</span>" if c in "$\\" else c for c in escaped)
+
+
+def as_plotly(text: object) -> str:
+    """String that a plotly title, label or hover text shows literally.
+
+    Plotly interprets a few tags, and hands text between dollar signs to MathJax.
+
+    Example:
+        >>> as_plotly("<i>$x$</i>")
+        '&lt;i&gt;&#36;x&#36;&lt;/i&gt;'
+    """
+    return html.escape(visible(text)).replace("$", "&#36;")
+
+
+class _EscapingFormatter(string.Formatter):
+    """``str.format`` whose literal text and values are all escaped for HTML."""
+
+    def parse(self, format_string: str) -> Any:
+        for literal, *field in super().parse(format_string):
+            yield as_html(literal), *field
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return as_html(super().format_field(value, format_spec))
+
+
+def reading(*paragraphs: str, **values: object) -> Html:
+    """Sentences whose numbers are computed in the page.
+
+    Args:
+        *paragraphs: ``str.format`` templates, one a paragraph.
+        **values: The values the templates name. Strings are shown as text.
+
+    Returns:
+        The paragraphs as HTML.
+
+    Raises:
+        KeyError: If a template names a value that was not given.
+
+    Example:
+        >>> print(reading("ECE is {ece:.2f}.", ece=0.123).data)
+        <p class="corea-reading">ECE is 0.12.</p>
+    """
+    fill = _EscapingFormatter().vformat
+    return Html(
+        "\n".join(f'<p class="corea-reading">{fill(p, (), values)}</p>' for p in paragraphs)
+    )
+
+
+def table(
+    frame: pd.DataFrame,
+    caption: str,
+    *,
+    formats: Mapping[str, Formatter] | None = None,
+    missing: str = "–",
+) -> Html:
+    """A captioned table; every cell and header is escaped.
+
+    Args:
+        frame: What to show. A named or non-default index is shown as columns first.
+        caption: One or two sentences: what is shown, n, seeds, resamples.
+        formats: Column name to a format spec (``".3f"``) or a function of the
+            value. Floats without one are shown with three decimals.
+        missing: Shown where a value is missing.
+
+    Returns:
+        The table as HTML.
+
+    Raises:
+        KeyError: If ``formats`` names a column that the table lacks.
+
+    Example:
+        >>> import pandas as pd
+        >>> ">0.500</td>" in table(pd.DataFrame({"ece": [0.5]}), "One value.").data
+        True
+    """
+    import pandas as pd
+
+    shown = frame
+    if not isinstance(frame.index, pd.RangeIndex):
+        shown = frame.reset_index()
+    if unknown := set(formats or {}) - {str(c) for c in shown.columns}:
+        raise KeyError(f"formats for columns that are not shown: {sorted(unknown)}")
+
+    def cell(value: Any, formatter: Formatter | None) -> str:
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            return as_html(missing)
+        if formatter is None:
+            formatter = ".3f" if pd.api.types.is_float(value) else ""
+        return as_html(formatter(value) if callable(formatter) else format(value, formatter))
+
+    header = "".join(f"<th>{as_html(_heading(c))}</th>" for c in shown.columns)
+    columns = [
+        [cell(value, (formats or {}).get(str(name))) for value in shown.iloc[:, i]]
+        for i, name in enumerate(shown.columns)
+    ]
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in shown.dtypes]
+    rows = "\n".join(
+        "<tr>"
+        + "".join(
+            f'<td class="corea-number">{text}</td>' if right else f"<td>{text}</td>"
+            for text, right in zip(row, numeric, strict=True)
+        )
+        + "</tr>"
+        for row in zip(*columns, strict=True)
+    )
+    return Html(
+        f'<div class="corea-scroll"><table class="corea-table"><caption>{as_html(caption)}'
+        f"</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _heading(name: object) -> str:
+    return (
+        " ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
+    )
+
+
+def figure(drawing: Figure, caption: str) -> Html:
+    """A captioned static figure, as SVG inside an image (so nothing in it can run).
+
+    Args:
+        drawing: The matplotlib figure; it is closed.
+        caption: What is shown, n, seeds, resamples. Also the alternative text.
+
+    Returns:
+        The figure as HTML.
+    """
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "corea"}), warnings.catch_warnings():
+        # a name in a script that the font lacks is drawn as boxes; that is no reason to fail
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        drawing.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(drawing)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Html(
+        f'<figure class="corea-figure"><img alt="{html.escape(visible(caption))}" '
+        f'src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{as_html(caption)}</figcaption></figure>"
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Interactive:
+    """A captioned plotly figure that works offline, in the book and in JupyterLab.
+
+    The book's page loads plotly from the book's own ``_static`` folder; JupyterLab
+    renders the plotly mimetype. Never put a name into ``drawing`` that did not
+    pass through :func:`as_plotly`.
+
+    Attributes:
+        drawing: The plotly figure.
+        caption: What is shown.
+        element_id: Identifier of the figure's element, unique in the page.
+    """
+
+    drawing: go.Figure
+    caption: str
+    element_id: str
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        content = json.loads(self.drawing.to_json())
+        # "</script>" inside a string would end the script element
+        arguments = ", ".join(
+            json.dumps(part).replace("<", "\\u003c")
+            for part in (content["data"], content["layout"], {"responsive": True})
+        )
+        return {
+            "text/html": (
+                '<figure class="corea-figure">'
+                f'<div id="{html.escape(self.element_id)}" class="corea-interactive"></div>'
+                '<script src="../_static/plotly.min.js"></script>'
+                f"<script>Plotly.newPlot({json.dumps(self.element_id)}, {arguments});</script>"
+                f"<figcaption>{as_html(self.caption)}</figcaption></figure>"
+            ),
+            "application/vnd.plotly.v1+json": content,
+            "text/plain": self.caption,
+        }
+
+
+def provenance_table(facts: Mapping[str, str]) -> Html:
+    """The provenance of a page, as its last table."""
+    import pandas as pd
+
+    return table(
+        pd.DataFrame({"field": list(facts), "value": list(facts.values())}),
+        "Provenance: what is needed to make this page again.",
+    )
