@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from corea.records import Records, RecordsError, records_from_columns
+from corea.confidence import agreement
+from corea.records import Records, RecordsError, records_from_columns, select
 
 SHIPPED = Path(__file__).parent / "data" / "records"
 
@@ -143,3 +144,18 @@ def routellm(path: str | Path = SHIPPED / "routellm_mixtral_gpt4.csv.gz") -> Rec
         "listed_contaminated": [cell == "1" for cell in table["listed_contaminated"]] * 2,
     }
     return records_from_columns(columns, source=path.name, text=True)
+
+
+def example() -> Records:
+    """Records to try a report on: three small models' vote and a large model on MMLU-Pro.
+
+    Returns:
+        Records of the systems ``three small models`` (with a confidence) and
+        ``Meta-Llama-3_1-70B-Instruct`` (without) on 12,032 questions.
+    """
+    small = ["Meta-Llama-3_1-8B-Instruct", "mathstral-7B", "Phi-3-mini-4k-instruct"]
+    large = "Meta-Llama-3_1-70B-Instruct"
+    read = mmlu_pro(systems=[*small, large])
+    vote = agreement(read.table, small, name="three small models")
+    table = pd.concat([vote, select(read.table, system=large)], ignore_index=True)
+    return Records(table, read.source, read.provenance, ("the confidence is agreement of three",))

@@ -478,7 +478,7 @@ def _read_parquet(path: Path) -> Records:
     try:
         table = parquet.read_table(path)
     except (arrow.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[0].replace(str(path), path.name)
         raise RecordsError(path.name, [f"not a complete parquet file ({first})"]) from None
     metadata = table.schema.metadata or {}
     provenance = json.loads(metadata.get(_PROVENANCE_KEY, b"{}"))
