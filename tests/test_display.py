@@ -1,0 +1,174 @@
+import base64
+import json
+import re
+import socket
+from html import unescape
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from matplotlib.figure import Figure
+
+from corea import display, figures
+from corea.calibration import reliability_curve, risk_coverage_curve
+from corea.cascade import at_threshold, deferral_curve, oracle_confidence, random_deferral
+from corea.provenance import provenance
+
+HOSTILE = [
+    "<script>window.pwned = 1</script>",
+    "<img src=x onerror=alert(1)>",
+    "</div></table></script>",
+    r"$\href{javascript:alert(1)}{x}$ \(a\) \[b\]",
+    "**bold** [link](javascript:alert(1)) # head",
+    "\x1b[31mred\x1b[0m\x07",
+    "&lt;b&gt;",
+    "‮right-to-left",
+    "{braces} {0} {x!r}",
+]
+
+
+def text_of(html):
+    """What a browser shows of HTML, near enough: tags removed, entities decoded."""
+    return unescape(re.sub(r"<[^>]*>", "", html))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_strangers_text_is_shown_as_text(text):
+    shown = [
+        display.as_html(text),
+        display.table(pd.DataFrame({text: [text]}), text).data,
+        display.reading("{found}", found=text).data,
+    ]
+    for html in shown:
+        assert "<script" not in html
+        assert "<img" not in html
+        assert "\x1b" not in html
+        assert display.visible(text) in text_of(html)
+        # no MathJax delimiter survives: every $ and backslash is alone in an element
+        assert "$" not in html.replace("<span>$</span>", "")
+        assert "\\" not in html.replace("<span>\\</span>", "")
+
+
+def test_attributes_of_a_figure_are_escaped():
+    html = display.figure(plt.figure(), '"><script>x</script>').data
+    assert "<script" not in html
+    assert 'alt="&quot;&gt;&lt;script' in html
+
+
+def test_reading_fills_and_escapes_its_own_text():
+    html = display.reading("a < b: {x:.1f}", "{{}} {y}", x=0.25, y="<i>").data
+    assert html == (
+        '<p class="corea-reading">a &lt; b: 0.2</p>\n<p class="corea-reading">{} &lt;i&gt;</p>'
+    )
+    with pytest.raises(KeyError, match="z"):
+        display.reading("{z}")
+
+
+def test_table_formats_missing_and_numbers():
+    frame = pd.DataFrame(
+        {"name": ["a", None], "x": [0.12345, np.nan], "n": pd.array([1, None], "Int64")}
+    )
+    html = display.table(frame, "caption", formats={"x": ".1f"}).data
+    assert '<td>a</td><td class="corea-number">0.1</td><td class="corea-number">1</td>' in html
+    assert html.count("–") == 3
+    with pytest.raises(KeyError, match=r"formats for columns that are not shown: \['y'\]"):
+        display.table(frame, "caption", formats={"y": ".1f"})
+
+
+def test_table_shows_a_named_index():
+    frame = pd.DataFrame({"v": [1]}, index=pd.Index(["k"], name="key"))
+    assert "<th>key</th><th>v</th>" in display.table(frame, "c").data
+
+
+def test_figures_are_svg_images_and_reproducible():
+    def drawn():
+        drawing = plt.figure()
+        drawing.gca().plot([0, 1])
+        return display.figure(drawing, "caption").data
+
+    assert drawn() == drawn()
+    assert not plt.get_fignums()
+    data = drawn().split("base64,")[1].split('"')[0]
+    assert b"<svg" in base64.b64decode(data)
+
+
+def test_interactive_figure_cannot_be_escaped_from():
+    drawing = go.Figure().update_layout(title=display.as_plotly("</script><script>x</script>"))
+    drawing.add_scatter(x=[0], y=[0], name="</script><b>")  # even unescaped, it stays a string
+    bundle = display.Interactive(drawing, "<i>", element_id="one")._repr_mimebundle_()
+    html = bundle["text/html"]
+    assert html.count("<script") == 2
+    assert html.count("</script>") == 2
+    assert "https://" not in html
+    assert json.dumps(bundle["application/vnd.plotly.v1+json"])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_figures_draw_any_name(name):
+    rng = np.random.default_rng(0)
+    confidence = rng.integers(0, 11, 200) / 10
+    correct = rng.random(200) < confidence
+    curve = deferral_curve(confidence, correct, ~correct, 1, 10)
+    values = pd.DataFrame(
+        {"s": [name], "d": [name], "estimate": [0.5], "low": [0.4], "high": [0.6]}
+    )
+    line = random_deferral(curve, [0, 1])
+    for drawing in (
+        figures.plot_reliability({name: reliability_curve(confidence, correct)}),
+        figures.plot_risk_coverage({name: risk_coverage_curve(confidence, correct)}),
+        figures.plot_deferral({name: curve}, references={name: (1, 0.5)}, lines={name: line}),
+        figures.plot_intervals(values, label="s", panel="d", measure="x"),
+    ):
+        assert isinstance(drawing, Figure)
+        assert "base64" in display.figure(drawing, name).data
+
+
+def test_explorer_says_the_exact_curve():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(500)
+    small, large = rng.random(500) < confidence, rng.random(500) < 0.8
+    curve = deferral_curve(confidence, small, large, 1, 10)
+    oracle = deferral_curve(oracle_confidence(small, large), small, large, 1, 10)
+    drawing = figures.threshold_explorer(
+        curve,
+        small=(1, small.mean()),
+        large=(10, large.mean()),
+        oracle=oracle,
+        title="<script>$x$",
+        step=0.05,
+    )
+    steps = drawing.layout.sliders[0].steps
+    assert [step.label for step in steps][::5] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    assert steps[-1].label == "1.05"
+    for step in steps:
+        row = at_threshold(curve, float(step.label))
+        moved, said, _ = step.args
+        assert moved == {"x": [[row["cost"]]], "y": [[row["pass_at_1"]]]}
+        assert f"pass@1 {row['pass_at_1']:.1%}" in said["title.text"]
+        assert f"saving {1 - row['cost'] / 10:+.1%}" in said["title.text"]
+        assert "<script" not in said["title.text"]
+        assert "$" not in said["title.text"]
+    # it starts at the paper's threshold
+    start = float(steps[drawing.layout.sliders[0].active].label)
+    assert abs(start - large.mean()) <= 0.025
+
+
+def test_colors_belong_to_methods():
+    one = figures.colors(["RLVR", "mine"])
+    other = figures.colors(["theirs", "mine", "Base", "RLVR"])
+    assert one["RLVR"] == other["RLVR"]
+    assert len(set(other.values())) == 4
+    assert len(figures.colors([f"s{i}" for i in range(25)])) == 25
+
+
+def test_provenance_names_no_machine_or_place():
+    facts = provenance("laptop", 3, sources=["a.csv"], packages=["numpy", "no-such-package"])
+    assert facts["seed"] == "3"
+    assert facts["numpy"] == np.__version__
+    assert facts["no-such-package"] == "not installed"
+    said = " ".join(facts.values())
+    for private in (socket.gethostname(), str(Path.cwd()), str(Path.home())):
+        assert private not in said

@@ -1,0 +1,129 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from corea import adapters, report
+from corea.calibration import brier_score, expected_calibration_error
+from corea.cascade import operating_point
+from corea.records import RecordsError, select
+
+
+@pytest.fixture(scope="module")
+def rlcr():
+    return select(adapters.rlcr().table, dataset="math-500")
+
+
+def test_calibration_table_is_the_metrics(rlcr):
+    result = report.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
+    values = result.set_index(["system", "metric"])["estimate"]
+    rows = select(rlcr, system="RLCR")
+    expected = expected_calibration_error(rows["confidence"], rows["correct"], n_bins=15)
+    assert values["RLCR", "ECE (equal width)"] == expected
+    assert values["RLCR", "Brier score"] == brier_score(rows["confidence"], rows["correct"])
+    assert values["RLCR", "pass@1"] == rows["correct"].mean()
+    again = report.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
+    pd.testing.assert_frame_equal(result, again)
+
+
+def test_rows_without_a_confidence_are_counted():
+    table = pd.DataFrame(
+        {
+            "dataset": "d",
+            "question_id": ["1", "2", "1"],
+            "system": ["s", "s", "t"],
+            "sample": 0,
+            "correct": True,
+            "confidence": [1.0, np.nan, np.nan],
+        }
+    )
+    result = report.calibration_table(table, n_resamples=2).set_index(["system", "metric"])
+    assert result.loc[("s", "pass@1"), ["n", "without_confidence"]].tolist() == [1, 1]
+    assert np.isnan(result.loc[("t", "Brier score"), "estimate"])
+    shown = report.with_intervals(result.reset_index(), ["Brier score"])
+    assert shown["Brier score"].tolist() == ["0.000 [0.000, 0.000]", "–"]
+
+
+def test_difference_of_a_system_with_itself_is_nothing(rlcr):
+    same = pd.concat([rlcr, select(rlcr, system="RLCR").assign(system="copy")])
+    interval = report.difference_interval(same, brier_score, "copy", "RLCR", n_resamples=20)
+    assert (interval.estimate, interval.low, interval.high) == (0, 0, 0)
+
+
+def test_difference_is_paired(rlcr):
+    both = report.difference_interval(rlcr, brier_score, "RLCR", "Base", n_resamples=200)
+    table = report.calibration_table(rlcr, n_resamples=200).set_index(["system", "metric"])
+    one, other = (table.loc[(name, "Brier score")] for name in ("RLCR", "Base"))
+    assert both.estimate == pytest.approx(one["estimate"] - other["estimate"])
+    apart = np.hypot(one["high"] - one["low"], other["high"] - other["low"])
+    assert both.high - both.low < apart
+
+
+def test_difference_needs_the_same_questions(rlcr):
+    with pytest.raises(RecordsError, match="expected the same questions"):
+        report.difference_interval(rlcr, brier_score, "RLCR", "nobody")
+    less = rlcr.drop(select(rlcr, system="Base").index[:1])
+    with pytest.raises(RecordsError, match="expected the same questions"):
+        report.difference_interval(less, brier_score, "RLCR", "Base")
+    gaps = rlcr.assign(confidence=rlcr["confidence"].mask(rlcr.index == rlcr.index[0]))
+    name = gaps.loc[gaps.index[0], "system"]
+    with pytest.raises(RecordsError, match=r"1 confidence\(s\) are missing"):
+        report.difference_interval(gaps, brier_score, name, "RLCR" if name != "RLCR" else "Base")
+
+
+def cascade_records(tokens=True):
+    n = 50
+    rng = np.random.default_rng(0)
+    small = pd.DataFrame({"system": "s", "confidence": rng.integers(0, 11, n) / 10})
+    large = pd.DataFrame({"system": "l", "confidence": np.full(n, np.nan)})
+    table = pd.concat([small, large], ignore_index=True)
+    table["question_id"] = [str(i % n) for i in range(2 * n)]
+    table["correct"] = rng.random(2 * n) < 0.7
+    if tokens:
+        table["prompt_tokens"] = pd.array([100] * 2 * n, "Int64")
+        table["completion_tokens"] = pd.array([50] * 2 * n, "Int64")
+    return table.assign(dataset="d", sample=0)
+
+
+def test_prices_from_tokens_or_by_the_query():
+    paired, unit = report.priced_pair(cascade_records(), "s", "l", size_ratio=10)
+    assert paired[["small_cost", "large_cost"]].iloc[0].tolist() == [300, 3000]
+    assert unit == "input tokens of the small model"
+    table = cascade_records()
+    table.loc[3, "prompt_tokens"] = pd.NA
+    for records in (table, cascade_records(tokens=False)):
+        paired, unit = report.priced_pair(records, "s", "l", size_ratio=10)
+        assert paired[["small_cost", "large_cost"]].iloc[0].tolist() == [1, 10]
+        assert "not every row has its token counts" in unit
+
+
+def test_operating_intervals_are_around_the_operating_point():
+    paired, _ = report.priced_pair(cascade_records(), "s", "l", size_ratio=10)
+    intervals = report.operating_intervals(paired, threshold=0.5, n_resamples=50)
+    point = operating_point(*(paired[c] for c in report.CASCADE_COLUMNS), threshold=0.5)
+    for name, interval in intervals.items():
+        assert interval.estimate == pytest.approx(getattr(point, name))
+        assert interval.low < interval.estimate < interval.high
+
+
+def test_small_and_large():
+    table = cascade_records()
+    assert report.small_and_large(table) == ("s", "l")
+    assert report.small_and_large(table, large="s") == ("l", "s")
+    assert report.small_and_large(table[table["system"] == "l"]) == ("l", "")
+    with pytest.raises(ValueError, match="both 's'"):
+        report.small_and_large(table, "s", "s")
+    with pytest.raises(ValueError, match="no system 'x'"):
+        report.small_and_large(table, "x")
+    three = pd.concat([table, table.iloc[:1].assign(system="third")])
+    with pytest.raises(ValueError, match="3 systems: say which"):
+        report.small_and_large(three, "s")
+    assert report.small_and_large(three, "third", "l") == ("third", "l")
+
+
+def test_confident_mistakes():
+    table = cascade_records()
+    found = report.confident_mistakes(table, n=3)
+    wrong = table[~table["correct"] & table["confidence"].notna()]
+    assert len(found) == 3
+    assert found["confidence"].tolist() == sorted(wrong["confidence"], reverse=True)[:3]
+    assert list(found) == ["dataset", "question_id", "system", "confidence"]
