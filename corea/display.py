@@ -141,7 +141,8 @@ def table(
     """A captioned table; every cell and header is escaped.
 
     Args:
-        frame: What to show. A named or non-default index is shown as columns first.
+        frame: What to show. An :class:`corea.calibration.Interval` is shown on two lines.
+            A named or non-default index is shown as columns first.
         caption: One or two sentences: what is shown, n, seeds, resamples.
         formats: Column name to a format spec (``".3f"``) or a function of the
             value. Floats without one are shown with three decimals.
@@ -160,6 +161,8 @@ def table(
     """
     import pandas as pd
 
+    from corea.calibration import Interval
+
     shown = frame
     if not isinstance(frame.index, pd.RangeIndex):
         shown = frame.reset_index()
@@ -167,6 +170,10 @@ def table(
         raise KeyError(f"formats for columns that are not shown: {sorted(unknown)}")
 
     def cell(value: Any, formatter: Formatter | None) -> str:
+        if isinstance(value, Interval):
+            spec = formatter if isinstance(formatter, str) else ".3f"
+            ends = f"[{value.low:{spec}}, {value.high:{spec}}]"
+            return f"{as_html(format(value.estimate, spec))}<br><small>{as_html(ends)}</small>"
         if pd.api.types.is_scalar(value) and pd.isna(value):
             return as_html(missing)
         if formatter is None:
@@ -178,7 +185,11 @@ def table(
         [cell(value, (formats or {}).get(str(name))) for value in shown.iloc[:, i]]
         for i, name in enumerate(shown.columns)
     ]
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in shown.dtypes]
+    numeric = [
+        pd.api.types.is_numeric_dtype(dtype)
+        or any(isinstance(v, Interval) for v in shown.iloc[:, i])
+        for i, dtype in enumerate(shown.dtypes)
+    ]
     rows = "\n".join(
         "<tr>"
         + "".join(
@@ -250,7 +261,11 @@ class Interactive:
         # "</script>" inside a string would end the script element
         arguments = ", ".join(
             json.dumps(part).replace("<", "\\u003c")
-            for part in (content["data"], content["layout"], {"responsive": True})
+            for part in (
+                content["data"],
+                content["layout"],
+                {"responsive": True, "displaylogo": False},
+            )
         )
         return {
             "text/html": (

@@ -267,7 +267,7 @@ def threshold_explorer(
             ),
             go.Scatter(
                 x=curve["cost"], y=curve["pass_at_1"], name="cascade", mode="lines+markers",
-                line={"color": PALETTE[3]}, marker={"size": 5},
+                line={"color": PALETTE[0]}, marker={"size": 5},
                 customdata=np.column_stack([curve["threshold"], curve["deferral_rate"]]),
                 hovertemplate="threshold %{customdata[0]:.3f}<br>deferred %{customdata[1]:.1%}"
                 "<br>pass@1 %{y:.1%}<br>cost %{x:,.0f}<extra></extra>",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from functools import partial
 
 import numpy as np
@@ -63,9 +64,9 @@ def calibration_table(
         seed: Of the resampling.
 
     Returns:
-        One row per (dataset, system, metric): ``estimate, low, high`` (95 %), ``n`` rows
-        with a confidence and ``without_confidence``. Where no row has one, the estimate
-        is missing.
+        One row per (dataset, system, metric): the fields of an
+        :class:`corea.calibration.Interval`, ``n`` rows with a confidence and
+        ``without_confidence``. Where no row has one, the estimate is missing.
 
     Example:
         >>> table = pd.DataFrame({"dataset": "d", "question_id": ["1", "2"], "system": "s",
@@ -81,19 +82,12 @@ def calibration_table(
             interval = (
                 bootstrap_interval(metric, stated, n_resamples=n_resamples, seed=seed)
                 if len(stated)
-                else None
+                else Interval(np.nan, np.nan, np.nan, 0.95, n_resamples, seed)
             )
             rows.append(
-                {
-                    "dataset": dataset,
-                    "system": system,
-                    "metric": name,
-                    "estimate": interval.estimate if interval else np.nan,
-                    "low": interval.low if interval else np.nan,
-                    "high": interval.high if interval else np.nan,
-                    "n": len(stated),
-                    "without_confidence": len(group) - len(stated),
-                }
+                {"dataset": dataset, "system": system, "metric": name}
+                | asdict(interval)
+                | {"n": len(stated), "without_confidence": len(group) - len(stated)}
             )
     return pd.DataFrame(rows)
 
@@ -106,19 +100,18 @@ def with_intervals(long: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
         metrics: Which metrics, in order.
 
     Returns:
-        Table ``dataset, system, n`` and a text column "0.123 [0.101, 0.145]" per metric.
+        Table ``dataset, system, n`` and a column of intervals per metric; None where
+        there is no estimate.
     """
-
-    def said(row: pd.Series) -> str:
-        if np.isnan(row["estimate"]):
-            return "–"
-        return f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-    shown = long[long["metric"].isin(metrics)].assign(text=lambda t: t.apply(said, axis=1))
+    names = [field.name for field in fields(Interval)]
+    shown = long[long["metric"].isin(metrics)]
+    intervals = [
+        None if np.isnan(row["estimate"]) else Interval(*(row[name] for name in names))
+        for row in shown.to_dict("records")
+    ]
     keys = ["dataset", "system", "n"]
-    wide = shown.pivot_table(
-        index=keys, columns="metric", values="text", aggfunc="first", sort=False
-    )
+    index = pd.MultiIndex.from_frame(shown[[*keys, "metric"]])
+    wide = pd.Series(intervals, index=index, dtype=object).unstack(sort=False)
     return wide[metrics].reset_index().rename_axis(columns=None)
 
 

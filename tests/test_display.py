@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from corea import display, figures
-from corea.calibration import reliability_curve, risk_coverage_curve
+from corea.calibration import Interval, reliability_curve, risk_coverage_curve
 from corea.cascade import at_threshold, deferral_curve, oracle_confidence, random_deferral
 from corea.provenance import provenance
 
@@ -76,6 +76,13 @@ def test_table_formats_missing_and_numbers():
     assert html.count("–") == 3
     with pytest.raises(KeyError, match=r"formats for columns that are not shown: \['y'\]"):
         display.table(frame, "caption", formats={"y": ".1f"})
+
+
+def test_table_shows_an_interval_on_two_lines():
+    interval = Interval(0.5, 0.25, 0.75, 0.95, 100, 0)
+    html = display.table(pd.DataFrame({"x": [interval, None]}), "caption").data
+    assert '<td class="corea-number">0.500<br><small>[0.250, 0.750]</small></td>' in html
+    assert '<td class="corea-number">–</td>' in html
 
 
 def test_table_shows_a_named_index():
