@@ -190,12 +190,16 @@ def table(
         or any(isinstance(v, Interval) for v in shown.iloc[:, i])
         for i, dtype in enumerate(shown.dtypes)
     ]
+
+    def classed(text: str, *, right: bool) -> str:
+        if right:
+            return f'<td class="corea-number">{text}</td>'
+        # a name is not broken over lines, a sentence is
+        return f'<td class="corea-name">{text}</td>' if len(text) <= 32 else f"<td>{text}</td>"
+
     rows = "\n".join(
         "<tr>"
-        + "".join(
-            f'<td class="corea-number">{text}</td>' if right else f"<td>{text}</td>"
-            for text, right in zip(row, numeric, strict=True)
-        )
+        + "".join(classed(text, right=right) for text, right in zip(row, numeric, strict=True))
         + "</tr>"
         for row in zip(*columns, strict=True)
     )

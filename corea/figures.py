@@ -85,12 +85,13 @@ def plot_reliability(curves: Mapping[str, pd.DataFrame], *, columns: int = 3) ->
 
     Args:
         curves: System to the table of :func:`corea.calibration.reliability_curve`.
-        columns: Diagrams side by side.
+        columns: Diagrams side by side, at most.
 
     Returns:
         The figure.
     """
     shade = colors(curves)
+    columns = min(columns, len(curves))
     n_rows = -(-len(curves) // columns)
     with style():
         drawing, grid = plt.subplots(

@@ -72,7 +72,10 @@ def test_table_formats_missing_and_numbers():
         {"name": ["a", None], "x": [0.12345, np.nan], "n": pd.array([1, None], "Int64")}
     )
     html = display.table(frame, "caption", formats={"x": ".1f"}).data
-    assert '<td>a</td><td class="corea-number">0.1</td><td class="corea-number">1</td>' in html
+    assert (
+        '<td class="corea-name">a</td><td class="corea-number">0.1</td><td class="corea-number">1</td>'
+        in html
+    )
     assert html.count("–") == 3
     with pytest.raises(KeyError, match=r"formats for columns that are not shown: \['y'\]"):
         display.table(frame, "caption", formats={"y": ".1f"})

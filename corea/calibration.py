@@ -1,0 +1,983 @@
+r"""Calibration: how far stated confidences are from the accuracy they announce.
+
+Every metric takes ``confidence`` (n,) in [0, 1], ``correct`` (n,) boolean or 0/1, and an
+optional ``weight`` (n,): how many times each row counts. A row of weight 3 is three equal
+rows, which is what lets :func:`bootstrap_interval` resample cells of equal rows. One
+function, :func:`bin_by_confidence`, makes the bins of every binned error and diagram.
+
+Deviations from the papers, and choices they leave open:
+
+1. Neither paper states its number of bins; 10 is the default here. ECEs with different
+   numbers of bins, or different binnings, are not comparable.
+2. A confidence closer to the edge of an equal-width bin than four machine epsilons of its
+   own dtype (relative) is on the edge, so that 0.3 lands in (0.2, 0.3] whether it came as
+   float32 or float64 and whatever 3/10 rounds to. A value that was float32 once and comes
+   as float64 keeps the error of float32: pass it as float32.
+3. Equal-mass bins (paper B, after Nixon et al. 2019) never separate equal confidences, so
+   they do not depend on the order of rows. Stated confidences take few values; there may
+   then be fewer bins than asked for.
+4. A missing confidence is an error, never 0: select the rows that have one and report
+   :func:`confidence_output_ratio` beside the metric.
+5. AUROC is NaN where all answers are correct, or none is.
+6. The marginal calibration error is Kumar et al.'s plug-in estimate, without their
+   debiasing; paper B does not say which it reports.
+7. ECE of a finite sample is biased upwards: a perfectly calibrated system has a positive
+   one. A bootstrap interval repeats that bias, it does not remove it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Binning = Literal["equal_width", "equal_mass"]
+
+_EDGE_EPSILONS = 4  # a decimal and k/n_bins are each rounded, and so is their product
+
+
+@dataclass(frozen=True)
+class Bins:
+    """What is in each bin, in rising order of confidence.
+
+    Equal-width bins that are empty stay, with count 0 and NaN means; equal-mass bins
+    are never empty.
+
+    Attributes:
+        lower: Lower edge, excluded (but 0 is in the first bin); of an equal-mass bin its
+            smallest confidence. Shape (b,).
+        upper: Upper edge, included; of an equal-mass bin its largest confidence.
+        count: Number of rows (sum of their weights).
+        confidence: Mean confidence, NaN in an empty bin.
+        accuracy: Share of correct answers, NaN in an empty bin.
+    """
+
+    lower: Floats
+    upper: Floats
+    count: Floats
+    confidence: Floats
+    accuracy: Floats
+
+    @property
+    def gap(self) -> Floats:
+        """Distance of accuracy and mean confidence; 0 in an empty bin."""
+        return np.where(self.count > 0, np.abs(self.accuracy - self.confidence), 0.0)
+
+
+def bin_by_confidence(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    binning: Binning = "equal_width",
+    weight: ArrayLike | None = None,
+) -> Bins:
+    r"""Sort answers into bins of similar confidence.
+
+    *Equal width*: bin :math:`m = 1..M` is :math:`((m-1)/M,\ m/M]`, and 0 is in the first.
+    An edge is met within four machine epsilons of the input's dtype (relative).
+
+    *Equal mass*: the rows, sorted by confidence, are cut into M parts whose sizes differ
+    by at most one, larger ones first (``numpy.array_split``). Equal confidences stay
+    together, in the part that holds the middle of their run; a middle that is exactly on
+    a cut belongs to the upper part. Parts left empty by that are dropped.
+
+    Source: equal width: paper A, section 4.3, equation (7); equal mass: paper B, section 2,
+    "bins of equal size", after Nixon et al. (2019).
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        n_bins: Number of bins M, from 1.
+        binning: ``"equal_width"`` or ``"equal_mass"``.
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        The bins.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        >>> bins = bin_by_confidence([0.0, 0.1, 0.3, 0.4, 1.0], [0, 0, 1, 0, 1], n_bins=5)
+        >>> bins.count.tolist(), bins.upper.tolist()
+        ([2.0, 2.0, 0.0, 0.0, 1.0], [0.2, 0.4, 0.6, 0.8, 1.0])
+    """
+    rows = _validated(confidence, correct, weight)
+    _check_bins(n_bins, binning)
+    if binning == "equal_width":
+        scaled = rows.confidence * n_bins
+        nearest = np.rint(scaled)
+        on_edge = np.abs(scaled - nearest) <= _EDGE_EPSILONS * rows.epsilon * nearest
+        part = np.maximum(np.where(on_edge, nearest, np.ceil(scaled)), 1).astype(np.intp) - 1
+        edges = np.arange(n_bins + 1) / n_bins
+        lower, upper = edges[:-1], edges[1:]
+        count = _sums(part, rows.weight, n_bins)
+        confidence_sum = _sums(part, rows.weight * rows.confidence, n_bins)
+        correct_sum = _sums(part, rows.weight * rows.correct, n_bins)
+    else:
+        cells = _cells(rows)
+        size, remainder = divmod(cells.n.sum(), n_bins)
+        first = np.arange(n_bins)
+        start = first * size + np.minimum(first, remainder)
+        middle = np.cumsum(cells.n) - cells.n / 2
+        part = np.unique(np.searchsorted(start, middle, side="right"), return_inverse=True)[1]
+        leads = np.flatnonzero(np.diff(part, prepend=-1))
+        lower = cells.confidence[leads]
+        upper = cells.confidence[np.append(leads[1:], len(part)) - 1]
+        count = _sums(part, cells.n)
+        confidence_sum = _sums(part, cells.n * cells.confidence)
+        correct_sum = _sums(part, cells.correct)
+    divisor = np.where(count > 0, count, np.nan)
+    return Bins(lower, upper, count, confidence_sum / divisor, correct_sum / divisor)
+
+
+def expected_calibration_error(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    binning: Binning = "equal_width",
+    weight: ArrayLike | None = None,
+) -> float:
+    r"""Mean distance of accuracy and confidence over bins, weighted by their counts (ECE).
+
+    .. math:: \mathrm{ECE} = \sum_{m=1}^{M} \frac{|B_m|}{n}
+        \left|\mathrm{acc}(B_m) - \mathrm{conf}(B_m)\right|
+
+    Source: paper A, section 4.3, equation (7); paper B, section 2, with
+    ``binning="equal_mass"`` (there also called adaptive calibration error).
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        n_bins: Number of bins M, from 1.
+        binning: ``"equal_width"`` or ``"equal_mass"``.
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        ECE, in [0, 1]; 0 is best.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        Three answers at 0.9, two of them right, and one wrong at 0.25:
+        3/4 * \|2/3 - 0.9\| + 1/4 * \|0 - 0.25\|.
+
+        >>> round(expected_calibration_error([0.9, 0.9, 0.9, 0.25], [1, 1, 0, 0]), 4)
+        0.2375
+    """
+    bins = bin_by_confidence(confidence, correct, n_bins=n_bins, binning=binning, weight=weight)
+    return float(bins.count @ bins.gap / bins.count.sum())
+
+
+def maximum_calibration_error(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    binning: Binning = "equal_width",
+    weight: ArrayLike | None = None,
+) -> float:
+    r"""Largest distance of accuracy and confidence in any bin.
+
+    .. math:: \max_m \left|\mathrm{acc}(B_m) - \mathrm{conf}(B_m)\right|
+
+    Often abbreviated MCE, as is the marginal calibration error of paper B's Table 6.
+
+    Source: Guo et al. (2017), with the bins of :func:`bin_by_confidence`.
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        n_bins: Number of bins, from 1.
+        binning: ``"equal_width"`` or ``"equal_mass"``.
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        The largest gap, in [0, 1]; 0 is best. A bin of one answer counts in full.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        >>> round(maximum_calibration_error([0.9, 0.9, 0.9, 0.25], [1, 1, 0, 0]), 4)
+        0.25
+    """
+    bins = bin_by_confidence(confidence, correct, n_bins=n_bins, binning=binning, weight=weight)
+    return float(bins.gap.max())
+
+
+def static_calibration_error(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    n_bins: int = 10,
+    weight: ArrayLike | None = None,
+) -> float:
+    r"""ECE of every option's probability, averaged over options (SCE).
+
+    .. math:: \mathrm{SCE} = \frac{1}{K}\sum_{k=1}^{K}\sum_{m=1}^{M} \frac{|B_{mk}|}{n}
+        \left|\mathrm{acc}(B_{mk}) - \mathrm{conf}(B_{mk})\right|
+
+    where bin :math:`B_{mk}` sorts all n questions by the probability of option k, and
+    acc is the share of them whose right option is k. Bins have equal width.
+
+    Source: Nixon et al. (2019); paper B, Table 6.
+
+    Args:
+        probabilities: Of each option, in [0, 1], shape (n, K), K from 2. A row may sum to
+            less than 1 (options are few tokens of a softmax over many), never to more.
+        labels: Index of the right option, 0 to K - 1, shape (n,).
+        n_bins: Number of bins M, from 1.
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        SCE, in [0, 1]; 0 is best.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        Two questions, each option off by 0.2 in its one occupied bin or by 0.3 in the other:
+
+        >>> round(static_calibration_error([[0.8, 0.2], [0.3, 0.7]], [0, 1]), 4)
+        0.25
+    """
+    options = _one_against_rest(probabilities, labels)
+    return float(
+        np.mean(
+            [
+                expected_calibration_error(probability, right, n_bins=n_bins, weight=weight)
+                for probability, right in options
+            ]
+        )
+    )
+
+
+def marginal_calibration_error(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    n_bins: int = 10,
+    binning: Binning = "equal_mass",
+    weight: ArrayLike | None = None,
+) -> float:
+    r"""Root mean square calibration error of every option's probability.
+
+    With :math:`p_k` the probability of option k, the quantity defined is
+    :math:`(\frac{1}{K}\sum_k \mathrm{E}[(p_k - \mathrm{P}(Y = k \mid p_k))^2])^{1/2}`, options
+    equally important. It is estimated by bins, without debiasing:
+
+    .. math:: \left(\frac{1}{K}\sum_{k=1}^{K}\sum_{m=1}^{M} \frac{|B_{mk}|}{n}
+        \left(\mathrm{acc}(B_{mk}) - \mathrm{conf}(B_{mk})\right)^2\right)^{1/2}
+
+    In the same bins it is never below :func:`static_calibration_error`.
+
+    Source: Kumar et al. (2019), section 2; paper B, Table 6 (its "MCE").
+
+    Args:
+        probabilities: Of each option, in [0, 1], shape (n, K), K from 2. A row may sum to
+            less than 1, never to more.
+        labels: Index of the right option, 0 to K - 1, shape (n,).
+        n_bins: Number of bins M, from 1.
+        binning: ``"equal_mass"``, as Kumar et al. recommend, or ``"equal_width"``.
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        The error, in [0, 1]; 0 is best.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        The square root of (0.2**2 + 0.3**2) / 2, in bins of one question each:
+
+        >>> round(marginal_calibration_error([[0.8, 0.2], [0.3, 0.7]], [0, 1]), 4)
+        0.255
+    """
+    squares = []
+    for probability, right in _one_against_rest(probabilities, labels):
+        bins = bin_by_confidence(probability, right, n_bins=n_bins, binning=binning, weight=weight)
+        squares.append(bins.count @ bins.gap**2 / bins.count.sum())
+    return float(np.sqrt(np.mean(squares)))
+
+
+def brier_score(
+    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
+) -> float:
+    r"""Mean squared distance of confidence and correctness.
+
+    .. math:: \frac{1}{n}\sum_{i=1}^{n} (c_i - y_i)^2
+
+    Source: Brier (1950); the calibration reward that paper A compares with (section 3.2).
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        Brier score, in [0, 1]; 0 is best.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        >>> round(brier_score([0.9, 0.4], [1, 0]), 4)  # (0.1**2 + 0.4**2) / 2
+        0.085
+    """
+    rows = _validated(confidence, correct, weight)
+    return float(rows.weight @ (rows.confidence - rows.correct) ** 2 / rows.weight.sum())
+
+
+@dataclass(frozen=True)
+class BrierDecomposition:
+    """The three parts of a Brier score: reliability - resolution + uncertainty.
+
+    Attributes:
+        reliability: Squared distance of confidence and accuracy; 0 is best.
+        resolution: Spread of accuracy between confidences; high is best.
+        uncertainty: Brier score of always stating the overall accuracy.
+    """
+
+    reliability: float
+    resolution: float
+    uncertainty: float
+
+
+def brier_decomposition(
+    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
+) -> BrierDecomposition:
+    r"""Reliability, resolution and uncertainty, by distinct confidence.
+
+    With :math:`n_k` answers at the distinct confidence :math:`c_k`, of accuracy
+    :math:`\bar y_k`, and overall accuracy :math:`\bar y`,
+
+    .. math:: \underbrace{\sum_k \frac{n_k}{n}(c_k - \bar y_k)^2}_{\text{reliability}}
+        - \underbrace{\sum_k \frac{n_k}{n}(\bar y_k - \bar y)^2}_{\text{resolution}}
+        + \underbrace{\bar y(1 - \bar y)}_{\text{uncertainty}}
+
+    is the Brier score, exactly. Binning would break that: it adds the variance of the
+    confidences inside the bins and subtracts twice their covariance with correctness
+    (Stephenson et al. 2008). The price: where every confidence is distinct,
+    resolution equals uncertainty and says nothing; the parts mean something for
+    confidences that take few values, as stated ones do.
+
+    Source: Murphy (1973).
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        The three parts, each in [0, 1].
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        Two answers at 1, one of them right, and two wrong ones at 0: Brier score 1/4.
+
+        >>> brier_decomposition([1, 1, 0, 0], [1, 0, 0, 0])
+        BrierDecomposition(reliability=0.125, resolution=0.0625, uncertainty=0.1875)
+    """
+    cells = _cells(_validated(confidence, correct, weight))
+    share = cells.n / cells.n.sum()
+    accuracy = cells.correct / cells.n
+    overall = share @ accuracy
+    return BrierDecomposition(
+        reliability=float(share @ (cells.confidence - accuracy) ** 2),
+        resolution=float(share @ (accuracy - overall) ** 2),
+        uncertainty=float(overall * (1 - overall)),
+    )
+
+
+def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    r"""Chance that a correct answer has more confidence than a wrong one (ties count half).
+
+    .. math:: \mathrm{P}(c_i > c_j \mid y_i = 1, y_j = 0)
+        + \tfrac{1}{2}\,\mathrm{P}(c_i = c_j \mid y_i = 1, y_j = 0)
+
+    which is the area under the ROC curve that the paper integrates.
+
+    Source: paper A, section 4.3, equation (8); paper B, Table 7. Computed by scikit-learn.
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        AUROC, in [0, 1]: 1 separates perfectly, 0.5 says nothing. NaN where all answers
+        are correct or none is, since there is then no pair to compare.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        The right answer at 0.9 beats the wrong one at 0.5 and ties with the one at 0.9:
+
+        >>> auroc([0.9, 0.9, 0.5], [1, 0, 0])
+        0.75
+    """
+    from sklearn.metrics import roc_auc_score
+
+    rows = _validated(confidence, correct, weight)
+    present = rows.correct[rows.weight > 0]
+    if present.min() == present.max():
+        return float("nan")
+    return float(roc_auc_score(rows.correct, rows.confidence, sample_weight=rows.weight))
+
+
+def smooth_ece(
+    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
+) -> float:
+    r"""Calibration error by kernel smoothing: no bins, no edges.
+
+    The residuals :math:`y_i - c_i` are smoothed with a Gaussian kernel reflected at 0 and
+    1, whose width is the one at which width and error are equal.
+
+    Source: Blasiok and Nakkiran (2023), computed by their package relplot.
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        weight: Multiplicity of each row, whole numbers, shape (n,); 1 when None. The
+            package takes no weights, so rows are repeated.
+
+    Returns:
+        Smooth ECE, in [0, 1]; 0 is best.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        Always certain, right half the time: about 0.5, less what smoothing takes.
+
+        >>> 0.45 < smooth_ece([1.0] * 100, [0, 1] * 50) < 0.5
+        True
+    """
+    from relplot import smECE
+
+    rows = _validated(confidence, correct, weight)
+    times = rows.weight.astype(np.int64)
+    if (fractions := np.flatnonzero(times != rows.weight)).size:
+        raise ValueError(
+            f"weight must be whole numbers for smooth_ece: {fractions.size} of {len(times)} "
+            f"are not, the first is row {fractions[0]} with {rows.weight[fractions[0]]}"
+        )
+    return float(smECE(np.repeat(rows.confidence, times), np.repeat(rows.correct, times)))
+
+
+def confidence_output_ratio(confidence: ArrayLike, *, weight: ArrayLike | None = None) -> float:
+    """Share of responses from which a confidence could be read.
+
+    Source: paper A, section 4.3.
+
+    Args:
+        confidence: In [0, 1], NaN where missing, shape (n,).
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        The share, in [0, 1].
+
+    Raises:
+        ValueError: If the array has a wrong shape or value, naming the first such row.
+        TypeError: If the array is not numeric.
+
+    Example:
+        >>> confidence_output_ratio([0.9, float("nan"), 0.2, 1.0])
+        0.75
+    """
+    stated = _numbers(confidence, "confidence")
+    _check_unit_interval(stated, "confidence")
+    multiplicity = _multiplicity(weight, len(stated))
+    return float(multiplicity @ ~np.isnan(stated) / multiplicity.sum())
+
+
+def reliability_curve(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    binning: Binning = "equal_width",
+    level: float = 0.95,
+    weight: ArrayLike | None = None,
+) -> pd.DataFrame:
+    r"""The data of a reliability diagram: what :func:`expected_calibration_error` bins.
+
+    The interval of a bin's accuracy is Wilson's, for independent answers; several samples
+    of one question are not independent, and the interval is then too narrow.
+
+    .. math:: \frac{1}{1 + z^2/n}\left(\bar y + \frac{z^2}{2n}
+        \pm z\sqrt{\frac{\bar y(1 - \bar y)}{n} + \frac{z^2}{4n^2}}\right)
+
+    Source: paper B, section 2 and Figure 1; Wilson (1927).
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        n_bins: Number of bins, from 1.
+        binning: ``"equal_width"`` or ``"equal_mass"``.
+        level: Level of the intervals, between 0 and 1.
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        One row per bin: ``lower``, ``upper``, ``count``, ``confidence``, ``accuracy``,
+        ``accuracy_low``, ``accuracy_high``. An empty bin has count 0 and NaN elsewhere.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        >>> curve = reliability_curve([0.9, 0.8, 0.3], [1, 0, 0], n_bins=2)
+        >>> curve[["count", "confidence", "accuracy"]].round(2).values.tolist()
+        [[1.0, 0.3, 0.0], [2.0, 0.85, 0.5]]
+    """
+    _check_level(level)
+    bins = bin_by_confidence(confidence, correct, n_bins=n_bins, binning=binning, weight=weight)
+    count = np.where(bins.count > 0, bins.count, np.nan)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    centre = bins.accuracy + z**2 / (2 * count)
+    spread = z * np.sqrt(bins.accuracy * (1 - bins.accuracy) / count + (z / (2 * count)) ** 2)
+    shrink = 1 + z**2 / count
+    return pd.DataFrame(
+        {
+            "lower": bins.lower,
+            "upper": bins.upper,
+            "count": bins.count,
+            "confidence": bins.confidence,
+            "accuracy": bins.accuracy,
+            # at accuracy 0 and 1 a bound equals it, but for rounding
+            "accuracy_low": np.clip((centre - spread) / shrink, 0, bins.accuracy),
+            "accuracy_high": np.clip((centre + spread) / shrink, bins.accuracy, 1),
+        }
+    )
+
+
+def risk_coverage_curve(
+    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
+) -> pd.DataFrame:
+    r"""Error rate among the most confident answers, at every distinct confidence.
+
+    .. math:: \mathrm{coverage}(t) = \frac{|\{i: c_i \ge t\}|}{n}, \qquad
+        \mathrm{risk}(t) = 1 - \mathrm{acc}(\{i: c_i \ge t\})
+
+    Source: El-Yaniv and Wiener (2010).
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
+
+    Returns:
+        One row per distinct confidence, highest first: ``threshold``, ``coverage``, ``risk``.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        >>> risk_coverage_curve([0.9, 0.9, 0.5, 0.1], [1, 0, 1, 0]).values.tolist()
+        [[0.9, 0.5, 0.5], [0.5, 0.75, 0.3333333333333333], [0.1, 1.0, 0.5]]
+    """
+    cells = _cells(_validated(confidence, correct, weight))
+    answered = np.cumsum(cells.n[::-1])
+    wrong = np.cumsum((cells.n - cells.correct)[::-1])
+    return pd.DataFrame(
+        {
+            "threshold": cells.confidence[::-1],
+            "coverage": answered / answered[-1],
+            "risk": wrong / answered,
+        }
+    )
+
+
+def area_under_risk_coverage(
+    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
+) -> float:
+    r"""Mean error rate among the i most confident answers, over i = 1..n (AURC).
+
+    .. math:: \frac{1}{n}\sum_{i=1}^{n} \frac{1}{i}\sum_{j=1}^{i} (1 - y_{(j)})
+
+    where (1), (2), ... sorts by falling confidence. Answers of equal confidence come in
+    every order with equal chance, and the value is the expectation over those orders, so
+    the order of rows does not matter: with a rows before and :math:`a_w` of them wrong, a
+    run of m rows of error rate r adds
+    :math:`m r + (a_w - a r)(H_{a+m} - H_a)`, H being harmonic numbers.
+
+    Source: Geifman et al. (2019), with ties in expectation.
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None. Between
+            whole numbers H is the digamma function.
+
+    Returns:
+        AURC, in [0, 1]; 0 is best, the overall error rate is what random confidence gets.
+
+    Raises:
+        ValueError: If an array has a wrong shape or value, naming the first such row.
+        TypeError: If an array is not numeric.
+
+    Example:
+        One right, one wrong at the same confidence: first 1/2 in expectation, then 1/2.
+
+        >>> area_under_risk_coverage([0.9, 0.9], [1, 0])
+        0.5
+    """
+    from scipy.special import digamma
+
+    cells = _cells(_validated(confidence, correct, weight))
+    count = cells.n[::-1]
+    wrong = count - cells.correct[::-1]
+    after = np.cumsum(count)
+    before = after - count
+    wrong_before = np.cumsum(wrong) - wrong
+    harmonic = digamma(after + 1) - digamma(before + 1)
+    return float(np.sum(wrong + (wrong_before - before * wrong / count) * harmonic) / after[-1])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its bootstrap interval.
+
+    ``f"{interval:.3f}"`` reads ``0.123 [0.101, 0.145]``, and says how many resamples were
+    undefined if any were.
+
+    Attributes:
+        estimate: The metric of the records.
+        low: Lower end; NaN if the metric is undefined on every resample.
+        high: Upper end.
+        level: Level of the interval.
+        n_resamples: Number of resamples drawn.
+        seed: Seed they were drawn with.
+        n_undefined: Resamples on which the metric is NaN. They are counted here and the
+            interval is of the others, so it is conditional on the metric being defined.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n_resamples: int
+    seed: int
+    n_undefined: int = 0
+
+    def __format__(self, spec: str) -> str:
+        """Format the three numbers with ``spec``, ``.3f`` if empty."""
+        spec = spec or ".3f"
+        text = f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        if self.n_undefined:
+            text += f" ({self.n_undefined} of {self.n_resamples} resamples undefined)"
+        return text
+
+    def __str__(self) -> str:
+        """Three decimals."""
+        return format(self)
+
+
+def bootstrap_interval(
+    metric: Callable[..., float],
+    records: pd.DataFrame,
+    *,
+    columns: Sequence[str] = ("confidence", "correct"),
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    r"""Percentile bootstrap of a metric, by question.
+
+    N questions are drawn with replacement from the N there are, each with all its
+    samples, since samples of one question are not independent. Questions with the same
+    rows are interchangeable, so what is drawn is how often each *kind* of question comes
+    up: a multinomial, the same distribution as drawing questions one by one. The metric
+    sees every distinct row once, with a weight. The result does not depend on the order
+    of rows.
+
+    Source: Efron and Tibshirani (1993), chapter 13; the papers state no intervals on these.
+
+    Args:
+        metric: Called as ``metric(*arrays, weight=weight)``, an array per column; use
+            ``functools.partial`` for options.
+        records: With ``dataset``, ``question_id`` and the columns named; one row per
+            sample. Rows of one system, unless pooling several is meant.
+        columns: What the metric takes, in order.
+        n_resamples: Number of resamples, from 1.
+        level: Level of the interval, between 0 and 1.
+        seed: Seed of the draws.
+
+    Returns:
+        Estimate (on all records) and interval. Where the metric is NaN on some resamples
+        (AUROC without a wrong answer), they are counted in ``n_undefined`` and left out of
+        the interval.
+
+    Raises:
+        ValueError: If the table is empty or lacks a column, a question has no name, or
+            an option is out of range; and whatever ``metric`` raises.
+
+    Example:
+        >>> records = pd.DataFrame({"dataset": "d", "question_id": ["a", "b", "c", "d"],
+        ...     "confidence": [0.9, 0.9, 0.9, 0.9], "correct": [True, True, True, False]})
+        >>> print(bootstrap_interval(brier_score, records, n_resamples=200))
+        0.210 [0.010, 0.610]
+    """
+    _check_level(level)
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples is {n_resamples}; expected a number from 1")
+    if missing := [c for c in ("dataset", "question_id", *columns) if c not in records.columns]:
+        raise ValueError(f"records lack the column(s) {', '.join(missing)}")
+    if records.empty:
+        raise ValueError("records are empty: a metric needs at least one row")
+    arrays = [records[column].to_numpy() for column in columns]
+    # on the rows as they came, so that an error names the caller's row
+    estimate = float(metric(*arrays, weight=np.ones(len(records))))
+
+    kinds = _question_kinds(records, arrays)
+    cell_arrays = [array[kinds.example] for array in arrays]
+    draws = _draws(np.random.default_rng(seed), kinds.n_questions)
+    values = np.empty(n_resamples)
+    for i, drawn in zip(range(n_resamples), draws, strict=False):
+        weight = np.bincount(kinds.cell, drawn[kinds.kind], len(kinds.example))
+        values[i] = metric(*cell_arrays, weight=weight)
+
+    defined = values[~np.isnan(values)]
+    low, high = (
+        np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+        if defined.size
+        else (np.nan, np.nan)
+    )
+    return Interval(
+        estimate, float(low), float(high), level, n_resamples, seed, n_resamples - defined.size
+    )
+
+
+class _QuestionKinds(NamedTuple):
+    """Records as kinds of questions: those with the same multiset of rows."""
+
+    n_questions: NDArray[np.int64]  # of each kind, shape (k,)
+    kind: NDArray[np.intp]  # of each row of each kind, shape (e,)
+    cell: NDArray[np.intp]  # which distinct row that is, shape (e,)
+    example: NDArray[np.intp]  # a row of the records that each cell stands for, shape (c,)
+
+
+def _question_kinds(records: pd.DataFrame, arrays: Sequence[NDArray[Any]]) -> _QuestionKinds:
+    names = records[["dataset", "question_id"]]
+    if (nameless := np.flatnonzero(names.isna().any(axis=1))).size:
+        raise ValueError(
+            f"dataset and question_id must be given: {nameless.size} of {len(names)} rows lack "
+            f"one, the first is row {nameless[0]}"
+        )
+    question = names.groupby(["dataset", "question_id"], sort=False).ngroup().to_numpy()
+    cell = _joint_codes(arrays)
+    example = np.empty(cell.max() + 1, dtype=np.intp)
+    example[cell] = np.arange(len(cell))  # any row will do, all rows of a cell are equal
+
+    order = np.lexsort((cell, question))
+    n_samples = np.bincount(question)
+    samples_of_row = n_samples[question[order]]
+    n_questions, kind, cell_of_kind = [], [], []
+    n_kinds = 0
+    for size in np.unique(n_samples):
+        members = cell[order[samples_of_row == size]].reshape(-1, size)
+        code = _joint_codes(list(members.T))
+        n_questions.append(np.bincount(code))
+        one = np.empty(code.max() + 1, dtype=np.intp)
+        one[code] = np.arange(len(code))
+        cell_of_kind.append(members[one].ravel())
+        kind.append(np.repeat(n_kinds + np.arange(len(one)), size))
+        n_kinds += len(one)
+    return _QuestionKinds(
+        np.concatenate(n_questions), np.concatenate(kind), np.concatenate(cell_of_kind), example
+    )
+
+
+def _joint_codes(arrays: Sequence[NDArray[Any]]) -> NDArray[np.intp]:
+    """Number equal tuples equally, from 0 in sorted order; NaN equals NaN."""
+    joint = np.zeros(len(arrays[0]), dtype=np.intp)
+    for array in arrays:
+        code, values = pd.factorize(array, sort=True, use_na_sentinel=False)
+        # numbered anew after every column, so that the product never overflows
+        joint = pd.factorize(joint * len(values) + code, sort=True)[0]
+    return joint
+
+
+def _draws(
+    random: np.random.Generator, n_questions: NDArray[np.int64]
+) -> Iterator[NDArray[np.int64]]:
+    """How often each kind comes up when as many questions as there are are drawn, for ever."""
+    total = int(n_questions.sum())
+    # the same distribution twice: a binomial per kind costs some ten times a draw per question
+    if len(n_questions) * 10 < total:
+        while True:
+            yield random.multinomial(total, n_questions / total)
+    kind_of_question = np.repeat(np.arange(len(n_questions)), n_questions)
+    while True:
+        drawn = random.integers(0, total, total, dtype=np.uint32)
+        yield np.bincount(kind_of_question[drawn], minlength=len(n_questions))
+
+
+class _Rows(NamedTuple):
+    """Checked input of a metric."""
+
+    confidence: Floats
+    correct: Floats
+    weight: Floats
+    epsilon: float  # machine epsilon of the confidences as they came
+
+
+class _Cells(NamedTuple):
+    """Rows by distinct confidence, rising; only those of positive weight."""
+
+    confidence: Floats
+    n: Floats
+    correct: Floats
+
+
+def _cells(rows: _Rows) -> _Cells:
+    kept = rows.weight > 0
+    values, group = np.unique(rows.confidence[kept], return_inverse=True)
+    weight = rows.weight[kept]
+    return _Cells(values, _sums(group, weight), _sums(group, weight * rows.correct[kept]))
+
+
+def _sums(group: NDArray[np.intp], values: Floats, n_groups: int = 0) -> Floats:
+    return np.bincount(group, values, n_groups).astype(np.float64, copy=False)
+
+
+def _validated(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None) -> _Rows:
+    """Check what every metric takes; the one place where its rules are written."""
+    stated = _numbers(confidence, "confidence")
+    right = _numbers(correct, "correct", boolean=True)
+    if len(stated) != len(right):
+        raise ValueError(
+            f"confidence and correct must have the same length, found {len(stated)} and "
+            f"{len(right)}"
+        )
+    _check_unit_interval(stated, "confidence")
+    if (missing := np.flatnonzero(np.isnan(stated))).size:
+        raise ValueError(
+            f"confidence is missing (NaN) in {missing.size} of {len(stated)} rows, the first is "
+            f"row {missing[0]}: select the rows that have a confidence, and report "
+            "confidence_output_ratio beside the metric"
+        )
+    if (other := np.flatnonzero((right != 0) & (right != 1))).size:
+        raise ValueError(
+            f"correct must be boolean or 0/1: {other.size} of {len(right)} rows are not, the "
+            f"first is row {other[0]} with {right[other[0]]}"
+        )
+    epsilon = np.finfo(stated.dtype).eps if stated.dtype.kind == "f" else 0.0
+    return _Rows(
+        stated.astype(np.float64, copy=False),
+        right.astype(np.float64, copy=False),
+        _multiplicity(weight, len(stated)),
+        max(float(epsilon), float(np.finfo(np.float64).eps)),
+    )
+
+
+def _numbers(values: ArrayLike, name: str, *, boolean: bool = False) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.dtype.kind == "O":  # None and pandas' NA are missing numbers
+        known = [np.nan if pd.isna(value) else value for value in array.flat]
+        array = np.array(known).reshape(array.shape)
+    if array.dtype.kind not in ("bfiu" if boolean else "fiu"):
+        expected = "booleans or 0/1" if boolean else "numbers in [0, 1]"
+        raise TypeError(f"{name} must be an array of {expected}, found dtype {array.dtype}")
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,), found {array.shape}")
+    if not array.size:
+        raise ValueError(f"{name} is empty: a metric needs at least one row")
+    return array
+
+
+def _check_unit_interval(values: NDArray[Any], name: str) -> None:
+    """Refuse numbers outside [0, 1]; NaN passes."""
+    if (outside := np.flatnonzero((values < 0) | (values > 1))).size:
+        raise ValueError(
+            f"{name} must be in [0, 1]: {outside.size} of {len(values)} rows are not, the first "
+            f"is row {outside[0]} with {values[outside[0]]}"
+        )
+
+
+def _multiplicity(weight: ArrayLike | None, n: int) -> Floats:
+    if weight is None:
+        return np.ones(n)
+    array = _numbers(weight, "weight").astype(np.float64, copy=False)
+    if len(array) != n:
+        raise ValueError(f"weight must have shape ({n},), found {array.shape}")
+    if (bad := np.flatnonzero(~((array >= 0) & (array < np.inf)))).size:
+        raise ValueError(
+            f"weight must be finite and not negative: {bad.size} of {n} rows are not, the first "
+            f"is row {bad[0]} with {array[bad[0]]}"
+        )
+    if not array.any():
+        raise ValueError("weight is 0 in every row: a metric needs at least one row")
+    return array
+
+
+def _check_bins(n_bins: int, binning: str) -> None:
+    if n_bins < 1:
+        raise ValueError(f"n_bins is {n_bins}; expected a whole number from 1")
+    if binning not in ("equal_width", "equal_mass"):
+        raise ValueError(f"binning is {binning!r}; expected 'equal_width' or 'equal_mass'")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a number between 0 and 1")
+
+
+def _one_against_rest(
+    probabilities: ArrayLike, labels: ArrayLike
+) -> list[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Check options' probabilities; per option: its probability, whether it is right."""
+    table = np.asarray(probabilities)
+    if table.ndim != 2 or table.shape[1] < 2:
+        raise ValueError(f"probabilities must have shape (n, K), K from 2, found {table.shape}")
+    columns = [_numbers(column, "probabilities") for column in table.T]
+    for k, column in enumerate(columns):
+        _check_unit_interval(column, f"probabilities of option {k}")
+        if (missing := np.flatnonzero(np.isnan(column))).size:
+            raise ValueError(
+                f"probabilities of option {k} are missing (NaN) in {missing.size} of "
+                f"{len(column)} rows, the first is row {missing[0]}"
+            )
+    total = np.sum(columns, axis=0)
+    # a softmax in half precision is off by some 1e-3
+    if (above := np.flatnonzero(total > 1.005)).size:
+        raise ValueError(
+            f"probabilities must not sum to more than 1: {above.size} of {len(total)} rows do, "
+            f"the first is row {above[0]} with {total[above[0]]}"
+        )
+    right = np.asarray(labels)
+    if right.shape != total.shape or right.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels must be {len(total)} whole numbers, shape ({len(total)},), found shape "
+            f"{right.shape} of dtype {right.dtype}"
+        )
+    if (other := np.flatnonzero((right < 0) | (right >= len(columns)))).size:
+        raise ValueError(
+            f"labels must be from 0 to {len(columns) - 1}: {other.size} of {len(right)} are "
+            f"not, the first is row {other[0]} with {right[other[0]]}"
+        )
+    return [(column, right == k) for k, column in enumerate(columns)]
