@@ -1,10 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from corea.calibration import bootstrap_interval
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corea.calibration import bootstrap_interval
 from corea.cascade import (
     DEFER_ALL,
     area_over_random,
