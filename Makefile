@@ -1,0 +1,59 @@
+# `make help` lists what can be made. Everything is installed into .venv and made below build/.
+
+PROFILE ?= laptop
+PYTHON ?= python3
+LAB ?=
+python := .venv/bin/python
+
+# A stamp per set of extras and per content of what decides what is installed: nothing is
+# reinstalled while that is the same. The folder counts, for .venv points to it.
+pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)
+with_book := .venv/.book-$(pins)
+with_test := .venv/.book,test-$(pins)
+with_dev := .venv/.book,dev-$(pins)
+
+.DEFAULT_GOAL := help
+.PHONY: help book parameters lab test lint constraints clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "PROFILE=laptop (default) or another name in profiles/; PYTHON=python3, 3.11 or newer;"
+	@echo "LAB=... options for JupyterLab, for instance LAB=--no-browser"
+
+book: $(with_book) ## Execute what is missing or changed and build the book; print where it is
+	@$(python) -m corea.pipeline build $(PROFILE)
+
+parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
+	@$(python) -m corea.pipeline parameters $(PROFILE)
+
+lab: $(with_book) ## Open JupyterLab on the notebooks
+	@$(python) -m jupyterlab $(LAB) notebooks
+
+test: $(with_test) ## Run the tests
+	@$(python) -m pytest
+
+lint: $(with_dev) ## Check style, types, spelling and that notebooks hold no output
+	@$(python) -m ruff check
+	@$(python) -m ruff format --check
+	@$(python) -m mypy
+	@$(python) -m codespell_lib
+	@$(python) -m nbstripout --verify --keep-id notebooks/*.ipynb
+
+constraints: $(with_dev) ## Pin what pyproject.toml now needs, keeping pins that still fit
+	@$(python) -m uv pip compile -q --universal --python-version 3.11 --all-extras \
+		--no-annotate --no-header --no-emit-package corea pyproject.toml -o constraints.txt
+
+clean: ## Remove everything made except .venv
+	rm -rf build .snakemake
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/.%-$(pins): .venv/bin/python
+	@echo "Installing corea[$*] and what it needs into .venv (once, a minute or two)"
+	@$(python) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@find .venv -maxdepth 1 -name '.book*' ! -name '*-$(pins)' -delete
+	@touch $@

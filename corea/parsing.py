@@ -1,0 +1,180 @@
+r"""Reading a completion: the final answer, its stated confidence, or a decision.
+
+This is the only place where text becomes an answer or a confidence; rewards, training and
+evaluation all read through it. Nothing here raises on any text, and every function takes
+time linear in its length. What cannot be read is missing (``None``); a confidence that
+cannot be read is never 0.
+
+Paper A's format, "put your final answer within ``\boxed{}``, then output the confidence
+(0.0-1.0) that your answer is correct within ``\confidence{}``", is read so:
+
+1. The last one counts, for either command. If the last one cannot be read, the field is
+   missing: an earlier one is not fallen back to, since the text took it back.
+2. A command is its name, whitespace or none, and a brace. ``\boxed 5`` is none. A doubled
+   backslash before the name changes nothing.
+3. The argument ends at the brace that matches. An escaped brace, ``\{`` or ``\}``, is a
+   sign and not a brace; ``\\}`` is a line break and a brace. An argument that never ends
+   cannot be read.
+4. Of nested boxes the innermost opened last is the last.
+5. The answer is the argument without whitespace around it, at any length. An empty
+   argument is a missing answer.
+6. A confidence counts only after the last box has ended. One in the reasoning before it, or
+   inside it, was stated of something else; after a box that never ends there is none. Where
+   there is no box at all, a stated confidence still counts (the answer is missing).
+7. A confidence is a decimal number of at most 32 characters in ASCII digits, with
+   whitespace around it, a plus sign and an exponent allowed: ``0.85``, ``.85``, ``1.``,
+   ``+0.5``, ``8.5e-1``. So a minus sign (``-0`` too), a percentage, a fraction, a decimal
+   comma, a word, ``nan``, ``inf``, units, inner braces, digits of other scripts and an empty
+   argument are all missing.
+8. It lies in [0, 1], or is missing. Out of range is never clipped: ``95`` and ``1e999`` are
+   missing. What is smaller than any float (``1e-999``) is 0.
+
+Paper B's format, ``<think>``, reasoning, ``</think>``, then "EXACTLY one capital letter from
+[A, B, C, D, E] on its own line", is read so:
+
+9. The decision is what follows the last ``</think>``; what stands before ``<think>``, and
+   all reasoning, is not looked at.
+10. A ``<think>`` that is not closed (none after it) has no decision: the model was cut off.
+11. ``</think>`` alone is enough, since chat templates put ``<think>`` into the prompt. Without
+    either tag the whole text is the decision, as in paper B's moderation prompt.
+12. The decision is exactly one option, whitespace and blank lines around it allowed. Any
+    other text beside it, a second option, a full stop, brackets, quotation marks, markdown
+    or a special token the tokenizer left in, and it is missing.
+13. Upper and lower case matter, in options and in tags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_BOXED = re.compile(r"\\boxed\s*\{")
+_CONFIDENCE = re.compile(r"\\confidence\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a backslash takes the next character with it
+_DECIMAL = re.compile(r"\+?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_LONGEST_CONFIDENCE = 32
+
+
+@dataclass(frozen=True)
+class ParsedCompletion:
+    """What a completion says.
+
+    Attributes:
+        answer: The final answer, or None.
+        confidence: The confidence stated of it, in [0, 1], or None.
+    """
+
+    answer: str | None
+    confidence: float | None
+
+
+def parse_completion(text: str) -> ParsedCompletion:
+    r"""Read the last ``\boxed{}`` and the ``\confidence{}`` after it.
+
+    Source: paper A, section 3.1 (the instruction); rules 1 to 8 of this module.
+
+    Args:
+        text: A completion, any string.
+
+    Returns:
+        Answer and confidence, each None where it cannot be read.
+
+    Raises:
+        TypeError: If ``text`` is no string.
+
+    Example:
+        >>> parse_completion(r"So \boxed{\frac{1}{2}}. \confidence{0.85}")
+        ParsedCompletion(answer='\\frac{1}{2}', confidence=0.85)
+        >>> parse_completion(r"\boxed{4}, or rather \boxed{5} \confidence{95%}")
+        ParsedCompletion(answer='5', confidence=None)
+    """
+    _require_text(text)
+    answer, end = None, 0
+    if box := _last(_BOXED, text, 0):
+        closing = _closing_brace(text, box.end())
+        if closing is None:
+            return ParsedCompletion(None, None)
+        answer, end = text[box.end() : closing].strip() or None, closing
+    return ParsedCompletion(answer, _read_confidence(text, end))
+
+
+def parse_decision(text: str, options: Sequence[str]) -> str | None:
+    r"""Read the one option after the reasoning.
+
+    Source: paper B, appendix A (the prompts); rules 9 to 13 of this module.
+
+    Args:
+        text: A completion, any string.
+        options: What may be decided, such as ``["A", "B", "C"]`` or ``["Safe", "Unsafe"]``.
+
+    Returns:
+        The option, or None.
+
+    Raises:
+        TypeError: If ``text`` or an option is no string.
+        ValueError: If there are no options, two are the same, or one is empty or has
+            whitespace around it, so that it could never be read.
+
+    Example:
+        >>> parse_decision("<think>\nB is wrong.\n</think>\nA", ["A", "B"])
+        'A'
+        >>> parse_decision("<think>\nB is wrong.\n</think>\nThe answer is A", ["A", "B"]) is None
+        True
+    """
+    _require_text(text)
+    _require_options(options)
+    reasoning_end = text.rfind("</think>")
+    if text.rfind("<think>") > reasoning_end:
+        return None
+    decision = text[reasoning_end + len("</think>") :] if reasoning_end >= 0 else text
+    decision = decision.strip()
+    return decision if decision in list(options) else None
+
+
+def _read_confidence(text: str, start: int) -> float | None:
+    command = _last(_CONFIDENCE, text, start)
+    closing = _closing_brace(text, command.end()) if command else None
+    if command is None or closing is None:
+        return None
+    stated = text[command.end() : closing].strip()
+    if len(stated) > _LONGEST_CONFIDENCE or not _DECIMAL.fullmatch(stated):
+        return None
+    confidence = float(stated)
+    return confidence if confidence <= 1 else None
+
+
+def _last(command: re.Pattern[str], text: str, start: int) -> re.Match[str] | None:
+    last = None
+    for last in command.finditer(text, start):  # noqa: B007  the last one is what is wanted
+        pass
+    return last
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the brace opened just before ``start`` is closed."""
+    depth = 1
+    for token in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return token.start()
+    return None
+
+
+def _require_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"text is {text!r} ({type(text).__name__}); expected a string")
+
+
+def _require_options(options: Sequence[str]) -> None:
+    for i, option in enumerate(options):
+        if not isinstance(option, str):
+            raise TypeError(
+                f"options[{i}] is {option!r} ({type(option).__name__}); expected a string"
+            )
+        if not option or option != option.strip():
+            raise ValueError(
+                f"options[{i}] is {option!r}; expected text without whitespace around it"
+            )
+    if not options or len(set(options)) != len(options):
+        raise ValueError(f"options are {list(options)}; expected one or more, all different")

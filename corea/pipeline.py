@@ -1,0 +1,842 @@
+"""The pipeline: a profile's parameters -> executed notebooks and tables -> the book.
+
+``Snakefile`` says what depends on what, so that only what is missing or changed
+is made again; this module is what its rules run and what they ask. Run it from
+the root of the repository::
+
+    python -m corea.pipeline build laptop               # what `make book` runs
+    python -m corea.pipeline parameters laptop          # only the parameter files
+    python -m corea.pipeline execute laptop cascade     # one notebook, by papermill
+    python -m corea.pipeline render laptop              # only the pages
+
+Everything of a profile is made below ``build/<profile>/``:
+
+================  ============================================================
+``parameters/``   one YAML file per run, as passed to ``papermill -f``
+``running/``      notebooks while they run
+``executed/``     notebooks that ran to their end
+``failed/``       notebooks that did not, with the reason beside them
+``tables/``       what a run wrote to its ``output_dir``
+``logs/``         papermill's and jupyter-book's output
+``source/``       the book's source: pages, executed notebooks, static files
+``_build/html/``  the book
+================  ============================================================
+
+A profile, ``profiles/<profile>.yaml``, holds its own name, a seed and the runs::
+
+    profile: laptop
+    seed: 0
+    runs:
+      calibration:            # name of the run, and of its page
+        notebook: calibration # optional: by default the name of the run
+        parameters:
+          resamples: 1000
+
+Every run gets ``profile``, ``seed`` and its parameters. A profile must name
+exactly the parameters that the notebook's cell tagged ``parameters`` assigns,
+since papermill only warns about a name it does not know and stays silent about
+one that is missing. ``output_dir`` alone is left to the pipeline: a notebook
+writes result tables there, and none when it is empty, as it is by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from corea.display import visible
+
+GIVEN = ("profile", "seed", "output_dir")  # parameters that a profile's runs do not list
+LONG_CELL = 15  # lines above which the book folds a code cell
+# the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
+
+
+class PipelineError(Exception):
+    """What a person must know and can mend: shown without a traceback."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook with one set of parameters.
+
+    Attributes:
+        name: Name of the run, of its page and of its files.
+        notebook: The notebook, relative to the repository.
+        parameters: Everything passed to papermill, except ``output_dir``.
+    """
+
+    name: str
+    notebook: Path
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The runs of a book.
+
+    Attributes:
+        name: Name of the profile, also of its file and its build folder.
+        seed: Seed of every random number.
+        runs: The runs by name.
+    """
+
+    name: str
+    seed: int
+    runs: Mapping[str, Run]
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this profile is made."""
+        return Path("build", self.name)
+
+    @property
+    def index(self) -> Path:
+        """The page that opens the book."""
+        return self.directory / "_build" / "html" / "index.html"
+
+
+# --- profiles ---------------------------------------------------------------------------------
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that appears twice is an error, not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {', '.join(repeated)} given more than once"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def load_profile(name: str) -> Profile:
+    """Read and check ``profiles/<name>.yaml``.
+
+    Args:
+        name: Name of the profile.
+
+    Returns:
+        The profile.
+
+    Raises:
+        PipelineError: If there is no such profile, its notebooks do not exist, or its
+            keys or types are not those of the notebooks' parameters. The message
+            names the file and the key.
+    """
+    path = Path("profiles", f"{name}.yaml")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
+        raise PipelineError(
+            f"there is no profile {visible(name)!r} in profiles/ here; there are: {known or 'none'}"
+        )
+    try:
+        content = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # noqa: S506
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not readable as YAML: {visible(error)}") from error
+
+    keys = ("profile", "seed", "runs")
+    content = _checked_mapping(path, "the profile", content, required=keys)
+    if content["profile"] != name:
+        raise PipelineError(f"{path}: profile is {content['profile']!r}, expected {name!r}")
+    seed = content["seed"]
+    if type(seed) is not int or seed < 0:
+        raise PipelineError(f"{path}: seed is {seed!r}, expected an integer >= 0")
+    if not isinstance(content["runs"], dict) or not content["runs"]:
+        raise PipelineError(f"{path}: runs must map at least one name to its parameters")
+
+    runs = {}
+    for run, entry in content["runs"].items():
+        where = f"runs.{run}"
+        entry = _checked_mapping(path, where, entry, required=["parameters"], optional=["notebook"])
+        stem = entry.get("notebook", run)
+        for key in (run, stem):
+            if not isinstance(key, str) or not re.fullmatch(r"\w+", key):
+                raise PipelineError(
+                    f"{path}: {where}: {key!r} is not made of letters, digits and _"
+                )
+        notebook = Path("notebooks", f"{stem}.ipynb")
+        if not notebook.is_file():
+            raise PipelineError(f"{path}: {where}: there is no notebook {notebook}")
+        parameters = _checked_parameters(path, where, entry["parameters"], notebook)
+        runs[run] = Run(run, notebook, {"profile": name, "seed": seed} | parameters)
+    return Profile(name, seed, runs)
+
+
+def _checked_mapping(
+    path: Path,
+    where: str,
+    content: object,
+    *,
+    required: Collection[str],
+    optional: Collection[str] = (),
+) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise PipelineError(f"{path}: {where} must be a mapping, found {content!r}")
+    if unknown := sorted({str(key) for key in content} - {*required, *optional}):
+        raise PipelineError(f"{path}: {where}: unknown key {', '.join(unknown)}")
+    if missing := sorted(set(required) - set(content)):
+        raise PipelineError(f"{path}: {where}: lacks {', '.join(missing)}")
+    return content
+
+
+def _checked_parameters(
+    path: Path, where: str, parameters: object, notebook: Path
+) -> dict[str, Any]:
+    defaults = notebook_parameters(notebook)
+    if lacking := [name for name in GIVEN if name not in defaults]:
+        raise PipelineError(f"{notebook}: the parameters cell lacks {', '.join(lacking)}")
+    expected = {name: value for name, value in defaults.items() if name not in GIVEN}
+    checked = _checked_mapping(path, f"{where}.parameters", parameters, required=expected)
+    for name, value in checked.items():
+        # a default of None says nothing about the type, and an integer is a fine float
+        accepted = (int, float) if type(expected[name]) is float else type(expected[name])
+        if expected[name] is not None and (
+            not isinstance(value, accepted) or isinstance(value, bool) > (accepted is bool)
+        ):
+            raise PipelineError(
+                f"{path}: {where}.parameters.{name} is {value!r}, expected "
+                f"{type(expected[name]).__name__} as in {notebook}"
+            )
+    return checked
+
+
+def notebook_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and default values that a notebook's parameters cell assigns.
+
+    Args:
+        notebook: A notebook with exactly one code cell tagged ``parameters``.
+
+    Returns:
+        Name to default value.
+
+    Raises:
+        PipelineError: If there is no such cell, or it does anything but assign
+            literals to names.
+    """
+    cells = [
+        (number, "".join(cell["source"]))
+        for number, cell in enumerate(_read_notebook(notebook)["cells"], 1)
+        if "parameters" in cell["metadata"].get("tags", [])
+    ]
+    if len(cells) != 1:
+        raise PipelineError(
+            f"{notebook}: {len(cells)} cells are tagged 'parameters', expected exactly one"
+        )
+    number, source = cells[0]
+    parameters = {}
+    for statement in _parse_cell(notebook, number, source).body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                pass
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                pass
+            case _:
+                raise PipelineError(
+                    f"{notebook}: cell {number}: {ast.unparse(statement)!r} is not a parameter; "
+                    "expected 'name = literal'"
+                )
+        try:
+            parameters[name] = ast.literal_eval(value)
+        except ValueError as error:
+            raise PipelineError(
+                f"{notebook}: cell {number}: the default of {name} is not a literal"
+            ) from error
+    return parameters
+
+
+def write_parameters(profile: Profile) -> list[Path]:
+    """Write one parameter file per run, for ``papermill -f``.
+
+    A file whose content would not change is left alone, so that its time of change
+    says when the parameters changed.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        The files, in the order of the runs.
+    """
+    paths = []
+    for run in profile.runs.values():
+        path = profile.directory / "parameters" / f"{run.name}.yaml"
+        text = yaml.safe_dump(dict(run.parameters), sort_keys=False, allow_unicode=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+        paths.append(path)
+    return paths
+
+
+# --- what a run depends on --------------------------------------------------------------------
+
+
+def run_inputs(run: Run) -> list[Path]:
+    """Files that a run reads, apart from its parameter file.
+
+    They are the notebook, the modules of ``corea`` it imports (directly or through
+    other modules of ``corea``), the data of the package, the pinned versions of
+    everything else, and each file that a parameter names.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Paths relative to the repository, sorted.
+    """
+    # all data count for every run: a module that reads them need not say so in its imports
+    data = [p for p in Path("corea", "data").rglob("*") if p.is_file()]
+    named = [Path(v) for v in run.parameters.values() if isinstance(v, str) and _is_file(v)]
+    fixed = [run.notebook, Path("constraints.txt")]
+    return sorted({*fixed, *imported_modules(run.notebook), *data, *named})
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a null character: not a path
+        return False
+
+
+def imported_modules(notebook: Path) -> list[Path]:
+    """Source files of ``corea`` in the transitive closure of a notebook's imports.
+
+    Args:
+        notebook: The notebook.
+
+    Returns:
+        Paths relative to the repository, sorted. Imports inside functions count, and
+        so do scripts that a module names (``"worker.py"``) to run as processes.
+
+    Raises:
+        PipelineError: If a code cell is not Python (magics are not).
+    """
+    waiting: list[Path] = []
+    for number, cell in enumerate(_read_notebook(notebook)["cells"], 1):
+        if cell["cell_type"] == "code":
+            tree = _parse_cell(notebook, number, "".join(cell["source"]))
+            waiting += _corea_files(tree, package=())
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _corea_files(ast.parse(path.read_text("utf-8")), path.parent.parts)
+    return sorted(found)
+
+
+def _corea_files(tree: ast.AST, package: Sequence[str]) -> Iterator[Path]:
+    """Files of ``corea`` that ``tree``, a module of ``package``, imports or names."""
+    for node in ast.walk(tree):
+        names: list[Sequence[str]] = []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # a script beside the module that it starts as a process of its own
+            if package and re.fullmatch(r"\w+\.py", node.value):
+                names = [[*package, node.value.removesuffix(".py")]]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            # "from a import b": b is a module of a or a name in it; both are looked for
+            names = [[*base, alias.name] for alias in node.names]
+        for name in names:
+            if name[0] == "corea":
+                for length in range(1, len(name) + 1):
+                    module = Path(*name[:length])
+                    for path in (module / "__init__.py", module.with_suffix(".py")):
+                        if path.is_file():
+                            yield path
+
+
+def _read_notebook(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: not readable as a notebook: {visible(error)}") from error
+    if not isinstance(content, dict) or content.get("nbformat") != 4:
+        raise PipelineError(f"{path}: not a notebook of format 4")
+    return content
+
+
+def _parse_cell(notebook: Path, number: int, source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise PipelineError(
+            f"{notebook}: cell {number} is not Python (magics are not): {visible(error)}"
+        ) from error
+
+
+# --- executing --------------------------------------------------------------------------------
+
+
+def execute(profile: Profile, run: Run) -> None:
+    """Execute one notebook with papermill, in a process of its own.
+
+    Progress goes to standard output, one line a code cell, and papermill's output
+    to ``logs/<run>.log``. A kernel that dies before its first cell is started once
+    more, since two kernels starting at once may pick the same port.
+
+    Args:
+        profile: The profile.
+        run: The run.
+
+    Raises:
+        PipelineError: If the notebook did not run to its end, wrote to standard error
+            or names this machine. The partial notebook is then ``failed/<run>.ipynb``, the
+            reason ``failed/<run>.txt``.
+    """
+    running, executed, failed = (
+        profile.directory / state / f"{run.name}.ipynb"
+        for state in ("running", "executed", "failed")
+    )
+    tables = profile.directory / "tables" / run.name
+    log = profile.directory / "logs" / f"{run.name}.log"
+    for stale in (running, executed, failed, failed.with_suffix(".txt")):
+        stale.unlink(missing_ok=True)
+    for folder in (running.parent, executed.parent, log.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(tables, ignore_errors=True)
+    tables.mkdir(parents=True)
+    write_parameters(profile)
+
+    reason = "interrupted"
+    try:
+        status, started = _papermill(profile, run, running, tables, log)
+        if status != 0 and started == 0:
+            print(f"{run.name}: the kernel did not start; trying once more", flush=True)
+            status, started = _papermill(profile, run, running, tables, log)
+        if status != 0:
+            reason = _failure(run, running, log, status, started)
+        elif found := [*warnings_in(running), *private_text(running)]:
+            listed = "; ".join(found)
+            reason = f"{run.name}: {run.notebook} ran, but is not fit for a book: {listed}"
+        else:
+            reason = ""
+    except PipelineError as error:  # what papermill left is no notebook
+        reason = f"{run.name}: {error}"
+    finally:
+        if reason:
+            _write_reason(profile, run.name, reason)
+            if running.exists():
+                running.replace(failed)
+    if reason:
+        kept = f"\n  partial notebook: {failed}" if failed.exists() else ""
+        raise PipelineError(f"{reason}{kept}\n  log: {log}")
+    running.replace(executed)
+
+
+def _write_reason(profile: Profile, name: str, reason: str) -> None:
+    path = profile.directory / "failed" / f"{name}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(reason + "\n", "utf-8")
+
+
+def _papermill(
+    profile: Profile, run: Run, output: Path, tables: Path, log: Path
+) -> tuple[int, int]:
+    """Exit status of papermill, and how many cells it started."""
+    parameters = profile.directory / "parameters" / f"{run.name}.yaml"
+    # relative paths only: papermill writes them into the notebook
+    command = [sys.executable, "-m", "papermill", str(run.notebook), str(output)]
+    command += ["-f", str(parameters), "-r", "output_dir", tables.as_posix()]
+    command += ["-k", "python3", "--cwd", ".", "--log-output", "--no-progress-bar"]
+    cells = _read_notebook(run.notebook)["cells"]
+    started = 0
+    with tempfile.TemporaryDirectory() as settings, log.open("w", encoding="utf-8") as record:
+        # a person's own start-up files and kernels of the same name must not change the result
+        environment = os.environ | {"IPYTHONDIR": settings, "JUPYTER_PREFER_ENV_PATH": "1"}
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        try:
+            for line in process.stdout or ():
+                record.write(plain(line.rstrip("\n")) + "\n")
+                announced = re.match(r"Executing Cell (\d+)-+$", line)
+                # the notebook may print such a line as well: only the next number counts
+                if announced and int(announced[1]) == started + 1:
+                    started += 1
+                    number = _number(cells, started)
+                    new = number > _number(cells, started - 1)
+                    if new and cells[number - 1]["cell_type"] == "code":
+                        print(f"{run.name}: cell {number} of {len(cells)}", flush=True)
+            return process.wait(), started
+        finally:
+            if process.stdout:
+                process.stdout.close()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Wait for papermill, which an interrupt has reached as well and which ends its kernel."""
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _number(cells: Sequence[Mapping[str, Any]], started: int) -> int:
+    """Number of the last started cell in the committed notebook.
+
+    Papermill inserts a cell with the values after the one tagged ``parameters``;
+    the two count as one.
+    """
+    tagged = [n for n, c in enumerate(cells, 1) if "parameters" in c["metadata"].get("tags", [])]
+    return started - 1 if tagged and started > tagged[0] else started
+
+
+def _numbered(executed: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Cells of an executed notebook with their numbers in the committed one."""
+    number = 0
+    for cell in executed:
+        tags = cell["metadata"].get("tags", [])
+        if "papermill-error-cell-tag" not in tags:
+            number += "injected-parameters" not in tags
+            yield number, cell
+
+
+def _failure(run: Run, output: Path, log: Path, status: int, started: int) -> str:
+    """What went wrong, naming notebook, cell and error."""
+    lines = plain_lines(log.read_text("utf-8"))
+    last = lines[-1].strip() if lines else f"papermill ended with status {status}"
+    if started == 0:
+        return f"{run.name}: {run.notebook} did not start: {last}"
+    cells = _read_notebook(run.notebook)["cells"]
+    where = f"{run.name}: {run.notebook}, cell {_number(cells, started)} of {len(cells)}"
+    if output.is_file():
+        for cell in _read_notebook(output)["cells"]:
+            for found in cell.get("outputs", []):
+                if found["output_type"] == "error":
+                    error = plain(f"{found['ename']}: {found['evalue'][:1000]}")
+                    return f"{where} (In [{cell['execution_count']}]): {error}"
+    if status < 0:
+        return f"{where}: papermill was ended by signal {-status}"
+    if "DeadKernelError" in last or status == 138:  # papermill's own status for it
+        return f"{where}: the kernel died (was it killed, or out of memory?)"
+    return f"{where}: {last}"
+
+
+def plain(text: str) -> str:
+    r"""Text without terminal colours, other control characters made visible.
+
+    Line breaks are kept as the sign for them: one error is one line.
+
+    Example:
+        >>> plain("\x1b[31mred\x1b[0m \a")
+        'red ␇'
+    """
+    return visible(re.sub(r"\x1b\[[0-9;:?]*[ -/]*[@-~]", "", text))
+
+
+def plain_lines(text: str) -> list[str]:
+    """The lines of a text that hold anything, each as :func:`plain` text."""
+    return [plain(line) for line in text.splitlines() if line.strip()]
+
+
+# --- what must not be in a book ---------------------------------------------------------------
+
+
+def warnings_in(notebook: Path) -> list[str]:
+    """What an executed notebook wrote to standard error, warnings above all.
+
+    Args:
+        notebook: The executed notebook.
+
+    Returns:
+        One description per output, with the cell's number in the committed notebook.
+    """
+    return [
+        plain(f"cell {number} wrote to standard error: {''.join(output['text']).strip()[:500]}")
+        for number, cell in _numbered(_read_notebook(notebook)["cells"])
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "stream" and output["name"] == "stderr"
+    ]
+
+
+def private_text(notebook: Path) -> list[str]:
+    """Absolute paths, user and host names in the text of an executed notebook.
+
+    A user's or host's name that is made of letters only is looked for where it
+    cannot be an ordinary word: in a path or beside an ``@``.
+
+    Args:
+        notebook: The executed notebook.
+
+    Returns:
+        One description per cell and finding, with the cell's number in the committed
+        notebook; empty if there is none.
+    """
+    host = socket.gethostname()
+    user = Path.home().name or "/"  # a home of "/" names nobody
+    here = {str(Path.cwd()), str(Path.home()), sys.prefix, sys.base_prefix, tempfile.gettempdir()}
+    longest_first = sorted(here - {"/"}, key=len, reverse=True)
+    patterns = [rf"(?<![\w/.<]){re.escape(path)}(?!\w)" for path in longest_first]
+    patterns += [
+        r"(?<![\w/.+<])/(?:home|Users|root|tmp|mnt|private|var/folders)/[\w.-]+",
+        r"\b[A-Za-z]:\\+Users\\+\w+",
+        rf"(?<!\w){re.escape(user)}@\w+",
+        rf"\w@{re.escape(host)}(?!\w)",
+    ]
+    patterns += [
+        rf"(?<!\w){re.escape(name)}(?!\w)"
+        for name in (host, user)
+        if len(name) > 3 and not name.isalpha()
+    ]
+    private = re.compile("|".join(patterns))
+
+    content = _read_notebook(notebook)
+    parts = [("the metadata", content["metadata"])]
+    parts += [(f"cell {number}", cell) for number, cell in _numbered(content["cells"])]
+    return [
+        f"{plain(name)!r} in {where}"
+        for where, part in parts
+        for name in sorted({match for text in _strings(part) for match in private.findall(text)})
+    ]
+
+
+def _strings(content: object) -> Iterator[str]:
+    """Texts in a notebook's JSON; base64 data, in which any word may turn up, left out."""
+    match content:
+        case str():
+            yield re.sub(r"data:[\w/+.;-]+;base64,[A-Za-z0-9+/=]+", "", content)
+        case list() if all(isinstance(part, str) for part in content):
+            yield from _strings("".join(content))
+        case list():
+            for part in content:
+                yield from _strings(part)
+        case dict():
+            for key, part in content.items():
+                if not re.fullmatch(r"image/(?!svg).*|application/pdf|bdata", key):
+                    yield from _strings(part)
+
+
+# --- the book ---------------------------------------------------------------------------------
+
+
+def assemble(profile: Profile) -> Path:
+    """Lay out the book's source: configuration, pages, executed notebooks, static files.
+
+    Plotly and MathJax come from the installed packages, so that the book needs no
+    network. Long code cells are folded.
+
+    Args:
+        profile: The profile, with all its runs executed.
+
+    Returns:
+        The folder for ``jupyter-book build``.
+
+    Raises:
+        PipelineError: If the table of contents and the profile disagree on the chapters.
+    """
+    contents = yaml.safe_load(Path("_toc.yml").read_text("utf-8"))
+    pages = {text for text in _strings(contents) if text.startswith("notebooks/")}
+    if difference := pages ^ {f"notebooks/{run}" for run in profile.runs}:
+        raise PipelineError(
+            f"_toc.yml and profiles/{profile.name}.yaml must name the same chapters; "
+            f"only one of them has: {', '.join(sorted(difference))}"
+        )
+    source = profile.directory / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree("book", source / "book")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(name, source)
+
+    static = source / "book" / "_static"
+    shutil.copy(_packaged("plotly", "plotly/package_data/plotly.min.js"), static)
+    mathjax = _packaged("sphinx-mathjax-offline", "sphinx-mathjax-offline/static/mathjax")
+    for part in (mathjax / name for name in MATHJAX):
+        for file in [part] if part.is_file() else (p for p in part.rglob("*") if p.is_file()):
+            copy = static / "mathjax" / file.relative_to(mathjax)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+
+    (source / "notebooks").mkdir()
+    for run in profile.runs:
+        notebook = _read_notebook(profile.directory / "executed" / f"{run}.ipynb")
+        for cell in notebook["cells"]:
+            tags = cell["metadata"].setdefault("tags", [])
+            lines = "".join(cell["source"]).count("\n") + 1
+            given = "injected-parameters" in tags
+            long = lines > LONG_CELL and "parameters" not in tags
+            if cell["cell_type"] == "code" and (given or long):
+                tags.append("hide-input")
+                prompt = "Parameters of this run" if given else f"Show the code ({lines} lines)"
+                cell["metadata"]["mystnb"] = {"code_prompt_show": prompt}
+            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+                if "text/html" in data:  # JupyterLab's form of a figure means nothing to a page
+                    data.pop("application/vnd.plotly.v1+json", None)
+        page = source / "notebooks" / f"{run}.ipynb"
+        page.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
+    return source
+
+
+def _packaged(package: str, path: str) -> Path:
+    """A file or folder of an installed package, found without importing it."""
+    return Path(str(distribution(package).locate_file(path)))
+
+
+def render(profile: Profile) -> Path:
+    """Build the pages with jupyter-book; a warning is an error.
+
+    Args:
+        profile: The profile, with all its runs executed.
+
+    Returns:
+        The page that opens the book.
+
+    Raises:
+        PipelineError: If jupyter-book reports an error or a warning; it holds them.
+    """
+    source = assemble(profile)
+    log = profile.directory / "logs" / "book.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print("book: rendering the pages", flush=True)
+    # from nothing each time, which takes seconds: no page of an earlier book is left
+    shutil.rmtree(profile.directory / "_build", ignore_errors=True)
+    run = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
+    command = [sys.executable, "-c", run, "build", str(source)]
+    command += ["--path-output", str(profile.directory), "-W", "-n", "--keep-going"]
+    result = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    lines = plain_lines(result.stdout)
+    log.write_text("\n".join([*lines, ""]), "utf-8")
+    if result.returncode != 0 or not profile.index.is_file():
+        # a book with a warning in it is not left to be taken for one without
+        shutil.rmtree(profile.directory / "_build", ignore_errors=True)
+        told = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL|SEVERE)\b", line)]
+        reason = "\n  ".join(["the book was not built:", *(told or lines)[-20:]])
+        _write_reason(profile, "book", reason)
+        raise PipelineError(f"{reason}\n  log: {log}")
+    return profile.index
+
+
+def build(profile: Profile) -> Path:
+    """Make the book of a profile: whatever is missing or changed, and nothing else.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        The page that opens the book.
+
+    Raises:
+        PipelineError: If the profile is being built already, or something failed; all
+            failures are named.
+    """
+    failed, log = profile.directory / "failed", profile.directory / "logs" / "snakemake.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--nocolor", "--keep-going"]
+    command += ["--config", f"profile={profile.name}", "--rerun-incomplete", "--nolock"]
+    # Snakemake's own lock outlives a killed run; the system frees this one with its last holder
+    with (profile.directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(f"profile {profile.name} is being built already") from error
+        for reason in failed.glob("*.txt"):
+            reason.unlink()
+        with log.open("w", encoding="utf-8") as record:
+            # what Snakemake has to say goes to its log, what its rules have to say here
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stderr=record,
+                pass_fds=[lock.fileno()],
+                process_group=0,
+            )
+            try:
+                status = process.wait()
+            except BaseException:
+                # whatever ends this process ends all that it started, and they keep what they have
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait()
+                raise
+    if status != 0:
+        reasons = [path.read_text("utf-8").strip() for path in sorted(failed.glob("*.txt"))]
+        told = reasons or plain_lines(log.read_text("utf-8"))[-20:]
+        raise PipelineError("\n  ".join([f"profile {profile.name} failed:", *told, f"log: {log}"]))
+    return profile.index
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of the pipeline.
+
+    Args:
+        arguments: Words after the program's name; by default those of the process.
+
+    Returns:
+        Exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m corea.pipeline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("build", "parameters", "execute", "render"):
+        command = commands.add_parser(name)
+        command.add_argument("profile")
+        if name == "execute":
+            command.add_argument("run")
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # unwind, as for an interrupt
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        profile = load_profile(options.profile)
+        if options.command == "parameters":
+            print(*write_parameters(profile), sep="\n")
+        elif options.command == "execute":
+            if options.run not in profile.runs:
+                raise PipelineError(f"profile {profile.name} has no run {options.run!r}")
+            execute(profile, profile.runs[options.run])
+        elif options.command == "render":
+            render(profile)
+        else:
+            print(build(profile))
+    except PipelineError as error:
+        print(error, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

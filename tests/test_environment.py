@@ -1,0 +1,128 @@
+"""What is installed: pyproject.toml, constraints.txt and environment.yml agree; make installs it."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "pyproject.toml").read_text("utf-8")
+PROJECT = tomllib.loads(TEXT)["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def requirements(lines):
+    """Canonical name -> (extras, versions)."""
+    read = [Requirement(line) for line in lines]
+    return {canonicalize_name(r.name): (frozenset(r.extras), r.specifier) for r in read}
+
+
+def test_conda_names_the_packages_of_the_book():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip[-1] == "--editable ."
+    found = requirements([*conda, *pip[:-1]])
+    assert len(found) == len(conda) + len(pip) - 1  # none is named twice
+    assert found.pop("pip") == (frozenset(), "")
+    assert found.pop("python") == (frozenset(), PROJECT["requires-python"])
+    assert found == requirements([*PROJECT["dependencies"], *EXTRAS["book"]])
+
+
+def pins():
+    """Canonical name -> version, of the lines that hold here."""
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    read = [Requirement(line) for line in lines]
+    here = [r for r in read if r.marker is None or r.marker.evaluate(default_environment())]
+    for requirement in read:
+        assert re.fullmatch(r"==[\w.+!]+", str(requirement.specifier)), requirement
+    return {canonicalize_name(r.name): str(r.specifier)[2:] for r in here}
+
+
+@pytest.mark.parametrize("extra", [None, *EXTRAS])
+def test_every_package_is_pinned_within_its_bounds(extra):
+    pinned = pins()
+    asked = PROJECT["dependencies"] if extra is None else EXTRAS[extra]
+    for name, (_, versions) in requirements(asked).items():
+        assert name in pinned, f"{name} is not in constraints.txt: make constraints"
+        assert versions.contains(pinned[name]), f"{name} {pinned[name]} is not {versions}"
+
+
+def test_the_book_needs_no_torch():
+    assert not {"torch", "torchmetrics", "netcal"} & set(
+        requirements([*PROJECT["dependencies"], *EXTRAS["book"]])
+    )
+
+
+def test_every_package_has_a_reason():
+    lists = re.findall(
+        r"^(?:dependencies|\w+) = \[\n(.*?)^\]", TEXT.split("[tool.")[0], re.M | re.S
+    )
+    lines = [line for block in lists for line in block.splitlines()]
+    assert len(lines) == len(PROJECT["dependencies"]) + sum(map(len, EXTRAS.values()))
+    for line in lines:
+        assert re.fullmatch(r'    ".+", +# \w.+', line), line
+
+
+def make(folder, *arguments):
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone in which ``python3`` and .venv/bin/python only note how they were called."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python3"
+    python.write_text(
+        '#!/bin/sh\necho "$@" >> calls\n'
+        'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi\n'
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def calls(clone):
+    noted = (clone / "calls").read_text().splitlines()
+    (clone / "calls").unlink()
+    return [call for call in noted if not call.startswith("-c ")]
+
+
+def test_make_installs_once_what_is_pinned(clone):
+    install = "-m pip install -q --disable-pip-version-check -c constraints.txt -e .[book]"
+    arguments = ("book", "PROFILE=smoke", "PYTHON=./python3")
+    assert make(clone, *arguments).returncode == 0
+    assert calls(clone) == ["-m venv .venv", install, "-m corea.pipeline build smoke"]
+    assert make(clone, *arguments).returncode == 0
+    assert calls(clone) == ["-m corea.pipeline build smoke"]
+    pins = (clone / "constraints.txt").read_text()
+    for text in (pins + "six==1.0\n", pins):  # there and back: .venv no longer holds the first
+        (clone / "constraints.txt").write_text(text)
+        assert make(clone, *arguments).returncode == 0
+        assert calls(clone) == [install, "-m corea.pipeline build smoke"]
+    assert make(clone, "test", "PYTHON=./python3").returncode == 0
+    assert calls(clone) == [install.replace("book", "book,test"), "-m pytest"]
+
+
+def test_make_refuses_an_old_python(clone):
+    (clone / "python3").write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.9\n')
+    result = make(clone, "book", "PYTHON=./python3")
+    assert result.returncode != 0
+    assert "Python 3.11 or newer is needed; ./python3 is Python 3.10.9." in result.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_make_alone_lists_what_can_be_made(clone):
+    said = make(clone).stdout
+    for target in ("book", "parameters", "lab", "test", "lint", "constraints", "clean"):
+        assert f"make {target} " in said
+    assert not (clone / ".venv").exists()

@@ -1,0 +1,124 @@
+"""What every chapter's notebook must be. tests/test_pipeline.py tests how they are run."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from corea.pipeline import GIVEN, load_profile, notebook_parameters
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_every_notebook_is_a_page_and_in_every_profile(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {path.stem for path in NOTEBOOKS}
+    contents = (ROOT / "_toc.yml").read_text("utf-8")
+    assert names
+    assert set(re.findall(r"file: notebooks/(\w+)", contents)) == names
+    for profile in PROFILES:
+        assert {run.notebook.stem for run in load_profile(profile).runs.values()} == names
+
+
+def test_the_profiles_are_those_that_the_book_needs():
+    assert {"laptop", "smoke"} <= set(PROFILES)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profile_names_exactly_the_parameters_of_each_notebook(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    for run in load_profile(name).runs.values():
+        assert set(run.parameters) == set(notebook_parameters(ROOT / run.notebook)) - {"output_dir"}
+
+
+@each_notebook
+def test_defaults_are_the_laptop_profile(path):
+    profile = yaml.safe_load((ROOT / "profiles" / "laptop.yaml").read_text("utf-8"))
+    listed = profile["runs"][path.stem]["parameters"]
+    given = {"profile": "laptop", "seed": profile["seed"], "output_dir": ""}
+    assert notebook_parameters(path) == given | listed
+
+
+@each_notebook
+def test_every_parameter_says_what_it_is(path):
+    (cell,) = [c for c in read(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    lines = "".join(cell["source"]).splitlines()
+    for name in notebook_parameters(path):
+        (line,) = [line for line in lines if re.match(rf"{name}\b.*=", line)]
+        assert re.search(r"  # \w", line), f"{name} has no comment"
+    assert set(GIVEN) <= set(notebook_parameters(path))
+
+
+@each_notebook
+def test_committed_without_outputs(path):
+    for cell in read(path)["cells"]:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert "papermill" not in cell["metadata"]
+
+
+@each_notebook
+def test_metadata_are_those_of_any_python_3(path):
+    notebook = read(path)
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"] == {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
+    names = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(names)) == len(names)
+
+
+@each_notebook
+def test_one_question_is_the_title(path):
+    headings = [
+        (number, line)
+        for number, cell in enumerate(read(path)["cells"])
+        if cell["cell_type"] == "markdown"
+        for line in "".join(cell["source"]).splitlines()
+        if line.startswith("# ")
+    ]
+    assert len(headings) == 1
+    assert headings[0][0] == 0
+    assert headings[0][1].endswith("?")
+
+
+@each_notebook
+def test_no_cell_is_long(path):
+    for number, cell in enumerate(read(path)["cells"], 1):
+        if cell["cell_type"] == "code":
+            assert "".join(cell["source"]).count("\n") < 30, f"cell {number}"
+
+
+@each_notebook
+def test_last_cell_says_where_the_results_come_from(path):
+    assert "provenance_table(" in "".join(read(path)["cells"][-1]["source"])
+
+
+def test_nbstripout_takes_outputs_and_keeps_tags(tmp_path, write_notebook):
+    path = tmp_path / "n.ipynb"
+    write_notebook(path, ("code", "a = 1", "parameters"), ("code", "a"))
+    notebook = read(path)
+    notebook["cells"][1] |= {
+        "execution_count": 2,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": ["1"]}],
+    }
+    path.write_text(json.dumps(notebook))
+    command = [sys.executable, "-m", "nbstripout", "--keep-id", str(path)]
+    subprocess.run(command, check=True, timeout=60)
+    first, second = read(path)["cells"]
+    assert first["metadata"]["tags"] == ["parameters"]
+    assert (first["id"], second["id"]) == ("cell-0", "cell-1")
+    assert (second["outputs"], second["execution_count"]) == ([], None)

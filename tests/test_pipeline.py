@@ -1,0 +1,565 @@
+import ast
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from corea import pipeline as p
+from corea.pipeline import PipelineError, load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+TITLE = ("markdown", "# What is this?")
+GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, make_repository):
+    """A repository with the notebooks ``first`` and ``second``; the working directory."""
+    monkeypatch.chdir(make_repository(tmp_path, {"first": [("code", "size")], "second": []}))
+    return tmp_path
+
+
+# --- profiles ---------------------------------------------------------------------------------
+
+
+def write_profile(text, name="tiny"):
+    Path("profiles", f"{name}.yaml").write_text(text, "utf-8")
+
+
+def test_profile_is_read(repository):
+    profile = load_profile("tiny")
+    assert (profile.name, profile.seed) == ("tiny", 0)
+    assert list(profile.runs) == ["first", "second"]
+    expected = {"profile": "tiny", "seed": 0, "size": 3}
+    assert profile.runs["first"] == p.Run("first", Path("notebooks/first.ipynb"), expected)
+
+
+def test_one_notebook_may_run_twice(repository):
+    write_profile(
+        "profile: tiny\nseed: 7\nruns:\n"
+        "  small: {notebook: first, parameters: {size: 1}}\n"
+        "  large: {notebook: first, parameters: {size: 9}}\n"
+    )
+    profile = load_profile("tiny")
+    assert {run.notebook.name for run in profile.runs.values()} == {"first.ipynb"}
+    assert [run.parameters["size"] for run in profile.runs.values()] == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("profile: [", "tiny.yaml: not readable as YAML"),
+        ("- profile", r"the profile must be a mapping, found \['profile'\]"),
+        ("profile: tiny\nseed: 0", "the profile: lacks runs"),
+        ("profile: tiny\nseed: 0\nruns: {}\nsed: 1", "the profile: unknown key sed"),
+        ("profile: other\nseed: 0\nruns: {}", "profile is 'other', expected 'tiny'"),
+        ("profile: tiny\nseed: -1\nruns: {}", "seed is -1, expected an integer >= 0"),
+        ("profile: tiny\nseed: true\nruns: {}", "seed is True"),
+        ("profile: tiny\nseed: 0\nruns: {}", "runs must map at least one name"),
+        ("profile: tiny\nseed: 0\nseed: 1\nruns: {}", "line 1: seed given more than once"),
+        ("profile: tiny\nseed: 0\nruns: {first: }", "runs.first must be a mapping, found None"),
+        ("profile: tiny\nseed: 0\nruns: {first: {}}", "runs.first: lacks parameters"),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: 1}, note: x}}",
+            "runs.first: unknown key note",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {third: {parameters: {}}}",
+            "runs.third: there is no notebook notebooks/third.ipynb",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {x: {notebook: ../first, parameters: {}}}",
+            "runs.x: '../first' is not made of letters, digits and _",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {length: 1}}}",
+            "runs.first.parameters: unknown key length",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: 1, seed: 2}}}",
+            "runs.first.parameters: unknown key seed",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {}}}",
+            "runs.first.parameters: lacks size",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: many}}}",
+            "runs.first.parameters.size is 'many', expected int as in notebooks/first.ipynb",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: true}}}",
+            "runs.first.parameters.size is True, expected int",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: 1.5}}}",
+            "runs.first.parameters.size is 1.5, expected int",
+        ),
+    ],
+)
+def test_wrong_profile_is_refused_by_name(repository, text, complaint):
+    write_profile(text)
+    with pytest.raises(PipelineError, match=complaint):
+        load_profile("tiny")
+
+
+@pytest.mark.parametrize("name", ["none", "../tiny", ""])
+def test_unknown_profile_is_refused_and_the_known_are_named(repository, name):
+    with pytest.raises(PipelineError, match="there are: tiny"):
+        load_profile(name)
+
+
+def test_types_are_those_of_the_defaults(repository, write_notebook):
+    cell = "rate = 0.5\nflag = False\nanything = None\nnames = ['a']"
+    write_notebook(Path("notebooks/first.ipynb"), TITLE, ("code", GIVEN + cell, "parameters"))
+    head = "profile: tiny\nseed: 0\nruns: {first: {parameters: "
+    write_profile(head + "{rate: 1, flag: true, anything: [1], names: []}}}")
+    assert load_profile("tiny").runs["first"].parameters["rate"] == 1
+    for wrong in ("rate: true, flag: true", "rate: 1, flag: 1", "rate: 1e-3, flag: true"):
+        write_profile(head + "{" + wrong + ", anything: x, names: []}}}")
+        with pytest.raises(PipelineError, match=r"first\.parameters\.(rate|flag) is"):
+            load_profile("tiny")
+
+
+# --- parameters cells -------------------------------------------------------------------------
+
+
+def test_parameters_cell_is_read(tmp_path, write_notebook):
+    path = tmp_path / "n.ipynb"
+    source = "a = 1  # with a reason\nb: float = -0.5\nc = ['x', None]\n# the end"
+    write_notebook(path, TITLE, ("code", source, "other", "parameters"))
+    assert p.notebook_parameters(path) == {"a": 1, "b": -0.5, "c": ["x", None]}
+
+
+@pytest.mark.parametrize(
+    ("cells", "complaint"),
+    [
+        ([TITLE], "0 cells are tagged 'parameters'"),
+        ([("code", "a = 1", "parameters")] * 2, "2 cells are tagged 'parameters'"),
+        ([TITLE, ("code", "import os", "parameters")], "cell 2: 'import os' is not a parameter"),
+        ([("code", "a = b = 1", "parameters")], "'a = b = 1' is not a parameter"),
+        ([("code", "a: int", "parameters")], "'a: int' is not a parameter"),
+        ([("code", "a = f()", "parameters")], "the default of a is not a literal"),
+        ([("code", "a = (", "parameters")], "cell 1 is not Python"),
+    ],
+)
+def test_parameters_cell_only_assigns_literals(tmp_path, write_notebook, cells, complaint):
+    path = tmp_path / "n.ipynb"
+    write_notebook(path, *cells)
+    with pytest.raises(PipelineError, match=complaint):
+        p.notebook_parameters(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"nbformat": 3}', "\x00"])
+def test_what_is_no_notebook_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "broken.ipynb"
+    path.write_text(text)
+    with pytest.raises(PipelineError, match=r"broken\.ipynb: not"):
+        p.notebook_parameters(path)
+
+
+def test_parameter_files_are_what_papermill_gets_and_keep_their_time(repository):
+    profile = load_profile("tiny")
+    first, second = p.write_parameters(profile)
+    assert first == Path("build/tiny/parameters/first.yaml")
+    assert first.read_text() == "profile: tiny\nseed: 0\nsize: 3\n"
+    for path in (first, second):
+        os.utime(path, (1, 1))
+    write_profile(Path("profiles/tiny.yaml").read_text().replace("size: 3", "size: 4", 1))
+    p.write_parameters(load_profile("tiny"))
+    assert first.stat().st_mtime > 1
+    assert second.stat().st_mtime == 1
+
+
+# --- what a run depends on --------------------------------------------------------------------
+
+FORMS = {
+    "corea/__init__.py": "",
+    "corea/plain.py": "import os, corea.aliased as x",
+    "corea/aliased.py": "",
+    "corea/named.py": "def f():\n    from .relative import thing",
+    "corea/relative.py": "from . import sibling",
+    "corea/sibling.py": "from corea import plain  # and back: a cycle",
+    "corea/nested/__init__.py": "from .deep import value",
+    "corea/nested/deep.py": "from ..upward import value",
+    "corea/upward.py": "value = 1",
+    "corea/starter.py": "WORKER = 'worker.py', 'absent.py', '.py', 'no path'",
+    "corea/worker.py": "import corea.aliased",
+    "corea/unrelated.py": "import corea.plain",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "modules"),
+    [
+        ("import os", ""),
+        ("import corea", ""),
+        ("import corea.plain", "plain aliased"),
+        ("from corea import plain", "plain aliased"),
+        ("from corea.aliased import x", "aliased"),
+        ("if True:\n    import corea.named", "named relative sibling plain aliased"),
+        ("import corea.nested", "nested/__init__ nested/deep upward"),
+        ("from corea.nested import deep", "nested/__init__ nested/deep upward"),
+        ("from corea import starter\n'unrelated.py'", "starter worker aliased"),
+    ],
+)
+def test_modules_are_followed_through_every_form_of_import(
+    tmp_path, monkeypatch, write_notebook, source, modules
+):
+    monkeypatch.chdir(tmp_path)
+    for name, text in FORMS.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    write_notebook(Path("n.ipynb"), ("markdown", "import corea.unrelated"), ("code", source))
+    expected = {f"corea/{name}.py" for name in modules.split()}
+    expected |= {"corea/__init__.py"} if "corea" in source else set()
+    assert set(map(str, p.imported_modules(Path("n.ipynb")))) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_module_that_a_chapter_loads_is_missed(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    notebook = Path("notebooks", f"{name}.ipynb")
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    imports = [n for n in ast.parse(code).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    program = "; ".join([*map(ast.unparse, imports), "import sys; print(*sys.modules)"])
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    ).stdout.split()
+    found = {".".join(path.with_suffix("").parts) for path in p.imported_modules(notebook)}
+    found |= {name.removesuffix(".__init__") for name in found}
+    assert "corea.display" in found
+    assert {name for name in loaded if name.split(".")[0] == "corea"} <= found
+
+
+def test_magics_are_refused_by_cell(tmp_path, write_notebook):
+    write_notebook(tmp_path / "n.ipynb", TITLE, ("code", "%matplotlib inline"))
+    with pytest.raises(PipelineError, match=r"n\.ipynb: cell 2 is not Python"):
+        p.imported_modules(tmp_path / "n.ipynb")
+
+
+def test_inputs_of_a_run(repository):
+    Path("mine.csv").write_text("x")
+    run = p.Run(
+        "first", Path("notebooks/first.ipynb"), {"a": "mine.csv", "b": "x\0", "c": "y" * 999}
+    )
+    assert set(map(str, p.run_inputs(run))) == {
+        "constraints.txt", "corea/data/numbers.csv", "mine.csv", "notebooks/first.ipynb",
+    }  # fmt: skip
+
+
+# --- executing --------------------------------------------------------------------------------
+
+
+def tiny_run(cells, write_notebook):
+    """The run ``first`` with these cells after the title and the parameters."""
+    path = Path("notebooks/first.ipynb")
+    write_notebook(path, TITLE, ("code", GIVEN + "size = 0", "parameters"), *cells)
+    profile = load_profile("tiny")
+    return profile, profile.runs["first"]
+
+
+def outputs(path):
+    cells = json.loads(Path(path).read_text("utf-8"))["cells"]
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def test_executed_notebook_tables_log_and_progress(repository, write_notebook, monkeypatch, capsys):
+    write = "from pathlib import Path\nPath(output_dir, 't.csv').write_text(f'{size},{seed}');"
+    where = "import os\nprint(os.path.samefile(os.getcwd(), os.environ['EXPECTED']))"
+    monkeypatch.setenv("EXPECTED", str(repository))
+    cells = [("code", write), ("markdown", "Read."), ("code", where)]
+    p.execute(*tiny_run(cells, write_notebook))
+    executed = Path("build/tiny/executed/first.ipynb")
+    assert [output["text"] for output in outputs(executed)] == [["True\n"]]
+    assert str(repository) not in executed.read_text()
+    assert Path("build/tiny/tables/first/t.csv").read_text() == "3,0"
+    assert capsys.readouterr().out.splitlines() == [f"first: cell {n} of 5" for n in (2, 3, 5)]
+    assert "Executing Cell 3" in Path("build/tiny/logs/first.log").read_text()
+    assert not Path("build/tiny/failed").exists()
+    assert not list(Path("build/tiny/running").iterdir())
+
+
+HOSTILE = "\\x1b[31mred\\x1b[0m\\x07 <script>alert(1)</script>\\r\\nExecuting Cell 9-----"
+
+
+def test_failure_names_the_cell_and_keeps_what_there_is(repository, write_notebook):
+    cells = [("code", "print('kept')"), ("code", f"raise KeyError('{HOSTILE}')"), ("code", "1")]
+    with pytest.raises(PipelineError) as caught:
+        p.execute(*tiny_run(cells, write_notebook))
+    reason, kept, log = str(caught.value).splitlines()
+    assert reason.startswith(
+        r"first: notebooks/first.ipynb, cell 4 of 5 (In [4]): KeyError: '\x1b[31mred"
+    )
+    assert kept == "  partial notebook: build/tiny/failed/first.ipynb"
+    assert log == "  log: build/tiny/logs/first.log"
+    partial = outputs("build/tiny/failed/first.ipynb")
+    assert partial[0]["text"] == ["kept\n"]
+    assert partial[1]["ename"] == "KeyError"
+    assert not Path("build/tiny/executed/first.ipynb").exists()
+    assert Path("build/tiny/failed/first.txt").read_text() == reason + "\n"
+
+
+def test_hostile_error_text_is_shown_as_text(repository, write_notebook):
+    cells = [("code", f"print('{HOSTILE}')\nraise ValueError('{HOSTILE}')")]
+    with pytest.raises(PipelineError) as caught:
+        p.execute(*tiny_run(cells, write_notebook))
+    assert "cell 3 of 3 (In [3]): ValueError: red␇ <script>alert(1)</script>␍␊Exec" in str(
+        caught.value
+    )
+    for told in (str(caught.value), Path("build/tiny/logs/first.log").read_text("utf-8")):
+        assert not set(re.findall(r"[\x00-\x1f\x7f]", told)) - {"\n"}
+
+
+def test_dead_kernel_is_reported_as_such(repository, write_notebook):
+    cells = [("code", "import os\nprint('Executing Cell 9---')\nos.kill(os.getpid(), 9)")]
+    with pytest.raises(PipelineError, match=r"cell 3 of 3: the kernel died"):
+        p.execute(*tiny_run(cells, write_notebook))
+    assert Path("build/tiny/failed/first.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("import warnings\nwarnings.warn('careful')", "cell 3 wrote to standard error: .*careful"),
+        ("import os\nos.getcwd()", "'/.*' in cell 3"),
+    ],
+)
+def test_what_a_book_must_not_show_fails_the_run(repository, write_notebook, source, complaint):
+    with pytest.raises(PipelineError, match="ran, but is not fit for a book: " + complaint):
+        p.execute(*tiny_run([("code", source)], write_notebook))
+    assert Path("build/tiny/failed/first.ipynb").exists()
+    assert not Path("build/tiny/executed/first.ipynb").exists()
+
+
+def test_papermill_that_is_killed_is_reported_and_what_it_left_is_kept(repository, write_notebook):
+    Path("papermill.py").write_text(  # in place of the real one
+        "import os, pathlib, sys\nprint('Executing Cell 1---', flush=True)\n"
+        "pathlib.Path(sys.argv[2]).write_text('{')\nos.kill(os.getpid(), 9)\n"
+    )
+    with pytest.raises(PipelineError, match=r"running/first\.ipynb: not readable as a notebook"):
+        p.execute(*tiny_run([], write_notebook))
+    assert Path("build/tiny/failed/first.ipynb").read_text() == "{"
+    Path("papermill.py").write_text(
+        Path("papermill.py").read_text().replace("'{'", '\'{"nbformat": 4, "cells": []}\'')
+    )
+    with pytest.raises(PipelineError, match=r"cell 1 of 2: papermill was ended by signal 9"):
+        p.execute(*tiny_run([], write_notebook))
+
+
+PAPERMILL = """\
+import pathlib, shutil, sys
+tries = pathlib.Path("tries")
+tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+if len(tries.read_text()) < {good}:
+    print("zmq.error.ZMQError: Address already in use")
+    sys.exit(1)
+print("Executing Cell 1---")
+shutil.copy(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_kernel_that_did_not_start_is_started_once_more(repository, write_notebook, capsys):
+    Path("papermill.py").write_text(PAPERMILL.format(good=2))  # in place of the real one
+    p.execute(*tiny_run([], write_notebook))
+    assert "the kernel did not start; trying once more" in capsys.readouterr().out
+    Path("tries").unlink()
+    Path("papermill.py").write_text(PAPERMILL.format(good=3))
+    with pytest.raises(PipelineError, match=r"first\.ipynb did not start: zmq.*already in use"):
+        p.execute(*tiny_run([], write_notebook))
+    assert Path("tries").read_text() == "xx"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_keeps_what_there_is(repository, write_notebook, number):
+    slow = "import os, time\nfrom pathlib import Path\nPath('kernel').write_text(f'{os.getpid()}.')"
+    tiny_run([("code", "print('kept')"), ("code", slow + "\ntime.sleep(60)")], write_notebook)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "corea.pipeline", "execute", "tiny", "first"],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    kernel = Path("kernel")
+    while not kernel.exists() or not kernel.read_text().endswith("."):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=30) == 128 + number
+    assert outputs("build/tiny/failed/first.ipynb")[0]["text"] == ["kept\n"]
+    assert Path("build/tiny/failed/first.txt").read_text() == "interrupted\n"
+    number = int(kernel.read_text().rstrip("."))
+    while psutil.pid_exists(number):  # it sees within a second that papermill is gone
+        time.sleep(0.05)
+
+
+# --- what must not be in a book ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see /home/ada/work", ["/home/ada"]),
+        ("C:\\Users\\ada", ["C:\\Users\\ada"]),
+        ("ada@node-7", ["ada@node"]),
+        ("run on node-7.", ["node-7"]),
+        ("nodes-7, anode-7, node-77", []),
+        ("accuracy and/or cost; https://host/home/page; </tmp/x>", []),
+        ("adamant ada", []),
+        ("data:image/svg+xml;base64,AAAA/tmp/node-7+home/", []),
+    ],
+)
+def test_private_text(tmp_path, monkeypatch, write_notebook, text, found):
+    monkeypatch.setattr("socket.gethostname", lambda: "node-7")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
+    write_notebook(tmp_path / "n.ipynb", TITLE, ("code", f"print({text!r})"))
+    content = json.loads((tmp_path / "n.ipynb").read_text())
+    content["cells"][1]["outputs"] = [
+        {"output_type": "stream", "name": "stdout", "text": ["first\n", text]}
+    ]
+    content["cells"][1]["source"] = ""
+    (tmp_path / "n.ipynb").write_text(json.dumps(content))
+    assert p.private_text(tmp_path / "n.ipynb") == [f"{name!r} in cell 2" for name in found]
+
+
+# --- the whole --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, make_repository, pipeline):
+    """A repository whose book is built; tests undo what they change."""
+    path = tmp_path_factory.mktemp("built")
+    first = [("code", "from corea import display\ndisplay.reading('It is {size}.', size=size)")]
+    make_repository(path, {"first": first, "second": []})
+    result = pipeline(path, "build", "tiny")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "build/tiny/_build/html/index.html"
+    return path
+
+
+def to_do(repository):
+    """Outputs that the next build would make again."""
+    result = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "--nolock", "--config", "profile=tiny"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return {Path(m).stem for m in re.findall(r"output: ([^,\n]+)", result.stdout + result.stderr)}
+
+
+@pytest.mark.parametrize(
+    ("file", "made_again"),
+    [
+        (None, set()),
+        ("corea/display.py", {"first", "index"}),
+        ("corea/cascade.py", set()),
+        ("corea/data/numbers.csv", {"first", "second", "index"}),
+        ("notebooks/second.ipynb", {"second", "index"}),
+        ("profiles/tiny.yaml", {"first", "index"}),
+        ("constraints.txt", {"first", "second", "index"}),
+        ("book/intro.md", {"index"}),
+        ("_config.yml", {"index"}),
+    ],
+)
+def test_only_what_a_change_touches_is_made_again(built, file, made_again):
+    if file is None:
+        assert to_do(built) == made_again
+        return
+    path = built / file
+    before = path.read_text("utf-8")
+    if file == "profiles/tiny.yaml":
+        path.write_text(before.replace("size: 3", "size: 4", 1), "utf-8")
+    else:
+        path.write_text(before + "\n", "utf-8")
+    try:
+        assert to_do(built) == made_again
+    finally:
+        path.write_text(before, "utf-8")
+    assert to_do(built) == set()
+
+
+def test_all_failures_are_named_and_only_they_are_redone(built, pipeline, write_notebook):
+    paths = [built / "notebooks" / f"{name}.ipynb" for name in ("first", "second")]
+    good = [path.read_text() for path in paths]
+    parameters = ("code", GIVEN + "size = 0", "parameters")
+    for path in paths:
+        write_notebook(path, TITLE, parameters, ("code", "1 / 0"))
+    result = pipeline(built, "build", "tiny")
+    assert result.returncode == 1
+    *_, head, first, second, log = result.stdout.splitlines()
+    assert head == "profile tiny failed:"
+    assert "notebooks/first.ipynb, cell 3 of 3 (In [3]): ZeroDivisionError" in first
+    assert "notebooks/second.ipynb, cell 3 of 3 (In [3]): ZeroDivisionError" in second
+    assert log.endswith("build/tiny/logs/snakemake.log")
+
+    paths[0].write_text(good[0])
+    result = pipeline(built, "build", "tiny")
+    assert result.returncode == 1
+    assert "first: cell 3 of 3" in result.stdout
+    assert "first.ipynb, cell" not in result.stdout
+
+    paths[1].write_text(good[1])
+    result = pipeline(built, "build", "tiny")
+    assert result.returncode == 0, result.stdout
+    assert "first: cell" not in result.stdout
+    assert "second: cell 2 of 2" in result.stdout
+    assert not list((built / "build/tiny/failed").iterdir())
+
+
+def test_warning_of_a_page_fails_the_build_and_is_told(built, pipeline):
+    page = built / "book" / "intro.md"
+    before = page.read_text()
+    page.write_text(before + "\n{doc}`nowhere`\n")
+    try:
+        result = pipeline(built, "build", "tiny")
+        assert result.returncode == 1
+        assert "book/intro.md:5: WARNING: unknown document: 'nowhere'" in result.stdout
+        assert not (built / "build/tiny/_build").exists()
+    finally:
+        page.write_text(before)
+
+
+def test_pages_and_profile_must_agree(built, monkeypatch):
+    monkeypatch.chdir(built)
+    profile = load_profile("tiny")
+    fewer = p.Profile(profile.name, profile.seed, {"first": profile.runs["first"]})
+    with pytest.raises(PipelineError, match="only one of them has: notebooks/second"):
+        p.assemble(fewer)
+
+
+def test_one_build_at_a_time(repository):
+    profile = load_profile("tiny")
+    profile.directory.mkdir(parents=True)
+    with (profile.directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(PipelineError, match="profile tiny is being built already"):
+            p.build(profile)
+
+
+def test_errors_of_snakemake_itself_are_told(repository, pipeline):
+    Path("Snakefile").write_text(Path("Snakefile").read_text() + "\nrulee x:\n")
+    result = pipeline(repository, "build", "tiny")
+    assert result.returncode == 1
+    assert "SyntaxError in file" in result.stdout
+
+
+def test_command_line_refuses_what_it_does_not_know(repository, capsys):
+    assert p.main(["execute", "tiny", "third"]) == 1
+    assert "profile tiny has no run 'third'" in capsys.readouterr().out
+    assert p.main(["parameters", "tiny"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "build/tiny/parameters/first.yaml", "build/tiny/parameters/second.yaml",
+    ]  # fmt: skip
