@@ -180,7 +180,6 @@ def table(
             formatter = ".3f" if pd.api.types.is_float(value) else ""
         return as_html(formatter(value) if callable(formatter) else format(value, formatter))
 
-    header = "".join(f"<th>{as_html(_heading(c))}</th>" for c in shown.columns)
     columns = [
         [cell(value, (formats or {}).get(str(name))) for value in shown.iloc[:, i]]
         for i, name in enumerate(shown.columns)
@@ -190,6 +189,13 @@ def table(
         or any(isinstance(v, Interval) for v in shown.iloc[:, i])
         for i, dtype in enumerate(shown.dtypes)
     ]
+
+    header = "".join(
+        f'<th class="corea-number">{as_html(_heading(c))}</th>'
+        if right
+        else f"<th>{as_html(_heading(c))}</th>"
+        for c, right in zip(shown.columns, numeric, strict=True)
+    )
 
     def classed(text: str, *, right: bool) -> str:
         if right:

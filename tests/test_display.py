@@ -90,7 +90,7 @@ def test_table_shows_an_interval_on_two_lines():
 
 def test_table_shows_a_named_index():
     frame = pd.DataFrame({"v": [1]}, index=pd.Index(["k"], name="key"))
-    assert "<th>key</th><th>v</th>" in display.table(frame, "c").data
+    assert '<th>key</th><th class="corea-number">v</th>' in display.table(frame, "c").data
 
 
 def test_figures_are_svg_images_and_reproducible():
