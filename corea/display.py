@@ -191,9 +191,7 @@ def table(
     ]
 
     header = "".join(
-        f'<th class="corea-number">{as_html(_heading(c))}</th>'
-        if right
-        else f"<th>{as_html(_heading(c))}</th>"
+        f'<th class="corea-number">{_heading(c)}</th>' if right else f"<th>{_heading(c)}</th>"
         for c, right in zip(shown.columns, numeric, strict=True)
     )
 
@@ -216,9 +214,9 @@ def table(
 
 
 def _heading(name: object) -> str:
-    return (
-        " ".join(str(part) for part in name if part != "") if isinstance(name, tuple) else str(name)
-    )
+    """HTML of a column's name, which may break after an underscore."""
+    parts = name if isinstance(name, tuple) else (name,)
+    return as_html(" ".join(str(part) for part in parts if part != "")).replace("_", "_<wbr>")
 
 
 def figure(drawing: Figure, caption: str) -> Html:
