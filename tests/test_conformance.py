@@ -197,7 +197,7 @@ def test_unknown_libraries_are_named() -> None:
         run("uqlm")
 
 
-def test_what_is_not_installed_comes_from_the_record(monkeypatch) -> None:
+def test_what_needs_torch_comes_from_the_record(monkeypatch) -> None:
     def without_torch(library):
         if library in RECORDED:
             raise ModuleNotFoundError("No module named 'torch'")
