@@ -31,7 +31,7 @@ Deviations from math-verify on its own:
    being computed, so that ``9^{9^{9^{9}}}`` may hold it for hours. Here it runs without an
    alarm, in processes the kernel stops.
 2. The default limit is 2 s: ten times the slowest pair of golds of both sets, and less than
-   half of what ``1000000!`` takes.
+   half of what ``1000000!`` takes (5 s, where this was measured).
 3. It and sympy catch ``MemoryError`` and go on to a verdict; here a pair out of memory is None.
 
 The processes are not those of ``multiprocessing`` or of the library pebble. Those either fork
@@ -39,7 +39,7 @@ the calling process, which is unsafe with threads (Jupyter, torch), or import th
 script again, which breaks a script without an ``if __name__ == "__main__"`` guard, and a
 killed worker imports sympy anew. Here one helper process imports math-verify once, and forks
 evaluators for every batch (``_verify_worker.py``). It starts with the first call that needs
-it, takes about two seconds for that, is shared by all threads, and ends with this process. A
+it, takes one to two seconds for that, is shared by all threads, and ends with this process. A
 fork of this process starts its own. POSIX only.
 """
 

@@ -1,0 +1,288 @@
+import dataclasses
+import math
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corea.parsing import ParsedCompletion, parse_completion, parse_decision
+
+LETTERS = ["A", "B", "C", "D", "E"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{5}", "5"),
+        (r"first \boxed{4}, then \boxed{5}", "5"),  # rule 1: the last one
+        (r"\boxed{4} or \boxed{5", None),  # rule 1: no falling back
+        (r"\boxed{4} or \boxed{}", None),
+        (r"\boxed{4} so \boxed 5", "4"),  # rule 2: no command without its brace
+        (r"\boxed {5}", "5"),
+        ("\\boxed\n{5}", "5"),
+        (r"\\boxed{5}", "5"),
+        (r"\fbox{5}", None),
+        (r"\Boxed{5}", None),
+        (r"boxed{5}", None),
+        (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),  # rule 3
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\}}", r"\}"),
+        (r"\boxed{\{}", r"\{"),
+        (r"\boxed{a\\} b}", r"a\\"),
+        (r"\boxed{\\\}}", r"\\\}"),
+        (r"\boxed{5}}", "5"),
+        (r"\boxed{{5}", None),
+        ("\\boxed{5\\", None),
+        (r"\boxed{\boxed{5}}", "5"),  # rule 4
+        (r"\boxed{x = \boxed{5} + 1}", "5"),
+        ("\\boxed{ 5\n}", "5"),  # rule 5
+        ("\\boxed{ \t\n}", None),
+        ("\\boxed{1\n2}", "1\n2"),
+        ("\\boxed{" + "9" * 100_000 + "}", "9" * 100_000),
+        ("\\boxed{\ud800}", "\ud800"),
+        (r"\boxed{<script>alert(1)</script>}", "<script>alert(1)</script>"),
+        ("", None),
+        ("The answer is 5.", None),
+    ],
+)
+def test_an_answer_is_the_last_box(text, answer):
+    assert parse_completion(text).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("stated", "confidence"),
+    [
+        ("0.85", 0.85),  # rule 7: what is a confidence
+        (" 0.85 ", 0.85),
+        (".85", 0.85),
+        ("1.", 1.0),
+        ("1", 1.0),
+        ("0", 0.0),
+        ("0.0", 0.0),
+        ("1.0", 1.0),
+        ("+0.5", 0.5),
+        ("8.5e-1", 0.85),
+        ("85E-2", 0.85),
+        ("0.8500", 0.85),
+        ("0." + "3" * 30, 1 / 3),
+        ("1e-999", 0.0),
+        ("-0.5", None),  # rule 7: what is none
+        ("-0", None),
+        ("+-0.5", None),
+        ("95%", None),
+        (r"95\%", None),
+        ("0.95%", None),
+        ("1/2", None),
+        (r"\frac{1}{2}", None),
+        ("0,85", None),
+        ("0.8.5", None),
+        ("0.85.", None),
+        ("0 .85", None),
+        ("0_1", None),
+        ("0x1", None),
+        (".", None),
+        ("e-1", None),
+        ("0.5e", None),
+        ("high", None),
+        ("nan", None),
+        ("NaN", None),
+        ("inf", None),
+        ("Infinity", None),
+        ("True", None),
+        ("None", None),
+        ("{0.5}", None),
+        ("$0.5$", None),
+        (r"\text{0.5}", None),
+        ("0.5 (sure)", None),
+        ("0.5-0.7", None),
+        ("０.８５", None),
+        ("٠.٨", None),
+        ("²", None),
+        ("½", None),
+        ("0.5\u200b", None),
+        ("0." + "3" * 31, None),
+        ("", None),
+        (" ", None),
+        ("1.0000001", None),  # rule 8
+        ("95", None),
+        ("2", None),
+        ("1e999", None),
+        ("9" * 32, None),
+        ("1e" + "9" * 30, None),
+    ],
+)
+def test_a_confidence_is_a_decimal_number_in_range_or_missing(stated, confidence):
+    parsed = parse_completion(rf"\boxed{{5}} \confidence{{{stated}}}")
+    assert parsed.answer == "5"
+    assert parsed.confidence == (None if confidence is None else pytest.approx(confidence, abs=0))
+    if confidence == 0:  # and not minus zero
+        assert math.copysign(1, parsed.confidence) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "confidence"),
+    [
+        (r"\boxed{5} \confidence{0.2} \confidence{0.7}", "5", 0.7),  # rule 1
+        (r"\boxed{5} \confidence{0.7} \confidence{95%}", "5", None),
+        (r"\boxed{5} \confidence{0.7} \confidence{0.8", "5", None),
+        (r"\boxed{5} \confidence{0.7} \confidence 0.8", "5", 0.7),  # rule 2
+        (r"\boxed{5} \confidence {0.7}", "5", 0.7),
+        (r"\boxed{5} \Confidence{0.7}", "5", None),
+        (r"\boxed{5} confidence: 0.7", "5", None),
+        (r"\boxed{5}", "5", None),
+        (r"\confidence{0.7} \boxed{5}", "5", None),  # rule 6
+        (r"\boxed{4} \confidence{0.2}. Wait. \boxed{5}", "5", None),
+        (r"\boxed{4} \confidence{0.2}. Wait. \boxed{5} \confidence{0.9}", "5", 0.9),
+        (r"<think>\confidence{0.2}</think> \boxed{5} \confidence{0.9}", "5", 0.9),
+        (r"<think>\boxed{4} \confidence{0.2}</think> \boxed{5}", "5", None),
+        (r"\boxed{5 \confidence{0.7}}", r"5 \confidence{0.7}", None),
+        (r"\boxed{5 \confidence{0.7}", None, None),
+        (r"\boxed{4} \confidence{0.7} \boxed{", None, None),
+        (r"\boxed{} \confidence{0.1}", None, 0.1),
+        (r"I do not know. \confidence{0.1}", None, 0.1),
+        (r"\boxed{5}\confidence{0.7}", "5", 0.7),
+        ("", None, None),
+    ],
+)
+def test_the_confidence_that_counts_is_the_last_after_the_last_box(text, answer, confidence):
+    assert parse_completion(text) == ParsedCompletion(answer, confidence)
+
+
+@pytest.mark.parametrize(
+    ("text", "decision"),
+    [
+        ("<think>\nB is wrong.\n</think>\nA", "A"),
+        ("<think>\n</think>\nA", "A"),
+        ("<think></think>A", "A"),
+        ("<think>\n</think>\r\n\r\n  A \r\n", "A"),
+        ("<think>one</think> B <think>two</think>\nA", "A"),  # rule 9
+        ("B\n<think>\n</think>\nA", "A"),
+        ("Sure!\n<think>\n</think>\nA", "A"),
+        ("<think>I write <think> here</think>\nA", "A"),
+        ("<think>\nA", None),  # rule 10
+        ("<think>\n</think>\nA\n<think>", None),
+        ("<think>", None),
+        ("I reason.\n</think>\nA", "A"),  # rule 11
+        ("A", "A"),
+        ("\n A\n", "A"),
+        ("The answer is A", None),
+        ("<think>\n</think>\nThe answer is A", None),  # rule 12
+        ("<think>\n</think>\nA\nB", None),
+        ("<think>\n</think>\nA A", None),
+        ("<think>\n</think>\nA.", None),
+        ("<think>\n</think>\n(A)", None),
+        ("<think>\n</think>\n**A**", None),
+        ("<think>\n</think>\n'A'", None),
+        ("<think>\n</think>\n<A>", None),
+        ("<think>\n</think>\nA<|im_end|>", None),
+        ("<think>\n</think>\nA\nBecause B is wrong.", None),
+        ("<think>\n</think>\nF", None),
+        ("<think>\n</think>\nAB", None),
+        ("<think>\n</think>\nА", None),  # a Cyrillic capital
+        ("<think>\n</think>", None),
+        ("", None),
+        ("<think>\n</think>\na", None),  # rule 13
+        ("<THINK>\n</THINK>\nA", None),
+        ("<think>\n</Think>\nA", None),
+    ],
+)
+def test_a_decision_is_one_option_alone_after_the_reasoning(text, decision):
+    assert parse_decision(text, LETTERS) == decision
+
+
+def test_options_of_several_characters_are_read_whole():
+    options = ("Safe", "Unsafe")
+    assert parse_decision("Unsafe\n", options) == "Unsafe"
+    assert parse_decision("unsafe", options) is None
+    assert parse_decision("Safe Unsafe", options) is None
+    assert parse_decision("not safe", ["not safe", "safe"]) == "not safe"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ([], ValueError, "one or more"),
+        (["A", "A"], ValueError, "all different"),
+        (["A", ""], ValueError, r"options\[1\] is ''"),
+        (["A ", "B"], ValueError, r"options\[0\] is 'A '"),
+        (["A", 1], TypeError, r"options\[1\] is 1 \(int\)"),
+    ],
+)
+def test_options_that_could_never_be_read_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        parse_decision("A", options)
+
+
+@pytest.mark.parametrize("text", [None, 5, float("nan"), b"A", ["A"]])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(TypeError, match="text is .* expected a string"):
+        parse_completion(text)
+    with pytest.raises(TypeError, match="text is .* expected a string"):
+        parse_decision(text, LETTERS)
+
+
+def test_what_was_read_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse_completion(r"\boxed{5}").answer = "6"
+
+
+TOKENS = st.sampled_from([
+    r"\boxed{", r"\boxed", r"\confidence{", "{", "}", "\\", r"\{", r"\}", " ", "\n", "0.5", "1e999",
+    "nan", "95%", "<think>", "</think>", "A", "٣", "\ud800", "\0",
+])  # fmt: skip
+TEXTS = st.lists(TOKENS | st.text(max_size=5), max_size=40).map("".join)
+
+
+@given(TEXTS)
+def test_nothing_raises_and_what_is_read_stands_in_the_text(text):
+    parsed = parse_completion(text)
+    assert parsed.answer is None or (parsed.answer and parsed.answer in text)
+    assert parsed.answer is None or parsed.answer == parsed.answer.strip()
+    assert parsed.confidence is None or 0 <= parsed.confidence <= 1
+    assert parse_decision(text, LETTERS) in [None, *LETTERS]
+
+
+@given(TEXTS, st.sampled_from(["5", r"\frac{1}{2}", r"\{1\}", "{a}b"]), st.floats(0, 1))
+def test_what_is_written_in_the_format_is_read_back(reasoning, answer, confidence):
+    text = rf"{reasoning} so \boxed{{{answer}}} \confidence{{{confidence!r}}}"
+    assert parse_completion(text) == ParsedCompletion(answer, confidence)
+    assert parse_decision(f"{reasoning}</think>\nC", LETTERS) == "C"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        r"\boxed{",
+        r"\boxed",
+        r"\boxed ",
+        r"\boxed{5}",
+        r"\confidence{",
+        r"\confidence{0.5}",
+        r"\boxed{\confidence{",
+        "{",
+        "}",
+        "\\",
+        r"\{",
+        " ",
+        "0",
+        "<think>",
+        "</think>",
+        "<think></think>",
+        "<",
+    ],
+)
+@pytest.mark.parametrize("frame", ["%s", r"\boxed{%s}\confidence{%s}", r"\boxed{5}\confidence{%s"])
+def test_time_is_linear(unit, frame):
+    def seconds(length):
+        text = frame.replace("%s", unit * (length // len(unit)))
+        best = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            parse_completion(text)
+            parse_decision(text, LETTERS)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    # linear is 10 times, quadratic 100; what is faster than a millisecond is within the noise
+    assert seconds(60_000) < 40 * max(seconds(6_000), 1e-3)
