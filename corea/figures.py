@@ -247,7 +247,7 @@ def threshold_explorer(
         row = rows[position]
         return (
             f"threshold <b>{thresholds[position]:.2f}</b>: pass@1 {row['pass_at_1']:.1%}, "
-            f"cost {row['cost']:,.0f}, deferred {row['deferral_rate']:.1%}, "
+            f"cost {_cost(row['cost'])}, deferred {row['deferral_rate']:.1%}, "
             f"saving {1 - row['cost'] / large_cost:+.1%}<br>"
             f"pass@1 against always large: {100 * (row['pass_at_1'] - large_pass_at_1):+.1f} points"
         )
@@ -271,13 +271,13 @@ def threshold_explorer(
                 line={"color": PALETTE[0]}, marker={"size": 5},
                 customdata=np.column_stack([curve["threshold"], curve["deferral_rate"]]),
                 hovertemplate="threshold %{customdata[0]:.3f}<br>deferred %{customdata[1]:.1%}"
-                "<br>pass@1 %{y:.1%}<br>cost %{x:,.0f}<extra></extra>",
+                "<br>pass@1 %{y:.1%}<br>cost %{x:,.3~r}<extra></extra>",
             ),
             go.Scatter(
                 x=[small[0], large_cost], y=[small[1], large_pass_at_1],
                 name="always small, always large", mode="markers",
                 marker={"color": "#444", "size": 9, "symbol": ["square", "diamond"]},
-                hovertemplate="pass@1 %{y:.1%}<br>cost %{x:,.0f}<extra></extra>",
+                hovertemplate="pass@1 %{y:.1%}<br>cost %{x:,.3~r}<extra></extra>",
             ),
             go.Scatter(
                 x=here(active)[0], y=here(active)[1], name="this threshold", mode="markers",
@@ -315,6 +315,11 @@ def threshold_explorer(
         ],
     )  # fmt: skip
     return drawing
+
+
+def _cost(cost: float) -> str:
+    """A cost in input tokens, or in queries of the small model, which are few."""
+    return f"{cost:,.0f}" if cost >= 100 else f"{cost:.2f}"
 
 
 def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str) -> Figure:
