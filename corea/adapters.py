@@ -7,14 +7,19 @@ with this package, see ``corea/data/records/README.md``) and returns
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from corea.confidence import agreement
-from corea.records import Records, RecordsError, records_from_columns, select
+from corea.records import (
+    Records,
+    RecordsError,
+    read_csv_columns,
+    records_from_columns,
+    select,
+)
 
 SHIPPED = Path(__file__).parent / "data" / "records"
 
@@ -23,9 +28,11 @@ def _read_source(path: Path, expected: Sequence[str]) -> pd.DataFrame:
     """Read a source's CSV as text, or say what is wrong with it."""
     try:
         # every cell as text: the records module decides what a cell means
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, EOFError, gzip.BadGzipFile) as error:
-        raise RecordsError(path.name, [f"not a complete CSV file ({error})"]) from None
+        table = pd.DataFrame(read_csv_columns(path), dtype="str")
+    except RecordsError as error:
+        raise RecordsError(
+            path.name, [f"not a complete CSV file: {problem}" for problem in error.problems]
+        ) from None
     if missing := [name for name in expected if name not in table.columns]:
         raise RecordsError(
             path.name, [f"missing column(s) {', '.join(missing)}; found {', '.join(table.columns)}"]

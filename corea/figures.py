@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
 REFERENCE: Mapping[str, Any] = {"color": "0.45", "linestyle": "--", "linewidth": 1}
+_DASHES: tuple[Any, ...] = ((0, (1, 1)), (0, (5, 2)), "-.")
 
 # A method's place in the palette, under each of the names the papers and sources give it.
 _METHODS = (
@@ -189,9 +191,8 @@ def plot_deferral(
     shade = colors(curves)
     with style():
         drawing, axes = plt.subplots(figsize=(6.4, 4.0))
-        for dashes, (name, line) in zip(
-            ((0, (1, 1)), (0, (5, 2)), "-."), lines.items(), strict=False
-        ):
+        # cycled, so that none is left out however many there are
+        for dashes, (name, line) in zip(cycle(_DASHES), lines.items(), strict=False):
             axes.plot(
                 line["cost"],
                 line["pass_at_1"],
@@ -204,7 +205,9 @@ def plot_deferral(
             )
             few = curve if len(curve) <= 30 else curve.iloc[:0]
             axes.plot(few["cost"], few["pass_at_1"], "o", markersize=4, color=shade[name])
-        for marker, (name, (cost, accuracy)) in zip("sD^v", references.items(), strict=False):
+        for marker, (name, (cost, accuracy)) in zip(
+            cycle("sD^v"), references.items(), strict=False
+        ):
             axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=visible(name))
         axes.set(xlabel="mean cost of a question", ylabel="pass@1")
         axes.legend(loc="lower right", fontsize="small")
@@ -218,7 +221,6 @@ def threshold_explorer(
     large: tuple[float, float],
     oracle: pd.DataFrame,
     title: str,
-    start: float | None = None,
     step: float = 0.01,
 ) -> go.Figure:
     """A slider over the threshold: pass@1, cost, deferral rate and saving at each.
@@ -228,8 +230,7 @@ def threshold_explorer(
         small: Mean cost and pass@1 of the small model alone.
         large: Mean cost and pass@1 of the large model alone.
         oracle: The oracle's curve, for comparison.
-        title: Shown above; escaped here.
-        start: Threshold at which the slider stands first; the paper's when None.
+        title: Shown above; escaped here. The slider starts at the paper's threshold.
         step: Distance between the slider's thresholds, which run from 0 past 1.
 
     Returns:
@@ -240,8 +241,7 @@ def threshold_explorer(
     large_cost, large_pass_at_1 = large
     thresholds = np.round(np.arange(0, 1 + 1.5 * step, step), 6)
     rows = [at_threshold(curve, threshold) for threshold in thresholds]
-    start = large_pass_at_1 if start is None else start
-    active = int(np.abs(thresholds - start).argmin())
+    active = int(np.abs(thresholds - large_pass_at_1).argmin())  # the paper's threshold
 
     def said(position: int) -> str:
         row = rows[position]

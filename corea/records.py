@@ -43,6 +43,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 KEY = ("dataset", "question_id", "system", "sample")
 REQUIRED = ("dataset", "question_id", "system", "correct", "confidence")
+_QUESTION = ("dataset", "question_id", "sample")
 OPTIONAL = ("sample", "prompt_tokens", "completion_tokens", "answer", "gold")
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -399,9 +401,25 @@ def read_records(path: str | Path) -> Records:
         raise RecordsError(path.name, [f"unknown file type; expected {', '.join(SUFFIXES)}"])
     if path.name.endswith(".parquet"):
         return _read_parquet(path)
-    text = path.name.removesuffix(".gz").endswith(".csv")
-    columns = _read_text(path, _csv_columns if text else _jsonl_columns)
-    return records_from_columns(columns, source=path.name, text=text)
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        return records_from_columns(read_csv_columns(path), source=path.name, text=True)
+    return records_from_columns(_read_text(path, _jsonl_columns), source=path.name)
+
+
+def read_csv_columns(path: Path) -> dict[str, list[object]]:
+    """Read a CSV file as text, cell by cell, whatever its columns are.
+
+    Args:
+        path: A ``.csv`` or ``.csv.gz`` file.
+
+    Returns:
+        Column name to cells, all text.
+
+    Raises:
+        RecordsError: If the file is damaged, empty, not UTF-8 or not CSV, or a row has
+            too many or too few fields.
+    """
+    return _read_text(path, _csv_columns)
 
 
 def _read_text(
@@ -598,28 +616,55 @@ def pair(table: pd.DataFrame, small: str, large: str) -> pd.DataFrame:
            confidence  small_correct  large_correct
         0         0.2          False           True
     """
-    key = ["dataset", "question_id", "sample"]
     tokens = [c for c in ("prompt_tokens", "completion_tokens") if c in table.columns]
-    left = select(table, system=small)[[*key, "confidence", "correct", *tokens]]
-    right = select(table, system=large)[[*key, "correct", *tokens]]
-    joined = left.merge(
-        right, on=key, how="outer", suffixes=("_small", "_large"), indicator=True, sort=False
+    joined = join_on_questions(
+        select(table, system=small)[[*_QUESTION, "confidence", "correct", *tokens]],
+        select(table, system=large)[[*_QUESTION, "correct", *tokens]],
+        names=(small, large),
+        suffixes=("_small", "_large"),
     )
-    problems = []
-    for side, here, there in (("left_only", small, large), ("right_only", large, small)):
-        alone = joined[joined["_merge"] == side]
-        if len(alone):
-            first = ", ".join(f"{name}={alone.iloc[0][name]!r}" for name in key)
-            problems.append(
-                f"{len(alone)} row(s) of {here!r} have no counterpart in {there!r}, "
-                f"the first is {first}; expected the same questions and samples for both"
-            )
-    if problems:
-        raise RecordsError(f"pairing {small!r} with {large!r}", problems)
     renamed = {
         f"{name}_{side}": f"{side}_{name}"
         for name in ("correct", *tokens)
         for side in ("small", "large")
     }
-    paired = joined.drop(columns="_merge").rename(columns=renamed)
-    return paired.astype({"small_correct": bool, "large_correct": bool})
+    return joined.rename(columns=renamed)
+
+
+def join_on_questions(
+    left: pd.DataFrame,
+    right: pd.DataFrame,
+    *,
+    names: tuple[str, str],
+    suffixes: tuple[str, str],
+) -> pd.DataFrame:
+    """Put the rows of two systems on the same questions and samples side by side.
+
+    Args:
+        left: Records of one system.
+        right: Records of the other.
+        names: Names of the two, for errors.
+        suffixes: Appended to columns that both have.
+
+    Returns:
+        One row per (dataset, question_id, sample), sorted by them.
+
+    Raises:
+        RecordsError: If the two were not asked the same questions, with examples.
+    """
+    key = list(_QUESTION)
+    joined = left.merge(right, on=key, suffixes=suffixes)
+    problems = []
+    for (frame, here), (other, there) in permutations(zip((left, right), names, strict=True)):
+        if len(joined) == len(frame):
+            continue
+        sides = frame[key].merge(other[key], on=key, how="left", indicator=True)
+        alone = sides[sides["_merge"] == "left_only"]
+        first = ", ".join(f"{name}={alone.iloc[0][name]!r}" for name in key)
+        problems.append(
+            f"{len(alone)} row(s) of {here!r} have no counterpart in {there!r}, "
+            f"the first is {first}; expected the same questions and samples for both"
+        )
+    if problems:
+        raise RecordsError(f"pairing {names[0]!r} with {names[1]!r}", problems)
+    return joined.sort_values(key, ignore_index=True)

@@ -13,7 +13,7 @@ from corea import calibration
 from corea.calibration import Interval, bootstrap_interval
 from corea.cascade import operating_point
 from corea.costs import query_cost
-from corea.records import RecordsError, pair, select
+from corea.records import RecordsError, join_on_questions, pair, select
 
 Metric = Callable[..., float]
 
@@ -147,11 +147,8 @@ def difference_interval(
         table.loc[table["system"] == name, [*key, "confidence", "correct"]]
         for name in (system, baseline)
     ]
-    both = sides[0].merge(sides[1], on=key, suffixes=("", "_baseline"))
-    if len(both) == 0 or any(len(side) != len(both) for side in sides):
-        raise RecordsError(
-            f"{system!r} against {baseline!r}", ["expected the same questions for both systems"]
-        )
+    names, suffixes = (system, baseline), ("", "_baseline")
+    both = join_on_questions(*sides, names=names, suffixes=suffixes)
     if missing := int(both[["confidence", "confidence_baseline"]].isna().to_numpy().sum()):
         raise RecordsError(
             f"{system!r} against {baseline!r}", [f"{missing} confidence(s) are missing"]

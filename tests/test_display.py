@@ -136,6 +136,17 @@ def test_figures_draw_any_name(name):
         assert "base64" in display.figure(drawing, name).data
 
 
+def test_every_reference_and_line_is_drawn():
+    curve = deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
+    line = random_deferral(curve, [0, 1])
+    references = {f"point {i}": (i, 0.5) for i in range(6)}
+    lines = {f"line {i}": line for i in range(5)}
+    drawing = figures.plot_deferral({"mine": curve}, references=references, lines=lines)
+    labels = [text.get_text() for text in drawing.axes[0].get_legend().get_texts()]
+    plt.close(drawing)
+    assert set(labels) == {"mine", *references, *lines}
+
+
 def test_explorer_says_the_exact_curve():
     rng = np.random.default_rng(0)
     confidence = rng.random(500)

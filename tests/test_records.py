@@ -316,6 +316,16 @@ def test_adapters_name_what_is_wrong(tmp_path):
         adapters.rlcr(tmp_path / "b.csv.gz")
 
 
+def test_adapters_accept_no_broken_row(tmp_path):
+    header = "benchmark,subject,idx,mixtral_8x7b_correct,gpt4_1106_correct,listed_contaminated"
+    (tmp_path / "a.csv").write_text(f"{header}\ngsm8k,,0,1,1\n")
+    with pytest.raises(RecordsError, match="row 1: found 5 fields, expected 6"):
+        adapters.routellm(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(f"{header}\ngsm8k,\xff,0,1,1,0\n".encode("latin-1"))
+    with pytest.raises(RecordsError, match="not UTF-8"):
+        adapters.routellm(tmp_path / "b.csv")
+
+
 # --- agreement ------------------------------------------------------------------------------
 
 
