@@ -8,12 +8,12 @@ python := .venv/bin/python
 # A stamp per set of extras and per content of what decides what is installed: nothing is
 # reinstalled while that is the same. The folder counts, for .venv points to it.
 pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)
-with_book := .venv/.book-$(pins)
-with_test := .venv/.book,test-$(pins)
-with_dev := .venv/.book,dev-$(pins)
+with_book := .venv/.book,train-$(pins)
+with_test := .venv/.book,train,test-$(pins)
+with_dev := .venv/.book,train,dev-$(pins)
 
 .DEFAULT_GOAL := help
-.PHONY: help book parameters lab test lint constraints clean
+.PHONY: help book publish parameters lab test lint constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ help: ## List what can be made
 
 book: $(with_book) ## Execute what is missing or changed and build the book; print where it is
 	@$(python) -m corea.pipeline build $(PROFILE)
+
+publish: $(with_book) ## Copy the small tables of PROFILE's full run into the package, to be committed
+	@$(python) -m corea.full_run $(PROFILE)
 
 parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
 	@$(python) -m corea.pipeline parameters $(PROFILE)

@@ -10,6 +10,7 @@ from corea.pipeline import load_profile, run_inputs, write_parameters
 
 profile = load_profile(config.get("profile", "laptop"))
 write_parameters(profile)  # a file changes only when its content does
+executed = f"{profile.directory}/executed/{{run}}.ipynb"
 
 
 wildcard_constraints:
@@ -18,7 +19,7 @@ wildcard_constraints:
 
 rule book:
     input:
-        expand(f"{profile.directory}/executed/{{run}}.ipynb", run=profile.runs),
+        expand(executed, run=profile.runs),
         [path for path in Path("book").rglob("*") if path.is_file()],
         ["_config.yml", "_toc.yml", "constraints.txt", "corea/pipeline.py"],
     output:
@@ -30,9 +31,10 @@ rule book:
 rule chapter:
     input:
         lambda wildcards: run_inputs(profile.runs[wildcards.run]),
+        lambda wildcards: [executed.format(run=run) for run in profile.runs[wildcards.run].needs],
         f"{profile.directory}/parameters/{{run}}.yaml",
     output:
-        f"{profile.directory}/executed/{{run}}.ipynb",
+        executed,
         directory(f"{profile.directory}/tables/{{run}}"),
     shell:
         "{sys.executable:q} -m corea.pipeline execute {profile.name} {wildcards.run}"

@@ -7,9 +7,9 @@ metric and cascade modules prepared, and compute nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
-from itertools import cycle
+from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -30,15 +30,19 @@ PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
 REFERENCE: Mapping[str, Any] = {"color": "0.45", "linestyle": "--", "linewidth": 1}
 _DASHES: tuple[Any, ...] = ((0, (1, 1)), (0, (5, 2)), "-.")
 
-# A method's place in the palette, under each of the names the papers and sources give it.
+# A method's place in the palette, under each of the names the papers and sources give it. There
+# are more methods than colours: those that share one are never in the same figure.
 _METHODS = (
     ("Base", "SLM", "SLM-Verb"),
     ("RLVR", "RLVR-SLM", "RLVR-SLM-Verb", "GRPO"),
     ("RLCR", "Brier", "Brier-SLM", "Brier-SLM-Verb"),
-    ("L1", "L1-SLM", "COREA", "Ours"),
-    ("RLVR-Classifier", "RLVR-SLM-Probe", "Probe"),
-    ("Answer-Prob", "RLVR-SLM-AvgProb"),
-    ("Router+RLVR-SLM", "Router", "SFT"),
+    ("L1", "L1-SLM", "L1-SLM-Verb", "COREA", "Ours"),
+    ("RLVR-Classifier", "RLVR-SLM-Probe", "Probe", "KL", "KL-SLM"),
+    ("Answer-Prob", "RLVR-SLM-AvgProb", "L2", "L2-SLM"),
+    ("Router+RLVR-SLM", "Router", "SFT", "Sample_L1", "Sample_L1-SLM"),
+    ("Baseline LLM",),
+    ("Sample_KL", "Sample_KL-SLM"),
+    ("COREA-Expected", "L1-SLM-Expected"),
 )
 _KNOWN = {name: place for place, names in enumerate(_METHODS) for name in names}
 
@@ -210,7 +214,10 @@ def plot_deferral(
         ):
             axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=visible(name))
         axes.set(xlabel="mean cost of a question", ylabel="pass@1")
-        axes.legend(loc="lower right", fontsize="small")
+        if len(curves) + len(lines) + len(references) <= 6:
+            axes.legend(loc="lower right", fontsize="small")
+        else:  # more than the corner below the curves holds
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize="small")
     return drawing
 
 
@@ -354,4 +361,81 @@ def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str
             axes.set_xlabel(measure)
             axes.set_yticks(range(len(names)), [visible(name) for name in names])
             axes.set_ylim(len(names) - 0.5, -0.5)
+    return drawing
+
+
+def plot_cost_accuracy(points: pd.DataFrame, *, row: str, column: str) -> Figure:
+    """Pass@1 against cost, a point a system, with intervals: a grid of panels.
+
+    Args:
+        points: One row per panel and ``system``: ``cost`` and ``pass_at_1``, each with its
+            ``_low`` and ``_high`` (missing for none), ``together`` (drawn as a circle, others
+            as squares), and the columns of the panels.
+        row: Column whose values get a row of panels each.
+        column: Column whose values get a column of panels each.
+
+    Returns:
+        The figure.
+    """
+    rows, columns = list(points[row].unique()), list(points[column].unique())
+    shade = colors(points["system"])
+    with style():
+        drawing, grid = plt.subplots(
+            len(rows),
+            len(columns),
+            figsize=(0.6 + 3.0 * len(columns), 1.0 + 2.5 * len(rows)),
+            squeeze=False,
+            sharex=True,
+        )
+        for axes, (high, across) in zip(grid.flat, product(rows, columns), strict=True):
+            here = points[(points[row] == high) & (points[column] == across)]
+            for at in here.to_dict("records"):
+                x, y, look = at["cost"], at["pass_at_1"], {"color": shade[at["system"]]}
+                axes.plot([at["cost_low"], at["cost_high"]], [y, y], lw=1, **look)
+                axes.plot([x, x], [at["pass_at_1_low"], at["pass_at_1_high"]], lw=1, **look)
+                marker = "o" if at["together"] else "s"
+                axes.plot(x, y, marker, markersize=5, label=visible(at["system"]), **look)
+            axes.set_title(visible(f"{across}: {high}"))
+            axes.tick_params(labelbottom=True)
+            if high == rows[-1]:
+                axes.set_xlabel("cost (large model alone = 100)")
+            if across == columns[0]:
+                axes.set_ylabel("pass@1 (%)")
+        labels: dict[str, Any] = {}
+        for axes in grid.flat:
+            handles, names = axes.get_legend_handles_labels()
+            labels |= dict(zip(names, handles, strict=True))
+        drawing.legend(labels.values(), labels, loc="outside lower center", ncols=5)
+    return drawing
+
+
+def plot_threshold_curves(
+    values: pd.DataFrame, *, labels: Mapping[str, str], banded: Collection[str]
+) -> Figure:
+    """Metrics against the threshold: a panel a metric, a line a system.
+
+    Args:
+        values: One row per ``system``, ``metric`` and ``threshold``: ``value``, ``low`` and
+            ``high``.
+        labels: Metric to the name of its axis; a panel each, in order.
+        banded: Systems whose interval is drawn, as a band; bands of all would hide each other.
+
+    Returns:
+        The figure.
+    """
+    shade = colors(values["system"])
+    with style():
+        drawing, grid = plt.subplots(1, len(labels), figsize=(3.4 * len(labels), 3.6))
+        for axes, (metric, label) in zip(np.atleast_1d(grid), labels.items(), strict=True):
+            part = values[values["metric"] == metric]
+            for name, rows in part.groupby("system", sort=False):
+                line = rows.sort_values("threshold")
+                color = shade[str(name)]
+                axes.plot(line["threshold"], line["value"], color=color, label=visible(name))
+                if name in banded:
+                    ends = line["low"], line["high"]
+                    axes.fill_between(line["threshold"], *ends, color=color, alpha=0.2, lw=0)
+            axes.set(xlabel="threshold", ylabel=label)
+        handles, names = np.atleast_1d(grid)[0].get_legend_handles_labels()
+        drawing.legend(handles, names, loc="outside lower center", ncols=4)
     return drawing

@@ -37,6 +37,29 @@ exactly the parameters that the notebook's cell tagged ``parameters`` assigns,
 since papermill only warns about a name it does not know and stays silent about
 one that is missing. ``output_dir`` alone is left to the pipeline: a notebook
 writes result tables there, and none when it is empty, as it is by hand.
+
+An entry may stand for several runs of its notebook, one for each variant and seed::
+
+      train:
+        parameters: {steps: 40, base: "{tables}/pretrain"}
+        variants:             # what each changes: the runs train_l1, train_rlvr
+          l1: {reward: l1}
+          rlvr: {reward: none}
+        seeds: [0, 1]         # in place of the profile's: train_l1_s0, train_l1_s1, ...
+      compare:
+        parameters:
+          runs: ["{tables}/train_l1_s*"]
+
+A run reads what another one wrote by naming its folder in a parameter,
+``build/<profile>/tables/<run>``, and then runs after it. ``{tables}`` stands for
+``build/<profile>/tables``, so that profiles can share text, and an item of a list with
+``*`` for every run whose name fits, in sorted order. The pages of variants are
+not chapters of ``_toc.yml`` but sections of the page ``book/<notebook>.md`` there.
+
+As many notebooks run at once as there are cores, with one thread each, since several
+that use every core slow each other down: ``OMP_NUM_THREADS`` is 1 unless it is set.
+Lines that a notebook prints with ``progress: `` before them are shown while it runs
+and are not part of the executed notebook.
 """
 
 from __future__ import annotations
@@ -44,6 +67,7 @@ from __future__ import annotations
 import argparse
 import ast
 import fcntl
+import graphlib
 import json
 import os
 import re
@@ -53,8 +77,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -62,8 +86,14 @@ from typing import Any
 import yaml
 
 from corea.display import visible
+from corea.provenance import PACKAGES, provenance
 
 GIVEN = ("profile", "seed", "output_dir")  # parameters that a profile's runs do not list
+VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
+FULL_RUN = Path("corea", "full_run.py")  # reads the one part of the data that few runs read
+PROGRESS = "progress: "  # what a line starts with that is shown and not kept
+# a folder of results in a parameter, with or without a file in it
+TABLES = re.compile(r"build/(?P<profile>[^/]+)/tables(?:/(?P<run>[^/]*)(?P<file>/.*)?)?")
 LONG_CELL = 15  # lines above which the book folds a code cell
 # the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
@@ -81,11 +111,16 @@ class Run:
         name: Name of the run, of its page and of its files.
         notebook: The notebook, relative to the repository.
         parameters: Everything passed to papermill, except ``output_dir``.
+        label: What tells its page from those of the notebook's other runs, such as
+            ``"l1, seed 0"``; empty for a notebook's only run.
+        needs: Runs whose folders its parameters name.
     """
 
     name: str
     notebook: Path
     parameters: Mapping[str, Any]
+    label: str = ""
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +146,13 @@ class Profile:
     def index(self) -> Path:
         """The page that opens the book."""
         return self.directory / "_build" / "html" / "index.html"
+
+    def all_needs(self, name: str) -> list[str]:
+        """Runs whose results a run reads, directly or through others, in a possible order."""
+        found: dict[str, None] = {}
+        for need in self.runs[name].needs:
+            found |= dict.fromkeys([*self.all_needs(need), need])
+        return list(found)
 
 
 # --- profiles ---------------------------------------------------------------------------------
@@ -138,9 +180,10 @@ def load_profile(name: str) -> Profile:
         The profile.
 
     Raises:
-        PipelineError: If there is no such profile, its notebooks do not exist, or its
-            keys or types are not those of the notebooks' parameters. The message
-            names the file and the key.
+        PipelineError: If there is no such profile, its notebooks do not exist, its
+            keys or types are not those of the notebooks' parameters, two runs have the
+            same name, or a run needs one that does not exist or, through others, itself.
+            The message names the file and the key.
     """
     path = Path("profiles", f"{name}.yaml")
     if not path.is_file():
@@ -163,22 +206,109 @@ def load_profile(name: str) -> Profile:
     if not isinstance(content["runs"], dict) or not content["runs"]:
         raise PipelineError(f"{path}: runs must map at least one name to its parameters")
 
-    runs = {}
-    for run, entry in content["runs"].items():
-        where = f"runs.{run}"
-        entry = _checked_mapping(path, where, entry, required=["parameters"], optional=["notebook"])
-        stem = entry.get("notebook", run)
-        for key in (run, stem):
-            if not isinstance(key, str) or not re.fullmatch(r"\w+", key):
-                raise PipelineError(
-                    f"{path}: {where}: {key!r} is not made of letters, digits and _"
-                )
-        notebook = Path("notebooks", f"{stem}.ipynb")
-        if not notebook.is_file():
-            raise PipelineError(f"{path}: {where}: there is no notebook {notebook}")
-        parameters = _checked_parameters(path, where, entry["parameters"], notebook)
-        runs[run] = Run(run, notebook, {"profile": name, "seed": seed} | parameters)
+    runs: dict[str, Run] = {}
+    for key, entry in content["runs"].items():
+        for run in _entry_runs(path, key, entry, {"profile": name, "seed": seed}):
+            if run.name in runs:
+                raise PipelineError(f"{path}: runs.{key}: another run is named {run.name} as well")
+            runs[run.name] = run
+    runs = {run.name: _connected(path, run, runs) for run in runs.values()}
+    try:
+        graphlib.TopologicalSorter({run.name: run.needs for run in runs.values()}).prepare()
+    except graphlib.CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise PipelineError(f"{path}: runs need each other: {circle}") from error
     return Profile(name, seed, runs)
+
+
+def _entry_runs(path: Path, key: str, entry: object, given: Mapping[str, Any]) -> Iterator[Run]:
+    """The runs of one entry of a profile: one, or one for each variant and seed."""
+    where = f"runs.{key}"
+    optional = ["notebook", "variants", "seeds"]
+    entry = _checked_mapping(path, where, entry, required=["parameters"], optional=optional)
+    stem = entry.get("notebook", key)
+    _check_names(path, where, [key, stem])
+    notebook = Path("notebooks", f"{stem}.ipynb")
+    if not notebook.is_file():
+        raise PipelineError(f"{path}: {where}: there is no notebook {notebook}")
+
+    label = [] if key == stem else [key]
+    variants = [(key, label, entry["parameters"])]
+    if "variants" in entry:
+        known = notebook_parameters(notebook).keys() - set(GIVEN)
+        common = _checked_mapping(path, f"{where}.parameters", entry["parameters"], optional=known)
+        if not isinstance(entry["variants"], dict) or not entry["variants"]:
+            raise PipelineError(f"{path}: {where}.variants must map at least one name to changes")
+        _check_names(path, f"{where}.variants", entry["variants"])
+        variants = []
+        for variant, changes in entry["variants"].items():
+            part = f"{where}.variants.{variant}"
+            changes = _checked_mapping(path, part, changes, optional=known)
+            variants.append((f"{key}_{variant}", [*label, variant], common | changes))
+
+    seeds = entry.get("seeds", [])
+    if "seeds" in entry and (
+        not isinstance(seeds, list)
+        or not seeds
+        or any(type(seed) is not int or seed < 0 for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise PipelineError(
+            f"{path}: {where}.seeds is {seeds!r}, expected a list of different integers >= 0"
+        )
+    for name, label, parameters in variants:
+        checked = {**given, **_checked_parameters(path, f"runs.{name}", parameters, notebook)}
+        words = [part.replace("_", " ") for part in label]
+        if not seeds:
+            yield Run(name, notebook, checked, ", ".join(words))
+        for seed in seeds:
+            seeded = ", ".join([*words, f"seed {seed}"])
+            yield Run(f"{name}_s{seed}", notebook, checked | {"seed": seed}, seeded)
+
+
+def _check_names(path: Path, where: str, names: Iterable[object]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise PipelineError(f"{path}: {where}: {name!r} is not made of letters, digits and _")
+
+
+def _connected(path: Path, run: Run, runs: Collection[str]) -> Run:
+    """A run with ``{tables}`` and ``*`` in its parameters filled in, and with what it needs."""
+    profile = run.parameters["profile"]
+    needs: dict[str, None] = {}
+
+    def fill(where: str, value: Any) -> Any:
+        match value:
+            case str():
+                return folders(where, value, wild=False)[0]
+            case dict():
+                return {key: fill(f"{where}.{key}", part) for key, part in value.items()}
+            case list():
+                filled: list[Any] = []
+                for part in value:
+                    whole = isinstance(part, str)
+                    filled += folders(where, part, wild=True) if whole else [fill(where, part)]
+                return filled
+        return value
+
+    def folders(where: str, text: str, *, wild: bool) -> list[str]:
+        text = text.replace("{tables}", f"build/{profile}/tables")
+        text = text.replace("{seed}", str(run.parameters["seed"]))
+        folder = TABLES.fullmatch(text)
+        if not folder:
+            return [text]
+        if folder["profile"] != profile:
+            raise PipelineError(f"{path}: {where} is {text!r}, in the folder of another profile")
+        pattern = re.escape(folder["run"] or "")
+        fitting = re.compile(pattern.replace(r"\*", r"\w*") if wild else pattern)
+        found = sorted(name for name in runs if fitting.fullmatch(name))
+        if not found:
+            raise PipelineError(f"{path}: {where} is {text!r}, but there is no such run")
+        needs.update(dict.fromkeys(found))
+        return [f"build/{profile}/tables/{name}{folder['file'] or ''}" for name in found]
+
+    parameters = fill(f"runs.{run.name}.parameters", run.parameters)
+    return replace(run, parameters=parameters, needs=tuple(needs))
 
 
 def _checked_mapping(
@@ -186,7 +316,7 @@ def _checked_mapping(
     where: str,
     content: object,
     *,
-    required: Collection[str],
+    required: Collection[str] = (),
     optional: Collection[str] = (),
 ) -> dict[str, Any]:
     if not isinstance(content, dict):
@@ -294,7 +424,9 @@ def run_inputs(run: Run) -> list[Path]:
 
     They are the notebook, the modules of ``corea`` it imports (directly or through
     other modules of ``corea``), the data of the package, the pinned versions of
-    everything else, and each file that a parameter names.
+    everything else, and each file that a parameter names, except what other runs make:
+    their executed notebooks stand for that. The published full run counts only for
+    notebooks that import :mod:`corea.full_run`, so that publishing one repeats no training.
 
     Args:
         run: The run.
@@ -302,11 +434,26 @@ def run_inputs(run: Run) -> list[Path]:
     Returns:
         Paths relative to the repository, sorted.
     """
-    # all data count for every run: a module that reads them need not say so in its imports
-    data = [p for p in Path("corea", "data").rglob("*") if p.is_file()]
-    named = [Path(v) for v in run.parameters.values() if isinstance(v, str) and _is_file(v)]
-    fixed = [run.notebook, Path("constraints.txt")]
-    return sorted({*fixed, *imported_modules(run.notebook), *data, *named})
+    modules = imported_modules(run.notebook)
+    # all other data count for every run: a module that reads them need not say so by importing
+    data = {p for p in Path("corea", "data").rglob("*") if p.is_file()}
+    if FULL_RUN not in modules:
+        data -= {p for p in data if p.is_relative_to(Path("corea", "data", "full_run"))}
+    named = [Path(text) for text in _leaves(run.parameters) if _is_file(text)]
+    own = [path for path in named if not TABLES.fullmatch(path.as_posix())]
+    return sorted({run.notebook, Path("constraints.txt"), *modules, *data, *own})
+
+
+def _leaves(value: object) -> Iterator[str]:
+    """Texts in a parameter, however deep in lists and mappings."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for part in value:
+                yield from _leaves(part)
+        case dict():
+            yield from _leaves([*value.values()])
 
 
 def _is_file(text: str) -> bool:
@@ -392,9 +539,11 @@ def _parse_cell(notebook: Path, number: int, source: str) -> ast.Module:
 def execute(profile: Profile, run: Run) -> None:
     """Execute one notebook with papermill, in a process of its own.
 
-    Progress goes to standard output, one line a code cell, and papermill's output
-    to ``logs/<run>.log``. A kernel that dies before its first cell is started once
-    more, since two kernels starting at once may pick the same port.
+    Progress goes to standard output, one line a code cell and each line that the
+    notebook prints with ``progress: `` before it, and papermill's output to
+    ``logs/<run>.log``. A kernel that dies before its first cell is started once more,
+    since two kernels starting at once may pick the same port. The executed notebook's
+    metadata say under ``corea`` from which commit and versions it was made.
 
     Args:
         profile: The profile.
@@ -419,6 +568,7 @@ def execute(profile: Profile, run: Run) -> None:
     tables.mkdir(parents=True)
     write_parameters(profile)
 
+    facts = provenance(profile.name, run.parameters["seed"], packages=VERSIONS)
     reason = "interrupted"
     try:
         status, started = _papermill(profile, run, running, tables, log)
@@ -427,11 +577,11 @@ def execute(profile: Profile, run: Run) -> None:
             status, started = _papermill(profile, run, running, tables, log)
         if status != 0:
             reason = _failure(run, running, log, status, started)
-        elif found := [*warnings_in(running), *private_text(running)]:
-            listed = "; ".join(found)
-            reason = f"{run.name}: {run.notebook} ran, but is not fit for a book: {listed}"
         else:
-            reason = ""
+            _tidy(running, facts)
+            found = "; ".join([*warnings_in(running), *private_text(running)])
+            unfit = f"{run.name}: {run.notebook} ran, but is not fit for a book: {found}"
+            reason = unfit if found else ""
     except PipelineError as error:  # what papermill left is no notebook
         reason = f"{run.name}: {error}"
     finally:
@@ -464,7 +614,8 @@ def _papermill(
     started = 0
     with tempfile.TemporaryDirectory() as settings, log.open("w", encoding="utf-8") as record:
         # a person's own start-up files and kernels of the same name must not change the result
-        environment = os.environ | {"IPYTHONDIR": settings, "JUPYTER_PREFER_ENV_PATH": "1"}
+        own = {"IPYTHONDIR": settings, "JUPYTER_PREFER_ENV_PATH": "1"}
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ | own
         process = subprocess.Popen(
             command,
             env=environment,
@@ -477,6 +628,9 @@ def _papermill(
         try:
             for line in process.stdout or ():
                 record.write(plain(line.rstrip("\n")) + "\n")
+                if line.startswith(PROGRESS):
+                    said = plain(line.removeprefix(PROGRESS).rstrip())
+                    print(f"{run.name}: {said}", flush=True)
                 announced = re.match(r"Executing Cell (\d+)-+$", line)
                 # the notebook may print such a line as well: only the next number counts
                 if announced and int(announced[1]) == started + 1:
@@ -490,6 +644,22 @@ def _papermill(
             if process.stdout:
                 process.stdout.close()
             _end(process)
+
+
+def _tidy(executed: Path, facts: Mapping[str, str]) -> None:
+    """Take the lines about progress out of an executed notebook and note where it is from."""
+    notebook = _read_notebook(executed)
+    for cell in notebook["cells"]:
+        for output in [*cell.get("outputs", [])]:
+            if output["output_type"] == "stream" and output["name"] == "stdout":
+                said = "".join(output["text"])
+                kept, found = re.subn(rf"^{PROGRESS}.*\n?", "", said, flags=re.M)
+                if found:
+                    output["text"] = kept
+                    if not kept.strip():
+                        cell["outputs"].remove(output)
+    notebook["metadata"]["corea"] = facts
+    executed.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -643,11 +813,53 @@ def _strings(content: object) -> Iterator[str]:
 # --- the book ---------------------------------------------------------------------------------
 
 
+def table_of_contents(profile: Profile) -> dict[str, Any]:
+    """``_toc.yml`` with a section for each run that it does not list as a chapter.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        The contents, with such runs in the profile's order below ``book/<notebook>``.
+
+    Raises:
+        PipelineError: If a chapter is no run of the profile, or a run has no place.
+    """
+    contents: dict[str, Any] = yaml.safe_load(Path("_toc.yml").read_text("utf-8"))
+    entries = {entry["file"]: entry for entry in _entries(contents)}
+    listed = {page for page in entries if page.startswith("notebooks/")}
+    runs = {f"notebooks/{name}": run for name, run in profile.runs.items()}
+    if absent := sorted(listed - runs.keys()):
+        raise PipelineError(
+            f"_toc.yml lists what profiles/{profile.name}.yaml does not run: {', '.join(absent)}"
+        )
+    for page, run in runs.items():
+        above = f"book/{run.notebook.stem}"
+        if page not in listed and above not in entries:
+            raise PipelineError(f"_toc.yml lists neither {page} nor {above}, to which it could go")
+        if page not in listed:
+            entries[above].setdefault("sections", []).append({"file": page})
+    return contents
+
+
+def _entries(contents: object) -> Iterator[dict[str, Any]]:
+    """Entries of a table of contents that name a file."""
+    match contents:
+        case dict():
+            if "file" in contents:
+                yield contents
+            yield from _entries([*contents.values()])
+        case list():
+            for part in contents:
+                yield from _entries(part)
+
+
 def assemble(profile: Profile) -> Path:
     """Lay out the book's source: configuration, pages, executed notebooks, static files.
 
     Plotly and MathJax come from the installed packages, so that the book needs no
-    network. Long code cells are folded.
+    network. Long code cells are folded, and a title says which of its notebook's runs
+    the page shows.
 
     Args:
         profile: The profile, with all its runs executed.
@@ -658,18 +870,13 @@ def assemble(profile: Profile) -> Path:
     Raises:
         PipelineError: If the table of contents and the profile disagree on the chapters.
     """
-    contents = yaml.safe_load(Path("_toc.yml").read_text("utf-8"))
-    pages = {text for text in _strings(contents) if text.startswith("notebooks/")}
-    if difference := pages ^ {f"notebooks/{run}" for run in profile.runs}:
-        raise PipelineError(
-            f"_toc.yml and profiles/{profile.name}.yaml must name the same chapters; "
-            f"only one of them has: {', '.join(sorted(difference))}"
-        )
+    contents = table_of_contents(profile)
     source = profile.directory / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree("book", source / "book")
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(name, source)
+    shutil.copy("_config.yml", source)
+    toc = yaml.safe_dump(contents, sort_keys=False, allow_unicode=True)
+    (source / "_toc.yml").write_text(toc, "utf-8")
 
     static = source / "book" / "_static"
     shutil.copy(_packaged("plotly", "plotly/package_data/plotly.min.js"), static)
@@ -681,8 +888,10 @@ def assemble(profile: Profile) -> Path:
             shutil.copy(file, copy)
 
     (source / "notebooks").mkdir()
-    for run in profile.runs:
-        notebook = _read_notebook(profile.directory / "executed" / f"{run}.ipynb")
+    for run in profile.runs.values():
+        notebook = _read_notebook(profile.directory / "executed" / f"{run.name}.ipynb")
+        if run.label:
+            _entitle(notebook, run.label)
         for cell in notebook["cells"]:
             tags = cell["metadata"].setdefault("tags", [])
             lines = "".join(cell["source"]).count("\n") + 1
@@ -695,9 +904,19 @@ def assemble(profile: Profile) -> Path:
             for data in (output.get("data", {}) for output in cell.get("outputs", [])):
                 if "text/html" in data:  # JupyterLab's form of a figure means nothing to a page
                     data.pop("application/vnd.plotly.v1+json", None)
-        page = source / "notebooks" / f"{run}.ipynb"
+        page = source / "notebooks" / f"{run.name}.ipynb"
         page.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
     return source
+
+
+def _entitle(notebook: Mapping[str, Any], label: str) -> None:
+    """Put a label behind the title of a notebook, its first heading."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            source, labelled = "".join(cell["source"]), rf"\g<0> · {label}"
+            cell["source"], found = re.subn(r"^# .*\S", labelled, source, count=1, flags=re.M)
+            if found:
+                return
 
 
 def _packaged(package: str, path: str) -> Path:
@@ -788,7 +1007,11 @@ def build(profile: Profile) -> Path:
                 process.wait()
                 raise
     if status != 0:
-        reasons = [path.read_text("utf-8").strip() for path in sorted(failed.glob("*.txt"))]
+        failures = sorted(failed.glob("*.txt"))
+        reasons = [path.read_text("utf-8").strip() for path in failures]
+        for run in profile.runs:
+            if lacking := [f.stem for f in failures if f.stem in profile.all_needs(run)]:
+                reasons.append(f"{run}: not run, since it needs {', '.join(lacking)}")
         told = reasons or plain_lines(log.read_text("utf-8"))[-20:]
         raise PipelineError("\n  ".join([f"profile {profile.name} failed:", *told, f"log: {log}"]))
     return profile.index

@@ -1,5 +1,6 @@
 """The built book, opened in headless Chromium as a reader would."""
 
+import contextlib
 import csv
 import json
 import re
@@ -9,11 +10,25 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
-import yaml
+
+from corea.pipeline import load_profile, table_of_contents
 
 ROOT = Path(__file__).resolve().parent.parent
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8"))
-PAGES = ["index", TOC["root"], *(chapter["file"] for chapter in TOC["chapters"])]
+
+
+def pages(contents):
+    """All files of a table of contents, sections too."""
+    match contents:
+        case dict():
+            own = [contents[key] for key in ("root", "file") if key in contents]
+            return own + pages([part for part in contents.values() if isinstance(part, list)])
+        case list():
+            return [page for part in contents for page in pages(part)]
+    return []
+
+
+with contextlib.chdir(ROOT):
+    PAGES = ["index", *pages(table_of_contents(load_profile("smoke")))]
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]  # the first test builds the book
 

@@ -24,7 +24,7 @@ def requirements(lines):
     return {canonicalize_name(r.name): (frozenset(r.extras), r.specifier) for r in read}
 
 
-def test_conda_names_the_packages_of_the_book():
+def test_conda_names_the_packages_of_the_book_and_of_training():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
@@ -33,7 +33,8 @@ def test_conda_names_the_packages_of_the_book():
     assert len(found) == len(conda) + len(pip) - 1  # none is named twice
     assert found.pop("pip") == (frozenset(), "")
     assert found.pop("python") == (frozenset(), PROJECT["requires-python"])
-    assert found == requirements([*PROJECT["dependencies"], *EXTRAS["book"]])
+    assert found == requirements([*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["train"]])
+    assert set(requirements(EXTRAS["train"])) <= set(requirements(pip[:-1]))
 
 
 def pins():
@@ -55,10 +56,16 @@ def test_every_package_is_pinned_within_its_bounds(extra):
         assert versions.contains(pinned[name]), f"{name} {pinned[name]} is not {versions}"
 
 
-def test_the_book_needs_no_torch():
-    assert not {"torch", "torchmetrics", "netcal"} & set(
-        requirements([*PROJECT["dependencies"], *EXTRAS["book"]])
-    )
+def test_analysing_records_and_their_pages_needs_no_torch():
+    lists = {"core": PROJECT["dependencies"], **EXTRAS}
+    asking = {
+        package: {name for name, lines in lists.items() if package in requirements(lines)}
+        for package in ("torch", "transformers", "trl", "torchmetrics", "netcal")
+    }
+    train, test = {"train"}, {"test"}
+    assert asking == {
+        "torch": train, "transformers": train, "trl": train, "torchmetrics": test, "netcal": test,
+    }  # fmt: skip
 
 
 def test_every_package_has_a_reason():
@@ -98,7 +105,7 @@ def calls(clone):
 
 
 def test_make_installs_once_what_is_pinned(clone):
-    install = "-m pip install -q --disable-pip-version-check -c constraints.txt -e .[book]"
+    install = "-m pip install -q --disable-pip-version-check -c constraints.txt -e .[book,train]"
     arguments = ("book", "PROFILE=smoke", "PYTHON=./python3")
     assert make(clone, *arguments).returncode == 0
     assert calls(clone) == ["-m venv .venv", install, "-m corea.pipeline build smoke"]
@@ -110,7 +117,9 @@ def test_make_installs_once_what_is_pinned(clone):
         assert make(clone, *arguments).returncode == 0
         assert calls(clone) == [install, "-m corea.pipeline build smoke"]
     assert make(clone, "test", "PYTHON=./python3").returncode == 0
-    assert calls(clone) == [install.replace("book", "book,test"), "-m pytest"]
+    assert calls(clone) == [install.replace(",train]", ",train,test]"), "-m pytest"]
+    assert make(clone, "publish", "PROFILE=laptop-full", "PYTHON=./python3").returncode == 0
+    assert calls(clone) == ["-m corea.full_run laptop-full"]
 
 
 def test_make_refuses_an_old_python(clone):
@@ -123,6 +132,7 @@ def test_make_refuses_an_old_python(clone):
 
 def test_make_alone_lists_what_can_be_made(clone):
     said = make(clone).stdout
-    for target in ("book", "parameters", "lab", "test", "lint", "constraints", "clean"):
+    targets = ("book", "publish", "parameters", "lab", "test", "lint", "constraints", "clean")
+    for target in targets:
         assert f"make {target} " in said
     assert not (clone / ".venv").exists()

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from corea.pipeline import GIVEN, load_profile, notebook_parameters
+from corea.pipeline import GIVEN, load_profile, notebook_parameters, table_of_contents
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,14 +21,19 @@ def read(path):
     return json.loads(path.read_text("utf-8"))
 
 
-def test_every_notebook_is_a_page_and_in_every_profile(monkeypatch):
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_notebook_is_in_every_profile_and_every_run_is_a_page(monkeypatch, name):
     monkeypatch.chdir(ROOT)
-    names = {path.stem for path in NOTEBOOKS}
-    contents = (ROOT / "_toc.yml").read_text("utf-8")
-    assert names
-    assert set(re.findall(r"file: notebooks/(\w+)", contents)) == names
-    for profile in PROFILES:
-        assert {run.notebook.stem for run in load_profile(profile).runs.values()} == names
+    profile = load_profile(name)
+    contents = json.dumps(table_of_contents(profile))
+    listed = re.findall(r'"file": "([^"]+)"', contents)
+    assert len(set(listed)) == len(listed)
+    assert {f"notebooks/{run}" for run in profile.runs} == {
+        page for page in listed if page.startswith("notebooks/")
+    }
+    for page in listed:
+        assert page.startswith("notebooks/") or Path(f"{page}.md").is_file()
+    assert {run.notebook.stem for run in profile.runs.values()} == {p.stem for p in NOTEBOOKS}
 
 
 def test_the_profiles_are_those_that_the_book_needs():
@@ -44,11 +48,11 @@ def test_profile_names_exactly_the_parameters_of_each_notebook(monkeypatch, name
 
 
 @each_notebook
-def test_defaults_are_the_laptop_profile(path):
-    profile = yaml.safe_load((ROOT / "profiles" / "laptop.yaml").read_text("utf-8"))
-    listed = profile["runs"][path.stem]["parameters"]
-    given = {"profile": "laptop", "seed": profile["seed"], "output_dir": ""}
-    assert notebook_parameters(path) == given | listed
+def test_defaults_are_those_of_its_first_run_in_the_laptop_profile(monkeypatch, path):
+    monkeypatch.chdir(ROOT)
+    runs = [r for r in load_profile("laptop").runs.values() if r.notebook.name == path.name]
+    assert runs
+    assert notebook_parameters(path) == {**runs[0].parameters, "output_dir": ""}
 
 
 @each_notebook

@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,178 @@ def test_types_are_those_of_the_defaults(repository, write_notebook):
             load_profile("tiny")
 
 
+# --- several runs of one notebook, and runs that read others -----------------------------------
+
+
+@pytest.fixture
+def trainings(repository, write_notebook):
+    """Function that loads the profile whose runs are given; the notebooks take what they need."""
+    cell = ("code", GIVEN + "reward = 'none'\nsteps = 1", "parameters")
+    write_notebook(Path("notebooks/train.ipynb"), TITLE, cell)
+    cell = ("code", GIVEN + "base = ''\nruns = ['']\nby_name = {}", "parameters")
+    write_notebook(Path("notebooks/compare.ipynb"), TITLE, cell)
+
+    def load(runs):
+        write_profile(f"profile: tiny\nseed: 7\nruns:\n{runs}")
+        return load_profile("tiny")
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("entry", "runs"),
+    [
+        ("", {"train": ("none", 7, "")}),
+        ("seeds: [3]", {"train_s3": ("none", 3, "seed 3")}),
+        (
+            "variants: {l1: {reward: l1}, plain_one: {}}",
+            {"train_l1": ("l1", 7, "l1"), "train_plain_one": ("none", 7, "plain one")},
+        ),
+        (
+            "seeds: [5, 0], variants: {l1: {reward: l1}, l2: {reward: l2}}",
+            {
+                "train_l1_s5": ("l1", 5, "l1, seed 5"),
+                "train_l1_s0": ("l1", 0, "l1, seed 0"),
+                "train_l2_s5": ("l2", 5, "l2, seed 5"),
+                "train_l2_s0": ("l2", 0, "l2, seed 0"),
+            },
+        ),
+    ],
+)
+def test_variants_and_seeds_are_runs_of_their_own(trainings, entry, runs):
+    profile = trainings(f"  train: {{parameters: {{reward: none, steps: 9}}, {entry}}}")
+    found = {
+        name: (run.parameters["reward"], run.parameters["seed"], run.label)
+        for name, run in profile.runs.items()
+    }
+    assert list(found.items()) == list(runs.items())
+    for run in profile.runs.values():
+        assert run.notebook == Path("notebooks/train.ipynb")
+        assert set(run.parameters) == {"profile", "seed", "reward", "steps"}
+        assert run.parameters["steps"] == 9
+
+
+def test_entry_of_another_name_is_told_apart_by_it(trainings):
+    profile = trainings(
+        "  train: {parameters: {reward: a, steps: 1}}\n"
+        "  big_one: {notebook: train, parameters: {steps: 1}, variants: {a: {reward: a}}}"
+    )
+    assert {name: run.label for name, run in profile.runs.items()} == {
+        "train": "", "big_one_a": "big one, a",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ("variants: {}", "runs.train.variants must map at least one name to changes"),
+        ("variants: [l1]", "runs.train.variants must map at least one name to changes"),
+        ("variants: {l-1: {}}", "runs.train.variants: 'l-1' is not made of letters, digits and _"),
+        ("variants: {1: {}}", "runs.train.variants: 1 is not made of letters"),
+        ("variants: {l1: }", "runs.train.variants.l1 must be a mapping, found None"),
+        ("variants: {l1: {rewards: x}}", "runs.train.variants.l1: unknown key rewards"),
+        ("variants: {l1: {seed: 1}}", "runs.train.variants.l1: unknown key seed"),
+        ("variants: {l1: {reward: 1}}", "runs.train_l1.parameters.reward is 1, expected str as in"),
+        ("seeds: []", r"runs.train.seeds is \[\], expected a list of different integers >= 0"),
+        ("seeds: 3", "runs.train.seeds is 3, expected a list"),
+        ("seeds: null", "runs.train.seeds is None, expected a list"),
+        ("seeds: [1, 1]", r"runs.train.seeds is \[1, 1\], expected"),
+        ("seeds: [-1]", r"runs.train.seeds is \[-1\], expected"),
+        ("seeds: [true]", r"runs.train.seeds is \[True\], expected"),
+        ("seeds: [[1]]", r"runs.train.seeds is \[\[1\]\], expected"),
+    ],
+)
+def test_wrong_variants_and_seeds_are_refused_by_name(trainings, entry, complaint):
+    with pytest.raises(PipelineError, match=rf"^profiles/tiny\.yaml: {complaint}"):
+        trainings(f"  train: {{parameters: {{reward: none, steps: 9}}, {entry}}}")
+
+
+def test_variants_share_known_parameters_and_set_the_rest(trainings):
+    with pytest.raises(PipelineError, match="runs.train.parameters: unknown key length"):
+        trainings("  train: {parameters: {steps: 1, length: 1}, variants: {l1: {reward: l1}}}")
+    with pytest.raises(PipelineError, match="runs.train_l2.parameters: lacks reward"):
+        trainings("  train: {parameters: {steps: 1}, variants: {l1: {reward: l1}, l2: {}}}")
+
+
+def test_two_runs_of_one_name_are_refused(trainings):
+    with pytest.raises(PipelineError, match="runs.train: another run is named train_l1 as well"):
+        trainings(
+            "  train_l1: {notebook: train, parameters: {reward: l1, steps: 1}}\n"
+            "  train: {parameters: {steps: 1}, variants: {l1: {reward: l1}}}"
+        )
+
+
+TRAINED = (
+    "  train: {parameters: {reward: none, steps: 9}, seeds: [1, 0],\n"
+    "          variants: {l1: {reward: l1}, rlvr: {}}}\n"
+)
+
+
+def test_runs_are_found_that_a_parameter_names(trainings):
+    profile = trainings(
+        TRAINED + "  compare: {parameters: {base: '{tables}/train_rlvr_s0/model.json', runs: "
+        "['{tables}/train_l1_s*', plain, '{tables}/train_*_s0/x.csv'], "
+        "by_name: {deep: [['{tables}/train_rlvr_s1']], number: 1, text: '{tables}x'}}}"
+    )
+    folder = "build/tiny/tables/"
+    assert profile.runs["compare"].parameters == {
+        "profile": "tiny",
+        "seed": 7,
+        "base": folder + "train_rlvr_s0/model.json",
+        "runs": [
+            folder + "train_l1_s0", folder + "train_l1_s1", "plain",
+            folder + "train_l1_s0/x.csv", folder + "train_rlvr_s0/x.csv",
+        ],
+        "by_name": {
+            "deep": [[folder + "train_rlvr_s1"]], "number": 1, "text": "build/tiny/tablesx",
+        },
+    }  # fmt: skip
+    needs = ["train_rlvr_s0", "train_l1_s0", "train_l1_s1", "train_rlvr_s1"]
+    assert list(profile.runs["compare"].needs) == needs
+    assert profile.runs["train_l1_s0"].needs == ()
+    assert profile.all_needs("compare") == needs
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("{tables}/train", "build/tiny/tables/train', but there is no such run"),
+        ("{tables}/train_l1_s*", r"build/tiny/tables/train_l1_s\*', but there is no such run"),
+        ("{tables}/train.l1_s0", "build/tiny/tables/train.l1_s0', but there is no such run"),
+        ("{tables}", "build/tiny/tables', but there is no such run"),
+        ("build/other/tables/train_l1_s0", "build/other/.*', in the folder of another profile"),
+    ],
+)
+def test_folder_of_no_run_is_refused_by_name(trainings, value, complaint):
+    compare = f"  compare: {{parameters: {{base: '{value}', runs: [], by_name: {{}}}}}}"
+    with pytest.raises(PipelineError, match=rf"runs\.compare\.parameters\.base is '{complaint}"):
+        trainings(TRAINED + compare)
+
+
+def test_list_item_that_fits_no_run_is_refused_by_name(trainings):
+    where = (
+        r"compare\.parameters\.by_name\.deep is 'build/tiny/tables/train_l3_\*', but there is no"
+    )
+    with pytest.raises(PipelineError, match=where):
+        trainings(
+            TRAINED + "  compare: "
+            "{parameters: {base: '', runs: [], by_name: {deep: ['{tables}/train_l3_*']}}}"
+        )
+
+
+def test_runs_that_need_each_other_are_refused_by_name(trainings):
+    entry = "  {}: {{notebook: compare, parameters: {{base: '{}', runs: [], by_name: {{}}}}}}\n"
+    need = [("a", "{tables}/b"), ("b", "{tables}/c"), ("c", "")]
+    chain = trainings("".join(entry.format(*pair) for pair in need))
+    assert chain.all_needs("a") == ["c", "b"]
+    need[2] = ("c", "{tables}/a/x.csv")
+    circles = "a needs b needs c needs a|b needs c needs a needs b|c needs a needs b needs c"
+    with pytest.raises(PipelineError, match=f"runs need each other: ({circles})$"):
+        trainings("".join(entry.format(*pair) for pair in need))
+    with pytest.raises(PipelineError, match="runs need each other: a needs a"):
+        trainings(entry.format("a", "{tables}/a"))
+
+
 # --- parameters cells -------------------------------------------------------------------------
 
 
@@ -249,13 +422,33 @@ def test_magics_are_refused_by_cell(tmp_path, write_notebook):
 
 
 def test_inputs_of_a_run(repository):
-    Path("mine.csv").write_text("x")
-    run = p.Run(
-        "first", Path("notebooks/first.ipynb"), {"a": "mine.csv", "b": "x\0", "c": "y" * 999}
-    )
+    made = Path("build/tiny/tables/second/t.csv")
+    made.parent.mkdir(parents=True)
+    for path in map(Path, ("mine.csv", "deep.csv", made)):
+        path.write_text("x")
+    values = {"a": "mine.csv", "b": "x\0", "c": "y" * 999, "d": {"e": ["deep.csv", 1]}}
+    values["f"] = made.as_posix()  # the executed notebook that made it stands for it
+    run = p.Run("first", Path("notebooks/first.ipynb"), values)
     assert set(map(str, p.run_inputs(run))) == {
-        "constraints.txt", "corea/data/numbers.csv", "mine.csv", "notebooks/first.ipynb",
+        "constraints.txt", "corea/data/numbers.csv", "deep.csv", "mine.csv",
+        "notebooks/first.ipynb",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "counts"), [("from corea import full_run", True), ("import corea.display", False)]
+)
+def test_published_full_run_counts_for_those_who_read_it(
+    repository, write_notebook, source, counts
+):
+    table = Path("corea/data/full_run/compare/table.csv")
+    table.parent.mkdir(parents=True)
+    table.write_text("x\n1\n")
+    notebook = Path("notebooks/first.ipynb")
+    write_notebook(notebook, TITLE, ("code", source))
+    inputs = p.run_inputs(p.Run("first", notebook, {}))
+    assert (table in inputs) == counts
+    assert Path("corea/data/numbers.csv") in inputs
 
 
 # --- executing --------------------------------------------------------------------------------
@@ -288,6 +481,33 @@ def test_executed_notebook_tables_log_and_progress(repository, write_notebook, m
     assert "Executing Cell 3" in Path("build/tiny/logs/first.log").read_text()
     assert not Path("build/tiny/failed").exists()
     assert not list(Path("build/tiny/running").iterdir())
+
+
+def test_lines_about_progress_are_told_and_not_kept(repository, write_notebook, capsys):
+    first = "progress: 1 of 2 \x1b[31mred"
+    lines = "\n".join([first, "kept: progress: 1", "progress:no", "progress: 2 of 2"])
+    p.execute(*tiny_run([("code", f"print({t!r})") for t in (lines, first)], write_notebook))
+    executed = Path("build/tiny/executed/first.ipynb")
+    assert [output["text"] for output in outputs(executed)] == ["kept: progress: 1\nprogress:no\n"]
+    told = [line for line in capsys.readouterr().out.splitlines() if " cell " not in line]
+    assert told == ["first: 1 of 2 red", "first: 2 of 2", "first: 1 of 2 red"]
+    noted = json.loads(executed.read_text("utf-8"))["metadata"]["corea"]
+    assert (noted["profile"], noted["seed"]) == ("tiny", "0")
+    assert {"commit", "date", "python", "numpy", "torch"} <= set(noted)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, "1"), ("3", "3")])
+def test_notebook_gets_one_thread_unless_told_otherwise(
+    repository, write_notebook, monkeypatch, asked, given
+):
+    Path("papermill.py").write_text(  # in place of the real one
+        "import os, sys\nprint('Executing Cell 1---')\nsys.exit(os.environ['OMP_NUM_THREADS'])\n"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    with pytest.raises(PipelineError, match=rf"cell 1 of 2: {given}\n"):
+        p.execute(*tiny_run([], write_notebook))
 
 
 HOSTILE = "\\x1b[31mred\\x1b[0m\\x07 <script>alert(1)</script>\\r\\nExecuting Cell 9-----"
@@ -536,8 +756,95 @@ def test_pages_and_profile_must_agree(built, monkeypatch):
     monkeypatch.chdir(built)
     profile = load_profile("tiny")
     fewer = p.Profile(profile.name, profile.seed, {"first": profile.runs["first"]})
-    with pytest.raises(PipelineError, match="only one of them has: notebooks/second"):
+    with pytest.raises(PipelineError, match=r"profiles/tiny\.yaml does not run: notebooks/second$"):
         p.assemble(fewer)
+    run = p.Run("first_l1", Path("notebooks/first.ipynb"), {})
+    more = p.Profile(profile.name, profile.seed, {**profile.runs, "first_l1": run})
+    with pytest.raises(PipelineError, match="neither notebooks/first_l1 nor book/first, to which"):
+        p.assemble(more)
+
+
+WRITE = """\
+from pathlib import Path
+Path(output_dir, "seed.csv").write_text(str(size + seed))"""
+READ = """\
+from pathlib import Path
+from corea import display, full_run
+total = sum(int(Path(run, "seed.csv").read_text()) for run in runs)
+display.reading("Together {total}.", total=total)"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, make_repository, pipeline, write_notebook):
+    """A repository with a built book in which ``compare`` reads two runs of ``train``."""
+    path = make_repository(tmp_path_factory.mktemp("trained"), {"compare": [], "train": []})
+    cells = ("code", GIVEN + "size = 0", "parameters"), ("code", WRITE)
+    write_notebook(path / "notebooks/train.ipynb", TITLE, *cells)
+    cells = ("code", GIVEN + "runs = ['']", "parameters"), ("code", READ)
+    write_notebook(path / "notebooks/compare.ipynb", ("markdown", "# Which?\n\nAll."), *cells)
+    (path / "book/train.md").write_text("# Training\n\n```{tableofcontents}\n```\n")
+    contents = "  - file: notebooks/compare\n  - file: book/train\n"
+    (path / "_toc.yml").write_text(f"format: jb-book\nroot: book/intro\nchapters:\n{contents}")
+    (path / "profiles/tiny.yaml").write_text(
+        "profile: tiny\nseed: 0\nruns:\n"
+        "  compare: {parameters: {runs: ['{tables}/train_big_s*']}}\n"
+        "  train: {parameters: {}, variants: {big: {size: 10}}, seeds: [1, 2]}\n"
+    )
+    result = pipeline(path, "build", "tiny")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return path
+
+
+def test_run_reads_what_the_runs_before_it_wrote(trained):
+    assert "Together 23." in (trained / "build/tiny/executed/compare.ipynb").read_text("utf-8")
+
+
+def test_variants_are_sections_below_their_page_with_titles_of_their_own(trained):
+    contents = (trained / "build/tiny/source/_toc.yml").read_text("utf-8")
+    assert contents.splitlines()[2:] == [
+        "chapters:", "- file: notebooks/compare", "- file: book/train", "  sections:",
+        "  - file: notebooks/train_big_s1", "  - file: notebooks/train_big_s2",
+    ]  # fmt: skip
+    html = trained / "build/tiny/_build/html"
+    above = (html / "book/train.html").read_text("utf-8")
+    for seed in (1, 2):
+        title = f"What is this? · big, seed {seed}"
+        assert f"{title}<" in above
+        page = html / f"notebooks/train_big_s{seed}.html"
+        assert f"<h1>{title}<" in page.read_text("utf-8")
+    assert "<h1>Which?<" in (html / "notebooks/compare.html").read_text("utf-8")
+
+
+def test_change_of_a_run_touches_what_reads_it(trained):
+    profile, table = trained / "profiles/tiny.yaml", trained / "corea/data/full_run/c/t.csv"
+    before = profile.read_text()
+    assert to_do(trained) == set()
+    try:
+        profile.write_text(before.replace("seeds: [1, 2]", "seeds: [2, 3]"))
+        assert to_do(trained) == {"train_big_s3", "compare", "index"}
+        profile.write_text(before.replace("size: 10", "size: 11"))
+        assert to_do(trained) == {"train_big_s1", "train_big_s2", "compare", "index"}
+        profile.write_text(before)
+        table.parent.mkdir(parents=True)
+        table.write_text("x\n1\n")
+        assert to_do(trained) == {"compare", "index"}
+    finally:
+        profile.write_text(before)
+        shutil.rmtree(table.parents[1], ignore_errors=True)
+
+
+def test_what_needs_a_failed_run_does_not_run_and_is_named(trained, pipeline, write_notebook):
+    cells = ("code", GIVEN + "size = 0", "parameters"), ("code", "1 / (2 - seed)")
+    write_notebook(trained / "notebooks/train.ipynb", TITLE, *cells)
+    result = pipeline(trained, "build", "tiny")
+    assert result.returncode == 1
+    *_, head, failed, blocked, _ = result.stdout.splitlines()
+    assert head == "profile tiny failed:"
+    assert failed.startswith("  train_big_s2: notebooks/train.ipynb, cell 3 of 3 (In [3]): Zero")
+    assert blocked == "  compare: not run, since it needs train_big_s2"
+    assert "compare: cell" not in result.stdout
+    # the last test of this repository: its book is not built again
+    assert (trained / "build/tiny/executed/train_big_s1.ipynb").exists()
 
 
 def test_one_build_at_a_time(repository):

@@ -1,0 +1,335 @@
+"""Evaluation: ask a model questions, and keep every answer as records.
+
+Questions are asked in parts. Each part that is answered and checked becomes a folder of its own
+below the evaluation's directory, whole or not at all (:mod:`corea.store`), so an evaluation that
+is interrupted loses the part it was at, and the same call again asks only for what is missing.
+
+1. A part says what request it belongs to: the model's fingerprint, the system's name, the
+   questions, the sampling and the signals. Where a directory holds a part of another request,
+   nothing is asked and nothing overwritten; the error names the part and what differs.
+2. A part that is damaged is named in the notes of the records, and made again.
+3. An answer that could not be checked (out of time or memory) counts as wrong; how many did is
+   in the notes.
+4. Confidence is the verbalized one. Beside it are ``average_probability``,
+   ``expected_confidence`` and ``expected_mass`` (:mod:`corea.confidence`); NaN where the engine
+   has none or it was not asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from corea.confidence import CONFIDENCE_GRID, average_probability
+from corea.parsing import parse_completion
+from corea.records import Records, records_from_columns
+from corea.store import StoreError, check_seal, seal, write_atomically
+from corea.tasks import Question
+from corea.verify import KINDS, verify_batch
+
+if TYPE_CHECKING:
+    from corea.generate import Engine, Rollout, Sampling
+
+_ROWS, _STATES, _REQUEST = "rows.parquet", "states.safetensors", "request.json"
+_RECORDS = (
+    "dataset",
+    "question_id",
+    "system",
+    "sample",
+    "correct",
+    "confidence",
+    "prompt_tokens",
+    "completion_tokens",
+    "answer",
+    "gold",
+    "expected_confidence",
+    "expected_mass",
+    "average_probability",
+)
+
+_log = logging.getLogger(__name__)
+
+
+class EvaluationError(Exception):
+    """An evaluation's directory does not hold what it should; names the part."""
+
+
+def evaluate(
+    engine: Engine,
+    questions: Sequence[Question],
+    *,
+    system: str,
+    sampling: Sampling,
+    directory: str | Path,
+    part_size: int | None = None,
+    confidence_grid: Sequence[str] = CONFIDENCE_GRID,
+    pooled_states: bool = False,
+) -> Records:
+    """Ask all questions, or those that an earlier, interrupted call left.
+
+    Of two processes on the same directory only one may be at work (:func:`corea.store.make` sees
+    to that).
+
+    Args:
+        engine: What answers.
+        questions: What is asked; no two of the same dataset and name.
+        system: Name of what answers, in the records.
+        sampling: How completions are drawn, and how many of each question.
+        directory: Where parts are kept.
+        part_size: Questions of a part; when None, as many as fill one batch of the engine. Its
+            batches are filled within a part.
+        confidence_grid: Texts for the expected confidence; none: it is not computed.
+        pooled_states: Whether to keep pooled states, for :func:`read_pooled_states`.
+
+    Returns:
+        Records, one per question and sample in the order of the questions. Notes say how many
+        answers could not be checked and how many completions were cut, if any.
+
+    Raises:
+        ValueError: If a question cannot be checked, is there twice, or there is none.
+        EvaluationError: If the directory holds a part of another request.
+    """
+    _require_questions(questions)
+    if not system:
+        raise ValueError("system is empty; expected a name")
+    if part_size is None:
+        part_size = max(1, engine.batch_size // sampling.n_samples)
+    if not isinstance(part_size, int) or part_size < 1:
+        raise ValueError(f"part_size is {part_size!r}; expected a whole number from 1")
+    directory = Path(directory)
+    parts = [questions[i : i + part_size] for i in range(0, len(questions), part_size)]
+    request = {
+        "system": system,
+        "model": engine.fingerprint,
+        "questions": _digest([dataclasses.astuple(question) for question in questions]),
+        "n_questions": len(questions),
+        "part_size": part_size,
+        "sampling": dataclasses.asdict(sampling),
+        "confidence_grid": list(confidence_grid),
+        "pooled_states": pooled_states,
+    }
+    there, damaged = _parts_there(directory, request)
+    for number, part in enumerate(parts):
+        if number in there:
+            continue
+        rollouts = engine.generate(
+            [question.prompt for question in part],
+            sampling,
+            pooled_states=pooled_states,
+            confidence_grid=confidence_grid,
+        )
+        _write_part(directory / _name(number), request, system, part, rollouts)
+    samples = read_samples(directory)
+    notes = [f"{message}; it was made again" for message in damaged]
+    undecided, cut = int(samples["undecided"].sum()), int((~samples["finished"]).sum())
+    if undecided:
+        notes.append(f"{undecided:,} answer(s) could not be checked and count as wrong")
+    if cut:
+        notes.append(f"{cut:,} completion(s) were cut at {sampling.max_completion_tokens:,} tokens")
+    # to_dict would make numpy values of what records read as Python's
+    columns = {name: samples[name].tolist() for name in _RECORDS}
+    return records_from_columns(columns, source=system, notes=notes)
+
+
+def read_samples(directory: str | Path) -> pd.DataFrame:
+    """All that a finished evaluation kept, with the texts.
+
+    Args:
+        directory: That of :func:`evaluate`.
+
+    Returns:
+        The columns of its records and ``kind``, ``level``, ``prompt``, ``completion``,
+        ``finished`` (whether the model ended it) and ``undecided`` (whether the answer could not
+        be checked); rows in the order of the records.
+
+    Raises:
+        EvaluationError: If a part is missing or damaged; names it.
+    """
+    tables = [pd.read_parquet(part / _ROWS) for part in _finished(Path(directory))]
+    return pd.concat(tables, ignore_index=True)
+
+
+def read_pooled_states(directory: str | Path) -> NDArray[np.float32]:
+    """Pooled states of a finished evaluation that kept them.
+
+    Args:
+        directory: That of :func:`evaluate`.
+
+    Returns:
+        Shape (n, d), rows in the order of the records.
+
+    Raises:
+        EvaluationError: If a part is missing or damaged, or no states were kept.
+    """
+    from safetensors.numpy import load_file
+
+    parts = _finished(Path(directory))
+    if not (parts[0] / _STATES).is_file():
+        raise EvaluationError(f"{parts[0].as_posix()}: no pooled states; they were not asked for")
+    return np.concatenate([load_file(part / _STATES)["states"] for part in parts])
+
+
+def _require_questions(questions: Sequence[Question]) -> None:
+    """Find what cannot be checked before anything is asked."""
+    if not questions:
+        raise ValueError("no questions; expected at least one")
+    names: dict[tuple[str, str], int] = {}
+    for i, question in enumerate(questions):
+        if question.kind not in KINDS:
+            raise ValueError(
+                f"questions[{i}]: kind is {question.kind!r}; expected one of {', '.join(KINDS)}"
+            )
+        if not question.gold.strip():
+            raise ValueError(f"questions[{i}]: gold is {question.gold!r}; expected an answer")
+        name = (question.dataset, question.question_id)
+        if not all(name):
+            raise ValueError(f"questions[{i}]: dataset and question_id are {name}; expected names")
+        if name in names:
+            raise ValueError(f"questions[{i}] and questions[{names[name]}] are both {name}")
+        names[name] = i
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _write_part(
+    path: Path,
+    request: Mapping[str, Any],
+    system: str,
+    questions: Sequence[Question],
+    rollouts: Sequence[Sequence[Rollout]],
+) -> None:
+    """Check the answers of a part and write all of it, under its name only once it is whole."""
+    n_samples = request["sampling"]["n_samples"]
+    if [len(group) for group in rollouts] != [n_samples] * len(questions):
+        raise EvaluationError(
+            f"the engine gave {[len(group) for group in rollouts]} rollouts; expected "
+            f"{n_samples} for each of {len(questions)} prompts"
+        )
+    rows = pd.DataFrame(_rows(system, questions, rollouts))
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rows.to_parquet(partial / _ROWS, index=False)
+    if request["pooled_states"]:
+        from safetensors.numpy import save_file
+
+        states = np.stack([_state(rollout) for group in rollouts for rollout in group])
+        save_file({"states": states}, partial / _STATES)
+    write_atomically(partial / _REQUEST, json.dumps(request, indent=1, sort_keys=True) + "\n")
+    seal(partial)
+    shutil.rmtree(path, ignore_errors=True)  # a damaged one
+    partial.replace(path)
+
+
+def _state(rollout: Rollout) -> NDArray[np.float32]:
+    if rollout.pooled_state is None:
+        raise EvaluationError("the engine gave no pooled state, though asked for one")
+    return rollout.pooled_state
+
+
+def _rows(
+    system: str, questions: Sequence[Question], rollouts: Sequence[Sequence[Rollout]]
+) -> Iterator[dict[str, Any]]:
+    asked = [question for question, group in zip(questions, rollouts, strict=True) for _ in group]
+    answered = [(k, rollout) for group in rollouts for k, rollout in enumerate(group)]
+    parsed = [parse_completion(rollout.completion) for _, rollout in answered]
+    verdicts: dict[int, bool | None] = {}
+    for kind in dict.fromkeys(question.kind for question in asked):
+        chosen = [i for i, question in enumerate(asked) if question.kind == kind]
+        checked = verify_batch(
+            [parsed[i].answer for i in chosen], [asked[i].gold for i in chosen], kind
+        )
+        verdicts |= zip(chosen, checked, strict=True)
+    for i, (question, (sample, rollout)) in enumerate(zip(asked, answered, strict=True)):
+        yield {
+            "dataset": question.dataset,
+            "question_id": question.question_id,
+            "system": system,
+            "sample": sample,
+            "correct": verdicts[i] is True,
+            "confidence": _float(parsed[i].confidence),
+            "prompt_tokens": rollout.prompt_tokens,
+            "completion_tokens": rollout.completion_tokens,
+            "answer": parsed[i].answer,
+            "gold": question.gold,
+            "expected_confidence": _float(rollout.expected_confidence),
+            "expected_mass": _float(rollout.expected_mass),
+            "average_probability": _float(
+                None if rollout.logprobs is None else average_probability(rollout.logprobs)
+            ),
+            "kind": question.kind,
+            "level": _float(question.level),
+            "prompt": question.prompt,
+            "completion": rollout.completion,
+            "finished": rollout.finished,
+            "undecided": verdicts[i] is None,
+        }
+
+
+def _float(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[set[int], list[str]]:
+    """Numbers of the parts that are whole, and what is wrong with those that are not."""
+    there, damaged = set(), []
+    for path in sorted(directory.glob("part-*")):
+        if path.name.endswith(".partial"):
+            continue
+        try:
+            check_seal(path)
+        except StoreError as error:
+            _log.warning("%s", error)
+            damaged.append(str(error).split(". Delete")[0])
+            continue
+        found = _request(path)
+        if differing := [name for name in request if found.get(name) != request[name]]:
+            raise EvaluationError(
+                f"{path.as_posix()} belongs to another evaluation: "
+                + "; ".join(f"{n} is {found.get(n)!r}, not {request[n]!r}" for n in differing)
+                + ". Use another directory, or delete this one"
+            )
+        there.add(int(path.name.removeprefix("part-")))
+    return there, damaged
+
+
+def _finished(directory: Path) -> list[Path]:
+    """The parts of a finished evaluation, in order."""
+    parts: list[Path] = []
+    n_parts = 1
+    while len(parts) < n_parts:
+        path = directory / _name(len(parts))
+        if not path.is_dir():
+            raise EvaluationError(f"{path.as_posix()}: not there; the evaluation is not finished")
+        try:
+            check_seal(path)
+        except StoreError as error:
+            raise EvaluationError(str(error)) from None
+        request = _request(path)
+        n_parts = -(-request["n_questions"] // request["part_size"])
+        parts.append(path)
+    return parts
+
+
+def _request(path: Path) -> dict[str, Any]:
+    request: dict[str, Any] = json.loads((path / _REQUEST).read_text("utf-8"))
+    return request
+
+
+def _name(number: int) -> str:
+    return f"part-{number:05d}"
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""What training runs leave behind, read for the chapters that compare them.
+
+A run's folder holds ``model.json`` (what was trained), ``records.parquet`` (its answers to the
+test questions) and, where something was trained, ``dynamics.csv`` (one row a step) and
+``validation.csv`` (rollouts on held-out questions at the steps evaluated). Nothing here needs
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from corea.records import read_records, records_from_columns, write_records
+
+SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
+
+
+class RunError(Exception):
+    """A run's results are missing or not what they should be; names the file."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run trained.
+
+    Attributes:
+        system: Name in tables and figures, such as ``"L1-SLM"``.
+        method: ``"base"``, or the name of the confidence reward (``"none"`` is RLVR).
+        role: ``"small"``, ``"large"`` or ``"tiny"``.
+        architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``.
+        informed: Whether the base model's stated confidence was informed in pretraining.
+        group_size: Rollouts of one prompt in training, or None for a base model.
+        seed: Seed of the run.
+        parameters: Weights of the model.
+        selected_step: Step of the checkpoint that was chosen, or None for a base model.
+        checkpoint: Folder of the weights, relative to the repository.
+    """
+
+    system: str
+    method: str
+    role: str
+    architecture: str
+    informed: bool
+    group_size: int | None
+    seed: int
+    parameters: int
+    selected_step: int | None
+    checkpoint: str
+
+
+def read_model(run: str | Path) -> TrainedModel:
+    """Read what a run trained.
+
+    Args:
+        run: The run's folder, such as ``build/laptop/tables/train_l1``.
+
+    Returns:
+        The content of its ``model.json``.
+
+    Raises:
+        RunError: If the run was not made yet, or the file lacks or has unknown fields.
+    """
+    path = Path(run) / "model.json"
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        return TrainedModel(**content)
+    except FileNotFoundError:
+        raise RunError(f"{path.as_posix()}: not there; `make book` makes it") from None
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path.as_posix()}: not the description of a model ({error})") from None
+
+
+def write_model(model: TrainedModel, folder: str | Path) -> None:
+    """Write ``model.json`` into a run's folder.
+
+    Args:
+        model: What was trained.
+        folder: The folder.
+    """
+    text = json.dumps(vars(model), indent=1) + "\n"
+    Path(folder, "model.json").write_text(text, "utf-8")
+
+
+def write_results(
+    folder: str | Path,
+    model: TrainedModel,
+    samples: pd.DataFrame,
+    *,
+    facts: Mapping[str, str],
+    n_samples: int = 20,
+) -> None:
+    """Write what a run leaves to others: the model, its records, and some completions to read.
+
+    Args:
+        folder: The run's folder.
+        model: What was trained.
+        samples: What :func:`corea.evaluation.read_samples` returns, under the model's system.
+        facts: Provenance, kept with the records.
+        n_samples: Questions of each dataset whose first completion is kept as text.
+    """
+    folder = Path(folder)
+    write_model(model, folder)
+    texts = ["prompt", "completion", "kind", "finished", "undecided"]
+    columns = {name: values.tolist() for name, values in samples.drop(columns=texts).items()}
+    records = records_from_columns(
+        {str(name): values for name, values in columns.items()},
+        source=model.system,
+        provenance=facts,
+    )
+    write_records(records, folder / "records.parquet")
+    first = samples[samples["sample"] == 0].groupby("dataset", sort=False).head(n_samples)
+    kept = ["dataset", "question_id", "level", "prompt", "gold"]
+    kept += ["completion", "answer", "confidence", "correct"]
+    first[kept].to_parquet(folder / "samples.parquet", index=False)
+
+
+def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
+    """Records of several runs with what was trained, one below the other.
+
+    Args:
+        runs: Folders of runs.
+
+    Returns:
+        The records with the columns ``method``, ``role``, ``architecture``, ``group_size``,
+        ``seed`` and ``parameters`` of each run; a confidence signal of :data:`SIGNALS` that a
+        run lacks is missing.
+
+    Raises:
+        RunError: If a run was not made yet, or two runs are the same system with the same seed.
+    """
+    tables: list[pd.DataFrame] = []
+    seen: dict[tuple[str, int], str | Path] = {}
+    for run in runs:
+        model = read_model(run)
+        path = Path(run) / "records.parquet"
+        if not path.is_file():
+            raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
+        identity = (model.system, model.seed)
+        if identity in seen:
+            raise RunError(
+                f"{run} and {seen[identity]} are both {model.system!r} with seed {model.seed}"
+            )
+        seen[identity] = run
+        table = read_records(path).table
+        facts = ("method", "role", "architecture", "group_size", "seed", "parameters")
+        table = table.assign(
+            system=model.system,
+            **{name: getattr(model, name) for name in facts},
+            **{name: np.nan for name in SIGNALS if name not in table},
+        )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def run_table(runs: Sequence[str | Path], name: str) -> pd.DataFrame:
+    """A CSV table of several runs, one below the other.
+
+    Args:
+        runs: Folders of runs.
+        name: ``"dynamics"`` or ``"validation"``.
+
+    Returns:
+        The rows with the columns ``system``, ``method`` and ``seed`` before them.
+
+    Raises:
+        RunError: If a run lacks the table.
+    """
+    tables = []
+    for run in runs:
+        model = read_model(run)
+        path = Path(run) / f"{name}.csv"
+        if not path.is_file():
+            raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
+        table = pd.read_csv(path)
+        for column in ("seed", "method", "system"):
+            table.insert(0, column, getattr(model, column))
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,263 @@
+"""Stages of an experiment, each made once: pretraining, reinforcement, evaluation.
+
+What decides a stage's result makes its entry in the store (:mod:`corea.store`): the weights it
+starts from, the questions, the settings, the code and the versions. A notebook calls a stage and
+gets its folder, at once if it was made before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corea.store import MANIFEST, ROOT, make
+
+if TYPE_CHECKING:
+    from corea.generate import Sampling
+    from corea.microworld import Preset, World
+    from corea.tasks import Question
+    from corea.trainers import GRPOSettings, SFTSettings
+
+
+def pretrained(
+    world: World,
+    preset: Preset,
+    architecture: str,
+    settings: SFTSettings,
+    *,
+    root: str | Path = ROOT,
+) -> Path:
+    """A microworld model trained from random weights on the world's corpus.
+
+    Args:
+        world: What the corpus says; its noise is multiplied by the preset's.
+        preset: Size of the model, and how noisy its corpus is.
+        architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``.
+        settings: Of the training; the seed is also that of the weights and the corpus.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``model/`` and ``dynamics.csv``.
+    """
+
+    def build(folder: Path) -> None:
+        from corea import microworld, trainers
+
+        tokenizer = microworld.build_tokenizer(world)
+        config = microworld.model_config(
+            architecture,
+            hidden_size=preset.hidden_size,
+            n_layers=preset.n_layers,
+            n_heads=preset.n_heads,
+            vocab_size=len(tokenizer),
+        )
+        said = corpus_world(world, preset)
+        rows = microworld.corpus(said, settings.batch * settings.steps, settings.seed)
+        model = microworld.new_model(config, settings.seed)
+        trainers.train_sft(model, tokenizer, rows, settings, folder)
+
+    spec = {
+        "world": asdict(world),
+        "preset": asdict(preset),
+        "architecture": architecture,
+        "settings": asdict(settings),
+    }
+    return make("pretrain", spec, build, modules=("trainers", "microworld"), root=root)
+
+
+def reinforced(
+    base: str | Path,
+    questions: Sequence[Question],
+    validation: Sequence[Question],
+    settings: GRPOSettings,
+    *,
+    root: str | Path = ROOT,
+) -> Path:
+    """A model trained by GRPO with a confidence reward.
+
+    Args:
+        base: Folder or hub name of the model to start from.
+        questions: To train on.
+        validation: Held out, for checkpoint selection.
+        settings: Of the training.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
+        ``alarms.csv``.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.generate import load_model
+        from corea.trainers import train_grpo
+
+        _, tokenizer = load_model(base, device="cpu")
+        train_grpo(base, tokenizer, questions, validation, settings, folder)
+
+    spec = {
+        "base": identity(base),
+        "questions": digest(questions),
+        "validation": digest(validation),
+        "settings": asdict(settings),
+    }
+    return make("grpo", spec, build, modules=("trainers", "generate"), root=root)
+
+
+def evaluated(
+    model: str | Path,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    pooled_states: bool = False,
+    root: str | Path = ROOT,
+) -> Path:
+    """The answers of a model to questions, with its confidence by every signal it states itself.
+
+    Args:
+        model: Folder or hub name.
+        questions: To ask.
+        sampling: How.
+        batch_size: Rows at once.
+        pooled_states: Whether pooled hidden states are kept, for a probe.
+        root: Folder of the store.
+
+    Returns:
+        The folder :func:`corea.evaluation.evaluate` wrote.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.evaluation import evaluate
+        from corea.generate import TransformersEngine, load_model
+
+        engine = TransformersEngine(*load_model(model), batch_size=batch_size)
+        evaluate(
+            engine,
+            questions,
+            system="model",
+            sampling=sampling,
+            directory=folder,
+            pooled_states=pooled_states,
+        )
+
+    spec = {
+        "model": identity(model),
+        "questions": digest(questions),
+        "sampling": asdict(sampling),
+        "batch_size": batch_size,
+        "pooled_states": pooled_states,
+    }
+    return make("evaluation", spec, build, modules=("evaluation", "generate"), root=root)
+
+
+def router(
+    base: str | Path,
+    questions: Sequence[Question],
+    answers: Path,
+    settings: SFTSettings,
+    *,
+    root: str | Path = ROOT,
+) -> Path:
+    """A router trained to say how often a model answers a question right.
+
+    Args:
+        base: Folder or hub name of the model to start from.
+        questions: Training questions.
+        answers: The model's answers to them, from :func:`evaluated`.
+        settings: Of the training.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``model/`` and ``dynamics.csv``.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.evaluation import read_samples
+        from corea.generate import load_model
+        from corea.learned_confidence import train_router
+
+        model, tokenizer = load_model(base)
+        train_router(model, tokenizer, questions, read_samples(answers), settings, folder)
+
+    spec = {
+        "base": identity(base),
+        "questions": digest(questions),
+        "answers": answers.name,
+        "settings": asdict(settings),
+    }
+    return make("router", spec, build, modules=("learned_confidence", "trainers"), root=root)
+
+
+def corpus_world(world: World, preset: Preset) -> World:
+    """The world as the corpus of one size of model states it.
+
+    Args:
+        world: The world.
+        preset: The size; its noise multiplies the world's.
+
+    Returns:
+        The world with the noise of that corpus.
+    """
+    return replace(world, noise_scale=world.noise_scale * preset.noise_scale)
+
+
+def count_weights(model: str | Path) -> int:
+    """How many weights a model's files hold.
+
+    Args:
+        model: Folder with safetensors.
+
+    Returns:
+        The number; weights that are shared count once.
+
+    Raises:
+        FileNotFoundError: If the folder holds no safetensors.
+    """
+    from safetensors import safe_open
+
+    total, paths = 0, sorted(Path(model).glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{Path(model).as_posix()}: no *.safetensors in it")
+    for path in paths:
+        with safe_open(path, framework="numpy") as weights:
+            for name in weights.keys():  # noqa: SIM118  not a mapping
+                total += math.prod(weights.get_slice(name).get_shape())
+    return total
+
+
+def identity(model: str | Path) -> str:
+    """What a model is, whatever its folder is called: a digest of its files, or its hub name.
+
+    Args:
+        model: Folder or hub name.
+
+    Returns:
+        The digest or the name.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(model)
+    total = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """A digest of questions in their order.
+
+    Args:
+        questions: Any.
+
+    Returns:
+        SHA-256, in hexadecimal.
+    """
+    text = json.dumps([asdict(question) for question in questions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,247 @@
+"""Things made once: trained models and evaluations, kept by what they were made from.
+
+An entry is a folder below ``build/store``, named after its kind and a digest of everything it
+depends on: the specification, the source code that makes it, and the versions of the packages
+that decide its numbers. The same request finds it; any other makes another one. So a chapter
+whose text changes is executed again in seconds, and two profiles share what they have in common.
+
+1. An entry is made in ``<name>.partial`` and gets its name when it is complete, with the digest
+   of every file in ``manifest.json``. What an interrupted maker left in ``.partial`` is handed
+   to the next one, which may go on from it.
+2. Each entry has a lock file; of two processes that ask for the same entry one makes it, the
+   other waits and finds it. The system frees the lock of a process that was killed.
+3. A file that is missing or differs from the manifest is named and nothing is read from the
+   entry; an unfinished manifest counts as none.
+4. Source code is compared without comments, docstrings and layout: rewording a docstring makes
+   nothing anew. A string after an assignment, which documents it, is one of those.
+5. The code of an entry is that of the modules named and of all modules of ``corea`` that they
+   import or, as the checker of answers is, start by their file's name.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+ROOT = Path("build", "store")
+PACKAGES = (
+    *("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "numpy"),
+    *("math-verify", "latex2sympy2_extended", "sympy"),  # whether an answer is right
+)
+
+
+class StoreError(Exception):
+    """An entry is damaged or was not made; names the entry or the file."""
+
+
+def make(
+    kind: str,
+    spec: Mapping[str, Any],
+    build: Callable[[Path], None],
+    *,
+    modules: Sequence[str] = (),
+    root: str | Path = ROOT,
+) -> Path:
+    """The entry for a specification, made if it is not there.
+
+    Args:
+        kind: What it is, such as ``"grpo"``; letters, digits, ``_`` and ``-``.
+        spec: All that decides the content, as JSON: settings, seed, the names of other entries.
+        build: Fills the folder it is given; called only if the entry is not there. The folder
+            holds what an interrupted call left, or nothing.
+        modules: Modules of ``corea`` whose code decides the content, with all they import.
+        root: Folder of the store.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        StoreError: If the entry is there but damaged; names the file.
+        FileNotFoundError: If there is no such module.
+        TypeError: If ``spec`` is not JSON.
+        ValueError: If ``kind`` is not a name, or a number of ``spec`` is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     path = make("sum", {"a": 1}, lambda p: p.joinpath("x").write_text("1"), root=root)
+        ...     again = make("sum", {"a": 1}, lambda p: 1 / 0, root=root)
+        ...     path == again, path.joinpath("x").read_text()
+        (True, '1')
+    """
+    if not re.fullmatch(r"[\w-]+", kind):
+        raise ValueError(f"kind is {kind!r}; expected letters, digits, _ and -")
+    request = {
+        "kind": kind,
+        "spec": spec,
+        "code": {path.name: digest for path, digest in _code(modules)},
+        "packages": {name: version(name) for name in PACKAGES} if modules else {},
+    }
+    text = json.dumps(request, sort_keys=True, indent=1, allow_nan=False)
+    name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    entry = Path(root) / name
+    with _locked(Path(root) / f"{name}.lock"):
+        if not entry.is_dir():
+            partial = entry.with_name(name + ".partial")
+            partial.mkdir(parents=True, exist_ok=True)
+            build(partial)
+            write_atomically(partial / "request.json", text + "\n")
+            seal(partial)
+            partial.replace(entry)
+    check_seal(entry)
+    return entry
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of all files of a folder into its manifest, as the last of its files.
+
+    Args:
+        folder: A folder whose content is complete.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     _ = folder.joinpath("weights").write_text("1.5")
+        ...     seal(folder)
+        ...     check_seal(folder)  # as it was sealed: says nothing
+        ...     _ = folder.joinpath("weights").write_text("2.5")
+        ...     try:
+        ...         check_seal(folder)
+        ...     except StoreError as error:
+        ...         print(str(error).partition(" is damaged: ")[2].partition(" (")[0])
+        weights was changed
+    """
+    digests = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
+    write_atomically(folder / MANIFEST, json.dumps(digests, indent=1) + "\n")
+
+
+def check_seal(folder: Path) -> None:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: A folder that was sealed.
+
+    Raises:
+        StoreError: If there is no manifest, or a file is missing, added or different; names
+            each of them.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise StoreError(f"{folder.as_posix()}: half written, there is no {MANIFEST}")
+    try:
+        expected = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path.as_posix()}: not readable ({error})") from None
+    found = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
+    wrong = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"{name} was added" for name in sorted(found.keys() - expected.keys())]
+    wrong += [
+        f"{name} was changed (its SHA-256 is not that of the manifest)"
+        for name in sorted(expected.keys() & found.keys())
+        if expected[name] != found[name]
+    ]
+    if wrong:
+        raise StoreError(
+            f"{folder.as_posix()} is damaged: {'; '.join(wrong)}. Delete the folder to have it "
+            "made again"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is either there as a whole or not at all.
+
+    Args:
+        path: The file; replaced if it exists.
+        text: Its content.
+
+    Raises:
+        OSError: If it cannot be written; what was there before stays.
+    """
+    partial = path.with_name(path.name + ".writing")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            yield path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+# --- the code an entry was made by ------------------------------------------------------------
+
+
+def _code(modules: Sequence[str]) -> Iterator[tuple[Path, str]]:
+    """Source files of the modules and of all of ``corea`` that they import, with digests."""
+    package = Path(__file__).parent
+    waiting = [package / f"{name}.py" for name in modules]
+    found: dict[Path, str] = {}
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        waiting += _imported(tree, package)
+        found[path] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+    yield from sorted(found.items())
+
+
+def _imported(tree: ast.AST, package: Path) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [f"corea.{node.value.removesuffix('.py')}"] if _is_file_name(node.value) else []
+        for name in names:
+            path = package / f"{name.removeprefix('corea.')}.py"
+            if name.startswith("corea.") and path.is_file():
+                yield path
+
+
+def _is_file_name(text: str) -> bool:
+    return re.fullmatch(r"\w+\.py", text) is not None
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [statement for statement in node.body if not _is_text(statement)]
+    return tree
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

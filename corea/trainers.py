@@ -1,0 +1,1054 @@
+r"""Training: supervised fine-tuning and GRPO with a confidence reward (RLCC), on TRL.
+
+Both trainers are TRL's, pinned to one version. The only private things of TRL that are touched
+are in this module, in :class:`RLCCTrainer`: the method ``_calculate_rewards``, the attribute
+``_metrics``, and the order of its result (``tests/test_trainers.py`` fails when they change).
+
+What is decided here:
+
+1. The reward is the sum of correctness, confidence and format (paper A, equation 1). The
+   confidence reward needs the accuracy of the whole group (equation 6), and TRL calls reward
+   functions on each process before it gathers; so TRL is told the confidence *stated*, and its
+   column becomes the reward after gathering, when every group is whole. That each
+   ``group_size`` rows in a row answer the same prompt is checked at every step.
+2. Paper A's "batch size of 1,024" in the rollout phase and "of 256" in training are taken as
+   completions: four optimizer steps a rollout (:attr:`GRPOSettings.steps_per_rollout`).
+3. Questions come in an order drawn from the seed, as many as the steps need; each is asked once
+   before any is asked again. TRL's own sampler forgets its state between passes over the data,
+   so that a resumed run would see others.
+4. Validation runs the same code on held-out questions, at the training temperature, with random
+   numbers of its own: the same at each evaluated step, and training does not notice it.
+5. Checkpoint selection (paper A stops at a fixed step and names that as a limitation): of the
+   evaluated steps after 0, the one whose worst component is least behind. For each component of
+   the method's reward k (correctness, format, and confidence if it is trained),
+
+   .. math:: \text{behind}_k(t) = \frac{\max_s v_k(s) - v_k(t)}{\text{SE}_k},
+
+   where :math:`v_k(t)` is the mean on the validation rollouts and :math:`\text{SE}_k` its standard
+   error by question, the largest of all evaluated steps (a step where all questions earn the
+   same has none, and would leave every other one infinitely far behind). The step with the
+   smallest :math:`\max_k \text{behind}_k(t)` is taken, the latest of equals.
+6. A checkpoint counts once its checksums are written, last of all. A run that was killed goes on
+   from the newest one that is whole, and ends with the weights it would have had.
+7. A loss that is not finite ends the run before it reaches the weights in GRPO, and before they
+   are kept in both trainings; so does a gradient that is not. A confidence reward under which
+   nearly all completions state the same confidence, although accuracy varies between questions,
+   is reported the first time and again after each recovery.
+8. TRL keeps rewards in 32 bits, in which 0.7 is less than 0.7 and falls into another bin. So the
+   confidences that are logged and rewarded are gathered in 64 bits, next to TRL's own tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import gather, gather_object
+from huggingface_hub import constants as hub
+from numpy.typing import NDArray
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from corea import rewards
+from corea.calibration import auroc, expected_calibration_error
+from corea.parsing import parse_completion
+from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
+from corea.tasks import Question
+from corea.verify import verify_batch
+
+COMPONENTS = ("correctness", "confidence", "format")
+_WINDOW = 16  # steps of supervised fine-tuning whose rows are sorted by length
+COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
+VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
+
+_Floats = NDArray[np.float64]
+
+
+class TrainingError(Exception):
+    """Training cannot go on; says at which step and why."""
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """Supervised fine-tuning.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Sequences a step, over all processes.
+        micro_batch: Sequences a process takes at once.
+        learning_rate: The highest, reached after ``warmup_steps``; then it falls as a cosine.
+        warmup_steps: Steps until then.
+        checkpoint_every: Steps between checkpoints.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay as loaded).
+        weight_decay: Of AdamW.
+        seed: Seed of the order of the rows.
+
+    Example:
+        >>> SFTSettings(steps=100, checkpoint_every=30)
+        Traceback (most recent call last):
+            ...
+        ValueError: steps is 100; expected a multiple of checkpoint_every, 30
+    """
+
+    steps: int
+    batch: int = 64
+    micro_batch: int = 64
+    learning_rate: float = 5e-3
+    warmup_steps: int = 0
+    checkpoint_every: int = 200
+    precision: str = "float32"
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one is out of range; names it.
+        """
+        _check_settings(self)
+
+
+@dataclass(frozen=True)
+class GRPOSettings:
+    """GRPO with a confidence reward.
+
+    Attributes:
+        confidence_reward: Name in :data:`corea.rewards.CONFIDENCE_REWARDS`; ``"none"`` is RLVR.
+        group_size: Rollouts of one prompt, G.
+        steps: Optimizer steps.
+        batch: Completions a step, over all processes.
+        micro_batch: Completions a process takes at once in the forward and backward pass.
+        steps_per_rollout: Optimizer steps taken on the completions of one rollout.
+        learning_rate: Constant after ``warmup_steps``.
+        warmup_steps: Steps until it is reached.
+        temperature: Of sampling.
+        max_completion_tokens: Length at which a completion is cut.
+        kl_coef: Weight of the KL divergence from the base model, TRL's beta.
+        entropy_coef: Weight of the entropy bonus.
+        confidence_weight: Weight of the confidence reward.
+        format_weight: Weight of the format reward.
+        loss_type: What a token's loss is divided by, as in TRL.
+        scale_rewards: ``"group"``, ``"batch"`` or ``"none"``, as in TRL.
+        checkpoint_every: Steps between checkpoints, each with a validation.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
+        seed: Seed of the questions' order and of sampling.
+
+    Example:
+        >>> GRPOSettings("l1", group_size=8, batch=100)
+        Traceback (most recent call last):
+            ...
+        ValueError: batch is 100; expected a multiple of group_size, 8
+    """
+
+    confidence_reward: str = "l1"
+    group_size: int = 8
+    steps: int = 120
+    batch: int = 256
+    micro_batch: int = 256
+    steps_per_rollout: int = 1
+    learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    temperature: float = 1.0
+    max_completion_tokens: int = 64
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    confidence_weight: float = 1.0
+    format_weight: float = 1.0
+    loss_type: str = "dapo"
+    scale_rewards: str = "group"
+    checkpoint_every: int = 20
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one is out of range; names it.
+        """
+        _check_settings(self)
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}; expected 2 or more")
+        _check_multiple(self, "batch", "group_size")
+        _check_multiple(self, "checkpoint_every", "steps_per_rollout")
+
+
+_Settings = SFTSettings | GRPOSettings
+
+
+def _check_multiple(settings: _Settings, name: str, divisor: str) -> None:
+    if getattr(settings, name) % getattr(settings, divisor):
+        raise ValueError(
+            f"{name} is {getattr(settings, name)}; expected a multiple of {divisor}, "
+            f"{getattr(settings, divisor)}"
+        )
+
+
+def _check_settings(settings: _Settings) -> None:
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in _CHOICES:
+            if value not in _CHOICES[field.name]:
+                known = ", ".join(_CHOICES[field.name])
+                raise ValueError(f"{field.name} is {value!r}; expected one of {known}")
+            continue
+        kind = "a whole number" if field.type == "int" else "a number"
+        expected = "0 or more" if field.name in _MAY_BE_ZERO else "more than 0"
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int if field.type == "int" else (int, float))
+            or not math.isfinite(value)
+            or value < 0
+            or (value == 0 and field.name not in _MAY_BE_ZERO)
+        ):
+            raise ValueError(f"{field.name} is {value!r}; expected {kind}, {expected}")
+    _check_multiple(settings, "steps", "checkpoint_every")  # the last step is kept and validated
+
+
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "confidence_reward": tuple(rewards.CONFIDENCE_REWARDS),
+    # TRL's other two need importance ratios of whole sequences
+    "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "precision": ("float32", "bfloat16"),
+}
+_MAY_BE_ZERO = {
+    "warmup_steps",
+    "kl_coef",
+    "entropy_coef",
+    "confidence_weight",
+    "format_weight",
+    "weight_decay",
+    "seed",
+}
+
+
+# --- reward functions, in TRL's signature -----------------------------------------------------
+
+_parsed = lru_cache(maxsize=65536)(parse_completion)  # three components read each completion
+
+
+def correctness(
+    completions: Sequence[str], gold: Sequence[str], kind: Sequence[str], **_: object
+) -> list[float]:
+    r"""1 for a right final answer, else 0; an answer that cannot be decided is wrong.
+
+    Source: paper A, section 3.2.
+
+    Args:
+        completions: Texts, length n.
+        gold: Right answers, length n.
+        kind: How each is compared, as in :func:`corea.verify.verify_batch`.
+
+    Returns:
+        The rewards, length n.
+
+    Raises:
+        ValueError: If a kind is unknown.
+
+    Example:
+        >>> correctness([r"\boxed{4}", r"\boxed{5}"], gold=["4", "4"], kind=["choice"] * 2)
+        [1.0, 0.0]
+    """
+    answers = [_parsed(text).answer for text in completions]
+    verdicts = np.zeros(len(answers))
+    kinds = np.asarray(kind)
+    for name in dict.fromkeys(kind):
+        rows = np.flatnonzero(kinds == name)
+        checked = verify_batch([answers[i] for i in rows], [gold[int(i)] for i in rows], name)
+        verdicts[rows] = [verdict is True for verdict in checked]
+    return verdicts.tolist()
+
+
+def confidence(completions: Sequence[str], **_: object) -> list[float]:
+    r"""The confidence stated, NaN where there is none; :class:`RLCCTrainer` makes it a reward.
+
+    Args:
+        completions: Texts, length n.
+
+    Returns:
+        Confidences in [0, 1], length n.
+
+    Example:
+        >>> confidence([r"\boxed{4} \confidence{0.9}", r"\boxed{4}"])
+        [0.9, nan]
+    """
+    stated = (_parsed(text).confidence for text in completions)
+    return [np.nan if value is None else value for value in stated]
+
+
+def format(completions: Sequence[str], **_: object) -> list[float]:  # TRL logs it by this name
+    r"""The format reward of :func:`corea.rewards.format_reward`.
+
+    Args:
+        completions: Texts, length n.
+
+    Returns:
+        Rewards in [0, 1], length n.
+
+    Example:
+        >>> format([r"\boxed{4} \confidence{0.9}"])
+        [1.0]
+    """
+    return [float(value) for value in rewards.format_reward(completions)]
+
+
+# --- GRPO ---------------------------------------------------------------------------------------
+
+
+class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPO trainer with a confidence reward that sees whole groups."""
+
+    def __init__(self, settings: GRPOSettings, directory: Path, **arguments: Any) -> None:
+        """Set up as TRL's trainer does.
+
+        Args:
+            settings: The settings.
+            directory: Where validations and alarms are written.
+            arguments: Those of TRL's trainer.
+
+        Raises:
+            TrainingError: If the validation does not divide into batches of whole groups, or
+                asks a question twice.
+        """
+        self.settings = settings
+        self.directory = directory
+        self.rollouts: list[pd.DataFrame] = []  # of the validation in progress
+        super().__init__(
+            reward_funcs=[correctness, confidence, format],
+            callbacks=[_Finite(directory), _Seal()],
+            **arguments,
+        )
+        self.question_ids = {
+            _digest(row["prompt"]): row["question_id"] for row in self.eval_dataset
+        }
+        if len(self.question_ids) != len(self.eval_dataset):
+            raise TrainingError("two validation questions have the same prompt")
+        world = self.accelerator.num_processes
+        at_once = self.args.per_device_eval_batch_size * world
+        rows = len(self.eval_dataset) * settings.group_size
+        if rows % at_once:
+            # accelerate would fill the last batch with rows from the start, across groups
+            raise TrainingError(
+                f"{rows} validation rollouts ({len(self.eval_dataset)} questions, "
+                f"{settings.group_size} each) do not divide into batches of {at_once} "
+                f"({world} processes); expected a multiple"
+            )
+
+    def _calculate_rewards(
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[str],
+        completions: list[str],
+        completion_ids_list: list[list[int]],
+    ) -> torch.Tensor:
+        """Rewards of the whole batch, shape (n, 3), gathered from all processes.
+
+        Returns:
+            Columns in the order of :data:`COMPONENTS`.
+
+        Raises:
+            TrainingError: If a group holds more than one prompt.
+        """
+        gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        exact = torch.tensor(
+            [
+                [_digest(text) for text in prompts],
+                confidence(completions),
+                format(completions),
+            ],
+            dtype=torch.float64,
+            device=gathered.device,
+        )
+        prompt, stated, form = gather(exact.T.contiguous()).cpu().numpy().T
+        correct = gathered[:, COMPONENTS.index("correctness")].double().cpu().numpy()
+        groups = prompt.reshape(-1, self.settings.group_size)
+        if (groups != groups[:, :1]).any():
+            raise TrainingError(
+                f"step {self._step_now}: {self.settings.group_size} completions in a row are not "
+                "of one prompt, so there is no group accuracy"
+            )
+        earned = rewards.confidence_reward(
+            self.settings.confidence_reward, stated, correct, self.settings.group_size
+        )
+        if self.model.training:
+            self._log_rollouts(correct, stated)
+            self._watch(correct, stated, completions)
+        else:
+            self.rollouts.append(
+                pd.DataFrame(
+                    {
+                        "question_id": [self.question_ids[digest] for digest in prompt],
+                        "sample": np.arange(len(prompt)) % self.settings.group_size,
+                        "correct": correct.astype(bool),
+                        "confidence": stated,
+                        "format": form,
+                    }
+                )
+            )
+        gathered[:, COMPONENTS.index("confidence")] = torch.as_tensor(earned).to(gathered)
+        return gathered
+
+    @property
+    def _step_now(self) -> int:
+        """The step that is being trained, or that was evaluated."""
+        return int(self.state.global_step) + int(self.model.training)
+
+    def _log_rollouts(self, correct: _Floats, stated: _Floats) -> None:
+        for name, value in rollout_metrics(correct, stated, self.settings.group_size).items():
+            self._metrics["train"][name].append(value)
+
+    def _watch(self, correct: _Floats, stated: _Floats, completions: Sequence[str]) -> None:
+        """Report a confidence that no longer tells questions apart, once each time it happens."""
+        if self.settings.confidence_reward == "none":
+            return
+        found = collapse(correct, stated, self.settings.group_size)
+        # from the log, which checkpoints keep: a resumed run does not report it again
+        logged = (
+            row["collapsed"] for row in reversed(self.state.log_history) if "collapsed" in row
+        )
+        if found and not next(logged, 0.0):
+            # every process sees the same rewards, so all of them come here
+            examples = gather_object(list(completions[:2]))[:2]
+            if self.accelerator.is_main_process:
+                report_alarm(self.directory, self._step_now, "collapse", found, examples)
+        self._metrics["train"]["collapsed"].append(float(bool(found)))
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Returns:
+            The loss.
+
+        Raises:
+            TrainingError: If the loss is not finite; the weights are as before the step.
+        """
+        loss: torch.Tensor = super().training_step(*arguments, **named)
+        losses = gather(loss.detach().reshape(1))
+        if not torch.isfinite(losses).all().item():
+            (wrong,) = losses[~torch.isfinite(losses)][:1].tolist()
+            examples = list(self._logs["completion"])[-2:]
+            raise _stop(self.directory, self._step_now, "loss", wrong, examples)
+        return loss
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """Sample validation rollouts with random numbers of their own, and write them.
+
+        Returns:
+            TRL's metrics.
+        """
+        self.rollouts = []
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.settings.seed + 1 + self.accelerator.process_index)
+            metrics: dict[str, float] = super().evaluate(*arguments, **named)
+        table = pd.concat(self.rollouts, ignore_index=True)
+        step = self.state.global_step
+        if self.accelerator.is_main_process:
+            path = self.directory / "validation" / f"{step:06d}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, table.to_csv(index=False))
+            stated = table["confidence"].to_numpy()
+            _progress(
+                f"step {step} of {self.settings.steps}: validation pass@1 "
+                f"{table['correct'].mean():.3f}, mean confidence "
+                f"{np.nanmean(stated) if np.isfinite(stated).any() else np.nan:.3f}"
+            )
+        return metrics
+
+
+def rollout_metrics(correct: _Floats, stated: _Floats, group_size: int) -> dict[str, float]:
+    """What is logged of a batch of rollouts at every step.
+
+    Args:
+        correct: 0 or 1, shape (n,), whole groups in a row.
+        stated: Confidences, NaN where none was stated, shape (n,).
+        group_size: Rows a group.
+
+    Returns:
+        ``pass_at_1``, ``ece`` (10 bins) and ``auroc`` of the rows with a confidence,
+        ``confidence_output_ratio``, ``mean_confidence``, ``distinct_confidences``,
+        ``share_at_0`` and ``share_at_1`` among those, ``groups_without_variance`` (share of
+        groups all right or all wrong); NaN where undefined.
+
+    Example:
+        >>> metrics = rollout_metrics(np.array([1.0, 0.0]), np.array([1.0, np.nan]), 2)
+        >>> metrics["pass_at_1"], metrics["confidence_output_ratio"], metrics["share_at_1"]
+        (0.5, 0.5, 1.0)
+    """
+    there = np.isfinite(stated)
+    confidences, right = stated[there], correct[there]
+    some = confidences.size > 0
+    mixed = some and 0 < right.mean() < 1
+    accuracy = correct.reshape(-1, group_size).mean(axis=1)
+    return {
+        "pass_at_1": float(correct.mean()),
+        "ece": expected_calibration_error(confidences, right) if some else np.nan,
+        "auroc": auroc(confidences, right) if mixed else np.nan,
+        "confidence_output_ratio": float(there.mean()),
+        "mean_confidence": float(confidences.mean()) if some else np.nan,
+        "distinct_confidences": float(np.unique(confidences).size),
+        "share_at_0": float((confidences == 0).mean()) if some else np.nan,
+        "share_at_1": float((confidences == 1).mean()) if some else np.nan,
+        "groups_without_variance": float(((accuracy == 0) | (accuracy == 1)).mean()),
+    }
+
+
+def collapse(correct: _Floats, stated: _Floats, group_size: int) -> str:
+    """Whether nearly all confidences stated are one although accuracy varies between questions.
+
+    Args:
+        correct: 0 or 1, shape (n,), whole groups in a row.
+        stated: Confidences, NaN where none was stated, shape (n,).
+        group_size: Rows a group.
+
+    Returns:
+        What was found, empty if nothing.
+
+    Example:
+        >>> collapse(np.array([1.0, 1.0, 0.0, 0.0]), np.zeros(4), 2)
+        'confidence 0 is 100% of those stated; accuracy by question varies by 0.50'
+    """
+    stated = stated[np.isfinite(stated)]
+    if stated.size == 0:
+        return ""
+    value, count = Counter(stated.tolist()).most_common(1)[0]
+    spread = float(correct.reshape(-1, group_size).mean(axis=1).std())
+    if count / stated.size < COLLAPSED_SHARE or spread < VARYING_ACCURACY:
+        return ""
+    return (
+        f"confidence {value:g} is {count / stated.size:.0%} of those stated; accuracy by question "
+        f"varies by {spread:.2f}"
+    )
+
+
+def report_alarm(
+    directory: Path, step: int, alarm: str, detail: str, examples: Sequence[str]
+) -> None:
+    """Say at once that something is wrong, and keep it with the run.
+
+    Args:
+        directory: The run's folder; a line is added to its ``alarms.jsonl``.
+        step: Where it happened.
+        alarm: What kind it is.
+        detail: What was found.
+        examples: Completions that show it.
+    """
+    line = {"step": step, "alarm": alarm, "detail": detail, "examples": list(examples)}
+    with (directory / "alarms.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+    _progress(f"step {step}: {alarm}: {detail}")
+
+
+def train_grpo(
+    base: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    validation: Sequence[Question],
+    settings: GRPOSettings,
+    directory: str | Path,
+) -> None:
+    """Train a model by GRPO with a confidence reward, or go on where a killed run stopped.
+
+    Source: paper A, sections 3.2 and 4.4.
+
+    Args:
+        base: Folder or hub name of the model to start from.
+        tokenizer: Its tokenizer.
+        questions: To train on.
+        validation: Held out, for checkpoint selection; no prompt twice.
+        settings: The settings.
+        directory: Where everything is written: ``model/`` (the selected weights),
+            ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and ``alarms.csv``.
+
+    Raises:
+        TrainingError: If the loss or the gradient is not finite, the batch layout breaks
+            groups, a validation question is asked twice, or the weights selected are damaged.
+        ValueError: If there are no questions, or the batch does not divide among the processes.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = _accumulation(settings, world)
+    per_rollout = settings.batch * settings.steps_per_rollout // settings.group_size
+    rollouts = -(-settings.steps // settings.steps_per_rollout)
+    asked = _in_order(questions, per_rollout * rollouts, settings.seed)
+    config = GRPOConfig(
+        **_common(settings, directory, world),
+        model_init_kwargs={"dtype": "float32"},
+        num_generations=settings.group_size,
+        num_generations_eval=settings.group_size,
+        per_device_eval_batch_size=_eval_batch(len(validation), settings, world),
+        steps_per_generation=accumulation * settings.steps_per_rollout,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_tokens,
+        beta=settings.kl_coef,
+        entropy_coef=settings.entropy_coef,
+        loss_type=settings.loss_type,
+        scale_rewards=settings.scale_rewards,
+        reward_weights=[1.0, settings.confidence_weight, settings.format_weight],
+        lr_scheduler_type="constant_with_warmup",
+        shuffle_dataset=False,
+        eval_strategy="steps",
+        eval_steps=settings.checkpoint_every,
+        remove_unused_columns=False,
+    )
+    with _quiet():
+        trainer = RLCCTrainer(
+            settings,
+            directory,
+            model=str(base),
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=_dataset(asked),
+            eval_dataset=_dataset(validation),
+        )
+        _run(trainer, directory)
+    if trainer.accelerator.is_main_process:
+        _finish_grpo(trainer, settings, directory)
+    trainer.accelerator.wait_for_everyone()
+
+
+def train_sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, str]],
+    settings: SFTSettings,
+    directory: str | Path,
+) -> None:
+    """Train a model on completions, or go on where a killed run stopped.
+
+    The loss is that of the completion and of the end-of-sequence token after it.
+
+    Args:
+        model: What to start from; changed in place.
+        tokenizer: Its tokenizer.
+        rows: Each with ``prompt`` and ``completion``.
+        settings: The settings.
+        directory: Where everything is written: ``model/`` and ``dynamics.csv``.
+
+    Raises:
+        TrainingError: If the loss or the gradient is not finite.
+        ValueError: If there are no rows, or the batch does not divide among the processes.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    _accumulation(settings, world)
+    chosen = _in_order(rows, settings.batch * settings.steps, settings.seed)
+    config = SFTConfig(
+        **_common(settings, directory, world),
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        train_sampling_strategy="sequential",
+        max_length=None,
+        eval_strategy="no",
+    )
+    with _quiet():
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            processing_class=tokenizer,
+            train_dataset=_by_length(_tokenized(chosen, tokenizer), settings),
+            callbacks=[_Finite(directory), _Seal()],
+        )
+        _run(trainer, directory)
+    if trainer.accelerator.is_main_process:
+        table = _logged_steps(trainer)
+        _write_dynamics(table[[name for name in table if table[name].notna().any()]], directory)
+        _keep_model(_weights(directory, settings.steps), tokenizer, directory)
+        Path(directory, "alarms.jsonl").unlink(missing_ok=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+# --- what both have in common ---------------------------------------------------------------
+
+
+def _common(settings: _Settings, directory: Path, world: int) -> dict[str, Any]:
+    """Arguments of transformers' trainer."""
+    return {
+        "output_dir": str(directory / "checkpoints"),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": _accumulation(settings, world),
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_steps,
+        "bf16": settings.precision == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "activation_checkpointing": False,
+        "ddp_find_unused_parameters": False,  # a language model uses all of them
+        "seed": settings.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_every,
+        "save_total_limit": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def _accumulation(settings: _Settings, world: int) -> int:
+    at_once = settings.micro_batch * world
+    if settings.batch % at_once:
+        raise ValueError(
+            f"batch is {settings.batch}; expected a multiple of micro_batch times the number of "
+            f"processes, {settings.micro_batch} x {world}"
+        )
+    return settings.batch // at_once
+
+
+def _eval_batch(n_questions: int, settings: GRPOSettings, world: int) -> int:
+    """The largest batch a process can validate at once so that all batches are equal.
+
+    It is that of training where that holds whole groups, and else the smallest that does.
+    """
+    rows = n_questions * settings.group_size
+    smallest = math.lcm(settings.group_size, world) // world
+    for size in range(max(settings.micro_batch, smallest), 0, -1):
+        if rows % (size * world) == 0 and size * world % settings.group_size == 0:
+            return size
+    raise TrainingError(
+        f"{n_questions} validation questions cannot be shared by {world} processes in whole "
+        f"groups of {settings.group_size}; expected a multiple of "
+        f"{smallest * world // settings.group_size}"
+    )
+
+
+def _in_order(rows: Sequence[Any], n: int, seed: int) -> list[Any]:
+    """``n`` rows in an order drawn from the seed, each once before any comes again."""
+    if not rows:
+        raise ValueError("nothing to train on: expected at least one row")
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    while len(order) < n:
+        order += rng.permutation(len(rows)).tolist()
+    return [rows[i] for i in order[:n]]
+
+
+def _dataset(questions: Sequence[Question]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {
+            "prompt": [q.prompt for q in questions],
+            "gold": [q.gold for q in questions],
+            "kind": [q.kind for q in questions],
+            "question_id": [q.question_id for q in questions],
+        }
+    )
+
+
+def _tokenized(
+    rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> datasets.Dataset:
+    prompts = tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+    completions = tokenizer([row["completion"] for row in rows], add_special_tokens=False)[
+        "input_ids"
+    ]
+    end = [tokenizer.eos_token_id]
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": [p + c + end for p, c in zip(prompts, completions, strict=True)],
+            "labels": [
+                [-100] * len(p) + c + end for p, c in zip(prompts, completions, strict=True)
+            ],
+        }
+    )
+
+
+def _by_length(rows: datasets.Dataset, settings: SFTSettings) -> datasets.Dataset:
+    """The same rows, so ordered that a step's sequences are of about one length.
+
+    A step computes its padding too. Within each window of steps the rows are sorted by length
+    and the steps put in an order drawn from the seed, so lengths still come mixed.
+    """
+    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    rng = np.random.default_rng(settings.seed)
+    order: list[int] = []
+    for start in range(0, len(lengths), _WINDOW * settings.batch):
+        window = np.arange(start, min(start + _WINDOW * settings.batch, len(lengths)))
+        window = window[np.argsort(lengths[window], kind="stable")]
+        order += rng.permutation(window.reshape(-1, settings.batch)).ravel().tolist()
+    return rows.select(order)
+
+
+def _digest(text: str) -> int:
+    """48 bits of a hash that is the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def _stop(
+    directory: Path, step: int, name: str, value: float, examples: Sequence[str] = ()
+) -> TrainingError:
+    """The end of a run whose loss or gradient is not finite, reported."""
+    detail = f"the {name} is {value}"
+    if PartialState().is_main_process:
+        report_alarm(directory, step, "loss", detail, examples)
+    shown = f", the last completions are {list(examples)!r}" if examples else ""
+    return TrainingError(f"step {step}: {detail}{shown}; the checkpoints before it are kept")
+
+
+class _Finite(TrainerCallback):  # type: ignore[misc]
+    """End a run whose loss or gradient is not finite; a step is logged before it is saved."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        for key, name in (("loss", "loss"), ("grad_norm", "norm of the gradient")):
+            if key in logs and not math.isfinite(logs[key]):
+                raise _stop(self.directory, state.global_step, name, logs[key])
+
+
+class _Seal(TrainerCallback):  # type: ignore[misc]
+    """Keep the weights of each checkpoint, then write its checksums, last of all."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes its random state
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            weights = _weights(Path(args.output_dir).parent, state.global_step)
+            shutil.rmtree(weights, ignore_errors=True)
+            weights.mkdir(parents=True)
+            for pattern in ("*.safetensors", "*.json"):
+                for path in checkpoint.glob(pattern):
+                    if path.name != "trainer_state.json":
+                        os.link(path, weights / path.name)
+            seal(weights)
+            seal(checkpoint)
+
+
+def _weights(directory: Path, step: int) -> Path:
+    return directory / "weights" / f"{step:06d}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, no advice from the libraries, no reports to their makers."""
+    bars = datasets.are_progress_bars_disabled()
+    verbosity, telemetry = transformers.logging.get_verbosity(), hub.HF_HUB_DISABLE_TELEMETRY
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    hub.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        with warnings.catch_warnings():
+            # TRL calls what transformers will rename, and a CPU has no pinned memory
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            yield
+    finally:
+        hub.HF_HUB_DISABLE_TELEMETRY = telemetry
+        transformers.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _run(trainer: Any, directory: Path) -> None:
+    with trainer.accelerator.main_process_first():  # it sets aside what the others must not see
+        last = last_checkpoint(directory)
+        _drop_later(directory, int(last.name.split("-")[1]) if last else 0)
+    trainer.remove_callback(PrinterCallback)
+    if last is None and isinstance(trainer, RLCCTrainer):
+        trainer.args.eval_on_start = True
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def last_checkpoint(directory: str | Path) -> Path | None:
+    """The newest checkpoint of a run that is whole; those that are not are named and set aside.
+
+    Args:
+        directory: The run's folder.
+
+    Returns:
+        The checkpoint's folder, or None.
+    """
+    found = Path(directory, "checkpoints").glob("checkpoint-*")
+    for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            check_seal(path)
+        except StoreError as error:
+            _progress(f"a checkpoint is not used: {error}")
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
+        else:
+            return path
+    return None
+
+
+def _drop_later(directory: Path, step: int) -> None:
+    """Forget what a killed run noted after the checkpoint from which it goes on."""
+    path = directory / "alarms.jsonl"
+    if path.is_file():
+        kept = [line for line in _json_lines(path) if line["step"] <= step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:  # the last line of a killed run
+            break
+    return lines
+
+
+def _progress(text: str) -> None:
+    # the pipeline passes such lines on to whoever waits for `make book`
+    print(f"progress: {text}", flush=True)
+
+
+# --- results ------------------------------------------------------------------------------------
+
+_LOGGED = {
+    "reward": "reward",
+    **{f"rewards/{name}/mean": f"reward_{name}" for name in COMPONENTS},
+    **{name: name for name in rollout_metrics(np.zeros(2), np.full(2, np.nan), 2)},
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "entropy": "entropy",
+    "kl": "kl",
+    "completions/mean_length": "completion_tokens",
+    "learning_rate": "learning_rate",
+    "step_time": "seconds",
+}
+
+
+def _logged_steps(trainer: Any) -> pd.DataFrame:
+    """One row a step, with all columns; empty where nothing was measured."""
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return pd.DataFrame(rows).reindex(columns=["step", *_LOGGED]).rename(columns=_LOGGED)
+
+
+def _write_dynamics(table: pd.DataFrame, directory: Path) -> None:
+    write_atomically(directory / "dynamics.csv", table.to_csv(index=False))
+
+
+def _finish_grpo(trainer: RLCCTrainer, settings: GRPOSettings, directory: Path) -> None:
+    _write_dynamics(_logged_steps(trainer), directory)
+    parts = sorted((directory / "validation").glob("*.csv"))
+    validation = pd.concat(
+        [
+            pd.read_csv(part, dtype={"question_id": str}).assign(step=int(part.stem))
+            for part in parts
+        ],
+        ignore_index=True,
+    )
+    first = validation.pop("step")
+    validation.insert(0, "step", first)
+    write_atomically(directory / "validation.csv", validation.to_csv(index=False))
+    choice = select_checkpoint(validation, settings)
+    write_atomically(directory / "selection.csv", choice.to_csv(index=False))
+    path = directory / "alarms.jsonl"
+    alarms = pd.DataFrame(
+        _json_lines(path) if path.is_file() else [],
+        columns=["step", "alarm", "detail", "examples"],
+    )
+    write_atomically(directory / "alarms.csv", alarms.to_csv(index=False))
+    chosen = int(choice.loc[choice["selected"], "step"].item())
+    _keep_model(_weights(directory, chosen), trainer.processing_class, directory)
+    shutil.rmtree(directory / "validation")
+    path.unlink(missing_ok=True)  # after the checkpoints: until then a killed run reads it again
+
+
+def select_checkpoint(validation: pd.DataFrame, settings: GRPOSettings) -> pd.DataFrame:
+    """Compare the evaluated steps by all components of the reward together.
+
+    The rule is number 5 of this module.
+
+    Args:
+        validation: Rollouts with ``step``, ``question_id``, ``sample``, ``correct``,
+            ``confidence`` and ``format``; whole groups in a row.
+        settings: Those of the run.
+
+    Returns:
+        One row per step after 0: the mean of each component, how many standard errors it is
+        ``behind_`` the best, the ``worst`` of these, and whether the step is ``selected``.
+
+    Raises:
+        ValueError: If no step after 0 was evaluated.
+
+    Example:
+        Two questions, both rewards best at step 20, so nothing else can be selected:
+
+        >>> rollouts = pd.DataFrame({"step": [10] * 4 + [20] * 4, "confidence": 0.5,
+        ...     "correct": [0, 0, 1, 0, 1, 0, 1, 1], "format": [1, 1, 1, 0, 1, 1, 1, 1]})
+        >>> choice = select_checkpoint(rollouts, GRPOSettings("none", group_size=2))
+        >>> choice[["step", "correctness", "worst", "selected"]].round(2).values.tolist()
+        [[10, 0.25, 2.83, False], [20, 0.75, 0.0, True]]
+    """
+    steps = [step for step in sorted(validation["step"].unique()) if step > 0]
+    if not steps:
+        raise ValueError("no step after 0 was evaluated; expected at least one")
+    names = [n for n in COMPONENTS if n != "confidence" or settings.confidence_reward != "none"]
+    means = np.empty((len(steps), len(names)))
+    errors = np.empty_like(means)
+    for i, step in enumerate(steps):
+        rows = validation[validation["step"] == step]
+        correct = rows["correct"].to_numpy(dtype=float)
+        earned = {
+            "correctness": correct,
+            "confidence": rewards.confidence_reward(
+                settings.confidence_reward,
+                rows["confidence"].to_numpy(),
+                correct,
+                settings.group_size,
+            ),
+            "format": rows["format"].to_numpy(),
+        }
+        by_question = [earned[n].reshape(-1, settings.group_size).mean(axis=1) for n in names]
+        means[i] = [values.mean() for values in by_question]
+        errors[i] = [values.std() / np.sqrt(values.size) for values in by_question]
+    scale = np.maximum(errors.max(axis=0), 1e-6)  # no errors at all: any difference counts
+    behind = (means.max(axis=0) - means) / scale
+    worst = behind.max(axis=1)
+    table = pd.DataFrame(means, columns=names)
+    table.insert(0, "step", steps)
+    for k, name in enumerate(names):
+        table[f"behind_{name}"] = behind[:, k]
+    table["worst"] = worst
+    table["selected"] = False
+    table.loc[len(steps) - 1 - int(worst[::-1].argmin()), "selected"] = True
+    return table
+
+
+def _keep_model(weights: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Make ``model/`` from the weights of one step and delete what only training needed."""
+    try:
+        check_seal(weights)
+    except StoreError as error:
+        raise TrainingError(
+            f"{error}: but training made them, so delete {directory.as_posix()} instead"
+        ) from None
+    model, partial = directory / "model", directory / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(weights, partial, ignore=shutil.ignore_patterns(MANIFEST))
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(model, ignore_errors=True)
+    partial.replace(model)
+    for folder in ("checkpoints", "weights"):
+        shutil.rmtree(directory / folder, ignore_errors=True)

@@ -1,0 +1,385 @@
+import dataclasses
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from corea.evaluation import EvaluationError, evaluate, read_pooled_states, read_samples
+from corea.generate import Rollout, Sampling
+from corea.records import read_records, write_records
+from corea.tasks import Question
+
+
+class Scripted:
+    """An engine whose answers follow from the prompt and the number of the sample."""
+
+    def __init__(self, fingerprint="a", delay=0.0):
+        self.fingerprint = fingerprint
+        self.delay = delay
+        self.batch_size = 8
+        self.asked = []
+
+    def generate(self, prompts, sampling, *, pooled_states=False, confidence_grid=()):
+        time.sleep(self.delay)
+        self.asked += prompts
+        return [
+            [self.rollout(prompt, k, pooled_states, confidence_grid) for k in range(sampling.n_samples)]
+            for prompt in prompts
+        ]  # fmt: skip
+
+    def rollout(self, prompt, k, pooled_states, confidence_grid):
+        asked = int(prompt.split("+")[0])
+        answer = asked + 1 + (asked % 3 == 0) + k
+        stated = rf" \confidence{{0.{asked % 10}}}" if asked % 5 else ""
+        return Rollout(
+            completion=rf"It is \boxed{{{answer}}}.{stated}" if asked % 7 else "I do not know",
+            token_ids=np.arange(asked % 4 + 1),
+            logprobs=np.log(np.full(asked % 4 + 1, 0.5, np.float32)),
+            finished=asked != 9,
+            prompt_tokens=10 + asked,
+            pooled_state=np.full(3, asked + k / 10, np.float32) if pooled_states else None,
+            expected_confidence=0.25 if confidence_grid and stated else None,
+            expected_mass=0.5 if confidence_grid and stated else None,
+        )
+
+
+def make_questions(n):
+    kinds = ("choice", "math")
+    return [Question("sums", f"q{i}", f"{i}+1", str(i + 1), kinds[i % 2], i % 3 or None) for i in range(n)]  # fmt: skip
+
+
+QUESTIONS = make_questions(12)
+SAMPLING = Sampling(0.6, 20, n_samples=2)
+
+
+def run(directory, engine=None, questions=QUESTIONS, **changed):
+    arguments = {"system": "SLM", "sampling": SAMPLING, "directory": directory, "part_size": 5}
+    return evaluate(engine or Scripted(), questions, **arguments | changed)
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+def test_answers_become_records(tmp_path):
+    records = run(tmp_path / "e")
+    table = records.table
+    assert len(table) == 24
+    assert table["question_id"].tolist() == [f"q{i}" for i in range(12) for _ in range(2)]
+    assert table["sample"].tolist() == [0, 1] * 12
+    assert set(table["dataset"]) == {"sums"}
+    assert set(table["system"]) == {"SLM"}
+    first = table[table["sample"] == 0].reset_index(drop=True)
+    right = [i % 3 != 0 and i % 7 != 0 for i in range(12)]
+    assert first["correct"].tolist() == right
+    assert not table.loc[table["sample"] == 1, "correct"].any()
+    assert first["answer"].isna().tolist() == [i % 7 == 0 for i in range(12)]
+    assert first["gold"].tolist() == [str(i + 1) for i in range(12)]
+    stated = [i % 10 / 10 if i % 5 and i % 7 else np.nan for i in range(12)]
+    np.testing.assert_allclose(first["confidence"], stated)
+    assert first["prompt_tokens"].tolist() == [10 + i for i in range(12)]
+    assert first["completion_tokens"].tolist() == [i % 4 + 1 for i in range(12)]
+    np.testing.assert_allclose(first["average_probability"], 0.5)
+    np.testing.assert_allclose(
+        first["expected_confidence"], [0.25 if i % 5 else np.nan for i in range(12)]
+    )
+    assert records.notes == ("2 completion(s) were cut at 20 tokens",)
+
+
+def test_a_part_fills_a_batch_of_the_engine(tmp_path):
+    table = run(tmp_path, part_size=None).table  # 8 rows: 4 questions, 2 samples each
+    assert len(list(tmp_path.glob("part-*"))) == 3
+    assert len(table) == 24
+    many = dataclasses.replace(SAMPLING, n_samples=9)
+    run(tmp_path / "many", questions=QUESTIONS[:2], sampling=many, part_size=None)
+    assert len(list((tmp_path / "many").glob("part-*"))) == 2
+
+
+def test_records_can_be_written_and_read(tmp_path):
+    records = run(tmp_path / "e")
+    write_records(records, tmp_path / "records.parquet")
+    read = read_records(tmp_path / "records.parquet").table
+    pd.testing.assert_frame_equal(read, records.table)
+
+
+def test_samples_hold_the_texts(tmp_path):
+    table = run(tmp_path / "e").table
+    samples = read_samples(tmp_path / "e")
+    shared = ["dataset", "question_id", "sample", "correct", "confidence", "average_probability"]
+    pd.testing.assert_frame_equal(samples[shared], table[shared])
+    assert samples.loc[2, "completion"] == r"It is \boxed{2}. \confidence{0.1}"
+    assert samples.loc[2, "prompt"] == QUESTIONS[1].prompt
+    assert samples["level"].tolist()[:6:2] == pytest.approx([np.nan, 1, 2], nan_ok=True)
+    assert samples["kind"].tolist()[:4] == ["choice", "choice", "math", "math"]
+    assert samples["finished"].tolist() == [i != 9 for i in range(12) for _ in range(2)]
+
+
+def test_signals_that_an_engine_lacks_are_missing(tmp_path):
+    class Bare(Scripted):
+        def rollout(self, *arguments):
+            return dataclasses.replace(super().rollout(*arguments), logprobs=None)
+
+    table = run(tmp_path / "e", Bare(), confidence_grid=()).table
+    for name in ("average_probability", "expected_confidence", "expected_mass"):
+        assert table[name].isna().all()
+
+
+def test_nothing_readable_at_all_is_still_a_record(tmp_path):
+    class Mute(Scripted):
+        def rollout(self, *arguments):
+            return dataclasses.replace(super().rollout(*arguments), completion="")
+
+    table = run(tmp_path / "e", Mute(), confidence_grid=()).table
+    assert not table["correct"].any()
+    assert table["answer"].isna().all()
+    assert table["confidence"].isna().all()
+
+
+def test_answers_that_cannot_be_checked_are_wrong_and_counted(tmp_path, caplog):
+    class Endless(Scripted):
+        def rollout(self, *arguments):
+            text = rf"\boxed{{{'(' * 30}1{')' * 30}}}"
+            return dataclasses.replace(super().rollout(*arguments), completion=text)
+
+    with caplog.at_level(logging.ERROR):
+        records = run(tmp_path / "e", Endless())
+    assert not records.table["correct"].any()
+    # the six questions of mathematics, two samples each; a choice is always decided
+    assert "12 answer(s) could not be checked and count as wrong" in records.notes
+    assert run(tmp_path / "e", Endless()).notes == records.notes
+
+
+def test_pooled_states_are_kept_in_the_order_of_the_records(tmp_path):
+    table = run(tmp_path / "e", pooled_states=True).table
+    states = read_pooled_states(tmp_path / "e")
+    assert states.shape == (24, 3)
+    assert states.dtype == np.float32
+    asked = table["question_id"].str[1:].astype(int) + table["sample"] / 10
+    np.testing.assert_allclose(states[:, 0], asked, rtol=1e-6)
+    run(tmp_path / "without")
+    with pytest.raises(EvaluationError, match="no pooled states; they were not asked for"):
+        read_pooled_states(tmp_path / "without")
+
+
+# --- interruptions ----------------------------------------------------------------------------
+
+
+class Interrupted(Scripted):
+    """An engine that fails once it was asked so many prompts."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def generate(self, prompts, *arguments, **named):
+        if len(self.asked) >= self.after:
+            raise KeyboardInterrupt
+        return super().generate(prompts, *arguments, **named)
+
+
+def test_only_what_is_missing_is_asked(tmp_path):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "e", Interrupted(after=5))
+    with pytest.raises(EvaluationError, match="part-00001: not there; the evaluation is not fin"):
+        read_samples(tmp_path / "e")
+    engine = Scripted()
+    records = run(tmp_path / "e", engine)
+    assert engine.asked == [question.prompt for question in QUESTIONS[5:]]
+    pd.testing.assert_frame_equal(records.table, whole.table)
+    assert records.notes == whole.notes
+    again = Scripted()
+    pd.testing.assert_frame_equal(run(tmp_path / "e", again).table, whole.table)
+    assert again.asked == []
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_evaluation import Scripted, make_questions, run
+run({directory!r}, Scripted(delay=0.02), make_questions(40), part_size=1, pooled_states=True)
+"""
+
+
+def test_an_evaluation_that_is_killed_goes_on(tmp_path):
+    """Killed several times, at moments drawn at random; then finished."""
+    directory, rng = tmp_path / "e", random.Random(0)
+    script = SCRIPT.format(tests=str(Path(__file__).parent), directory=str(directory))
+    n_before = 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[1])
+        deadline = time.monotonic() + 60
+        while len(list(directory.glob("part-?????"))) < n_before + 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.08))
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        n_before = len(list(directory.glob("part-?????")))
+        assert 3 <= n_before < 40
+    there = {path.name for path in directory.glob("part-?????")}
+    engine, questions = Scripted(), make_questions(40)
+    records = run(directory, engine, questions, part_size=1, pooled_states=True)
+    missing = [q.prompt for i, q in enumerate(questions) if f"part-{i:05d}" not in there]
+    assert engine.asked == missing
+    whole = run(tmp_path / "whole", Scripted(), questions, part_size=1, pooled_states=True)
+    pd.testing.assert_frame_equal(records.table, whole.table)
+    assert (read_pooled_states(directory) == read_pooled_states(tmp_path / "whole")).all()
+    assert not list(directory.glob("*.partial"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("file", ["rows.parquet", "states.safetensors", "request.json", "manifest.json"])  # fmt: skip
+def test_a_damaged_part_is_named_and_made_again(tmp_path, damage, file, caplog):
+    whole = run(tmp_path, pooled_states=True).table
+    damage(tmp_path / "part-00001" / file)
+    with pytest.raises(EvaluationError, match="part-00001"):
+        read_samples(tmp_path)
+    engine = Scripted()
+    with caplog.at_level(logging.CRITICAL):
+        records = run(tmp_path, engine, pooled_states=True)
+    assert engine.asked == [question.prompt for question in QUESTIONS[5:10]]
+    pd.testing.assert_frame_equal(records.table, whole)
+    note = records.notes[0]
+    assert "part-00001" in note
+    assert "it was made again" in note
+    assert run(tmp_path, pooled_states=True).notes == records.notes[1:]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"system": "LLM"}, "system is 'SLM', not 'LLM'"),
+        ({"engine": Scripted("b")}, "model is 'a', not 'b'"),
+        ({"questions": QUESTIONS[:-1]}, "n_questions is 12, not 11"),
+        ({"questions": [*QUESTIONS[:-1], dataclasses.replace(QUESTIONS[-1], gold="7")]}, "questions is"),
+        ({"sampling": dataclasses.replace(SAMPLING, temperature=1.0)}, "sampling is .*0.6.* not .*1.0"),
+        ({"sampling": dataclasses.replace(SAMPLING, seed=1)}, "'seed': 0.*'seed': 1"),
+        ({"part_size": 4}, "part_size is 5, not 4"),
+        ({"confidence_grid": ["0.5"]}, "confidence_grid is "),
+        ({"pooled_states": True}, "pooled_states is False, not True"),
+    ],
+)  # fmt: skip
+def test_parts_of_another_request_are_neither_used_nor_replaced(tmp_path, changed, message):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Interrupted(after=5))
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    engine = changed.pop("engine", Scripted())
+    with pytest.raises(EvaluationError, match=f"part-00000 belongs to another .*{message}"):
+        run(tmp_path, engine, **changed)
+    assert engine.asked == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == kept
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (dataclasses.replace(QUESTIONS[3]), r"questions\[12\] and questions\[3\] are both"),
+        (dataclasses.replace(QUESTIONS[3], question_id="x", kind="essay"), r"\[12\]: kind is 'ess"),
+        (dataclasses.replace(QUESTIONS[3], question_id="x", gold=" "), r"\[12\]: gold is ' '"),
+        (dataclasses.replace(QUESTIONS[3], question_id=""), r"\[12\]: dataset and question_id"),
+    ],
+)
+def test_questions_that_cannot_be_checked_are_refused_before_asking(tmp_path, question, message):
+    engine = Scripted()
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, engine, [*QUESTIONS, question])
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"questions": []}, "no questions"),
+        ({"system": ""}, "system is empty"),
+        ({"part_size": 0}, "part_size is 0; expected a whole number from 1"),
+    ],
+)
+def test_calls_that_cannot_be_are_refused(tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **changed)
+
+
+def test_an_engine_that_does_not_keep_its_word_is_named(tmp_path):
+    class Short(Scripted):
+        def generate(self, prompts, *arguments, **named):
+            return super().generate(prompts, *arguments, **named)[1:]
+
+    class Stateless(Scripted):
+        def rollout(self, *arguments):
+            return dataclasses.replace(super().rollout(*arguments), pooled_state=None)
+
+    with pytest.raises(EvaluationError, match=r"gave \[2, 2, 2, 2\] rollouts; expected 2 for each"):
+        run(tmp_path, Short())
+    with pytest.raises(EvaluationError, match="gave no pooled state, though asked"):
+        run(tmp_path, Stateless(), pooled_states=True)
+    assert not list(tmp_path.glob("part-?????"))
+
+
+def test_a_directory_without_an_evaluation_is_named(tmp_path):
+    with pytest.raises(EvaluationError, match="part-00000: not there"):
+        read_samples(tmp_path)
+
+
+# --- with a model -------------------------------------------------------------------------------
+
+
+def test_a_model_can_be_evaluated(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    from corea.generate import TransformersEngine, expected_confidence
+
+    letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.Qwen2Config(
+            vocab_size=258, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=1,
+        )  # fmt: skip
+        engine = TransformersEngine(transformers.Qwen2ForCausalLM(config), tokenizer)
+    records = run(tmp_path, engine, pooled_states=True)
+    samples, states = read_samples(tmp_path), read_pooled_states(tmp_path)
+    assert states.shape == (24, 16)
+    assert np.isfinite(states).all()
+    assert records.table["average_probability"].between(0, 1).all()
+    assert (records.table["completion_tokens"] <= 20).all()
+    rollouts = engine.generate([q.prompt for q in QUESTIONS[:5]], SAMPLING)
+    assert samples["completion"].tolist()[:10] == [
+        r.completion for group in rollouts for r in group
+    ]
+    expected, _ = expected_confidence(
+        engine.model, tokenizer, samples["prompt"].tolist(), samples["completion"].tolist()
+    )
+    np.testing.assert_allclose(records.table["expected_confidence"], expected, atol=1e-6)
+    request = json.loads((tmp_path / "part-00000" / "request.json").read_text())
+    assert request["model"] == engine.fingerprint

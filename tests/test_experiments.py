@@ -1,0 +1,708 @@
+"""corea.experiments, and the chapters that are made of it, on made-up runs."""
+
+import ast
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from fake_runs import fake_run, fake_runs
+
+from corea import calibration, cascade, experiments, figures, full_run, published, report
+from corea.calibration import bootstrap_interval
+from corea.experiments import ALL, CASCADES, EACH, GROUPS, Cascade
+from corea.published import LARGE_MODEL
+from corea.records import RecordsError
+from corea.runs import run_records
+
+ROOT = Path(__file__).resolve().parent.parent
+MAIN = ("base", "rlvr", "brier", "l1", "large")
+EVERY = {**GROUPS, **EACH, **ALL}
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory):
+    return fake_runs(tmp_path_factory.mktemp("one"), n_questions=16)
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    return fake_runs(tmp_path_factory.mktemp("three"), seeds=(0, 1, 2), n_questions=16)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    options = {"n_questions": 3, "n_samples": 2, "n_steps": 2, "learnt": False}
+    return fake_runs(tmp_path_factory.mktemp("untrained"), **options)
+
+
+def records_of(runs):
+    return run_records([folder for name in MAIN for folder in runs[name]])
+
+
+@pytest.fixture(scope="module")
+def records(one_seed):
+    return records_of(one_seed)
+
+
+@pytest.fixture(scope="module")
+def replicated(three_seeds):
+    return records_of(three_seeds)
+
+
+def now(measurements, system="COREA", dataset="chains", seed=0):
+    rows = measurements[
+        (measurements["system"] == system)
+        & (measurements["dataset"] == dataset)
+        & (measurements["seed"] == seed)
+        & (measurements["resample"] == 0)
+    ]
+    return rows.set_index("metric")["value"]
+
+
+def made(values, system="a", metric="ece", dataset="chains"):
+    """Measurements of one number: seed to its values over resamples."""
+    parts = [
+        pd.DataFrame(
+            {"system": system, "seed": seed, "dataset": dataset, "metric": metric,
+             "resample": range(len(value)), "value": value}
+        )
+        for seed, value in values.items()
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+# --- measuring ------------------------------------------------------------------------------
+
+
+def test_measured_values_are_the_metrics(records):
+    measured = experiments.measure(records, groups=EACH, n_bins=7, n_resamples=3)
+    for system in ("SLM", "L1-SLM"):
+        rows = records[(records["system"] == system) & (records["dataset"] == "words")]
+        stated = rows[rows["confidence"].notna()]
+        pair = stated["confidence"], stated["correct"]
+        found = now(measured, system, "words")
+        assert found["pass_at_1"] == pytest.approx(100 * rows["correct"].mean())
+        ece = calibration.expected_calibration_error(*pair, n_bins=7)
+        assert found["ece"] == pytest.approx(ece)
+        assert found["auroc"] == pytest.approx(calibration.auroc(*pair))
+        assert found["brier"] == pytest.approx(calibration.brier_score(*pair))
+        assert found["confidence_output_ratio"] == pytest.approx(len(stated) / len(rows))
+        assert found["mean_confidence"] == pytest.approx(stated["confidence"].mean())
+    assert now(measured, "SLM", "words")["confidence_output_ratio"] < 1
+    assert set(measured["metric"]) == set(experiments.METRICS)
+
+
+def test_resampled_values_are_the_metrics_under_weights():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "confidence": np.where(rng.random(60) < 0.2, np.nan, rng.integers(0, 11, 60) / 10),
+            "correct": rng.random(60) < 0.6,
+        }
+    )
+    weight = rng.integers(0, 4, (20, 60)).astype(float)
+    weight[19, rows["correct"]] = 0  # only wrong answers: no AUROC
+    found = experiments._calibration_values(rows, weight, 10)
+    stated = rows["confidence"].notna().to_numpy()
+    pair = rows["confidence"][stated], rows["correct"][stated]
+    for i, w in enumerate(weight):
+        own = {"weight": w[stated]}
+        expected = {
+            "pass_at_1": 100 * np.average(rows["correct"], weights=w),
+            "ece": calibration.expected_calibration_error(*pair, **own),
+            "auroc": calibration.auroc(*pair, **own),
+            "brier": calibration.brier_score(*pair, **own),
+            "confidence_output_ratio": calibration.confidence_output_ratio(
+                rows["confidence"], weight=w
+            ),
+            "mean_confidence": np.average(pair[0], weights=w[stated]),
+        }
+        assert {name: found[name][i] for name in expected} == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(found["auroc"][19])
+
+
+def test_a_group_is_the_papers_mean_over_datasets(records):
+    uneven = records[(records["dataset"] != "words") | (records["question_id"] < "0009")]
+    measured = experiments.measure(uneven, groups=EVERY, n_resamples=2)
+    here = measured[(measured["system"] == "L1-SLM") & (measured["metric"] == "ece")]
+    wide = here.pivot(index="resample", columns="dataset", values="value")
+    for group, datasets in (("OOD reasoning", GROUPS["OOD reasoning"]), *ALL.items()):
+        weights = {name: 9 if name == "words" else 16 for name in datasets}
+        mean = published.weighted_mean_over_datasets(wide[list(datasets)], weights)
+        assert wide[group].to_numpy() == pytest.approx(mean.to_numpy())
+
+
+def test_nothing_stated_leaves_calibration_undefined(untrained):
+    measured = experiments.measure(records_of(untrained), n_resamples=2)
+    found = now(measured, "SLM")
+    assert found["pass_at_1"] == 0
+    assert found["confidence_output_ratio"] == 0
+    assert found[["ece", "auroc", "brier", "mean_confidence"]].isna().all()
+    row = experiments.intervals(measured).set_index(["system", "dataset", "metric"]).loc[
+        ("SLM", "chains", "ece")
+    ]  # fmt: skip
+    assert (row["n_seeds"], row["interval"]) == (0, "")
+    assert experiments.as_interval(row) is None
+
+
+def test_a_missing_dataset_is_named(records):
+    less = records[(records["system"] != "L1-SLM") | (records["dataset"] != "facts")]
+    with pytest.raises(ValueError, match="'L1-SLM' with seed 0 has no records on 'facts'"):
+        experiments.measure(less, n_resamples=2)
+
+
+def test_one_seed_needs_the_same_questions(records, replicated):
+    def less(table, system):
+        return table[(table["system"] != system) | (table["question_id"] != "0003")]
+
+    with pytest.raises(ValueError, match="'L1-SLM' with seed 0 was asked other questions"):
+        experiments.measure(less(records, "L1-SLM"), n_resamples=2)
+    experiments.measure(less(replicated, "L1-SLM"))  # over seeds there is nothing to pair
+
+
+def test_with_signal(records):
+    probe = experiments.with_signal(records, "RLVR-SLM", "probe", name="RLVR-SLM-Probe")
+    assert set(probe["system"]) == {"RLVR-SLM-Probe"}
+    assert (probe["confidence"] == probe["probe"]).all()
+    with pytest.raises(ValueError, match="lacks the signal 'probe' in 256 of 256 rows"):
+        experiments.with_signal(records, "L1-SLM", "probe", name="x")
+    with pytest.raises(ValueError, match="no column 'logits'"):
+        experiments.with_signal(records, "L1-SLM", "logits", name="x")
+    with pytest.raises(ValueError, match="no system 'nobody' among the runs; there are 'SLM'"):
+        experiments.with_signal(records, "nobody", "probe", name="x")
+
+
+# --- cascades -------------------------------------------------------------------------------
+
+
+def test_priced_questions_are_those_of_the_report(records):
+    found = experiments.cascade_questions(records, CASCADES["COREA"])
+    expected, _ = report.priced_pair(records, "L1-SLM", LARGE_MODEL, size_ratio=1050 / 230)
+    columns = ["dataset", "question_id", "sample", *report.CASCADE_COLUMNS]
+    pd.testing.assert_frame_equal(found[columns], expected[columns], check_dtype=False)
+    assert not found["router_cost"].any()
+
+
+@pytest.mark.parametrize("name", list(CASCADES))
+def test_a_cascade_is_its_operating_point(records, name):
+    rows = experiments.cascade_questions(records, CASCADES[name])
+    rows = rows[rows["dataset"] == "long_chains"]
+    routed = CASCADES[name].routed
+    point = cascade.operating_point(
+        *(rows[column] for column in report.CASCADE_COLUMNS),
+        router_cost=rows["router_cost"] if routed else None,
+    )
+    measured = experiments.measure_cascades(records, groups=EACH, n_resamples=2)
+    found = now(measured, name, "long_chains")
+    assert found["pass_at_1"] == pytest.approx(100 * point.pass_at_1)
+    assert found["cost"] == pytest.approx(point.cost)
+    assert found["deferral_rate"] == pytest.approx(100 * point.deferral_rate)
+    assert found["cost_change"] == pytest.approx(-100 * point.cost_saving)
+    assert found["pass_at_1_change"] == pytest.approx(-100 * point.accuracy_drop)
+    parts = found[["small_cost", "large_cost", "router_cost"]]
+    assert parts.sum() == pytest.approx(found["cost"])
+    assert (parts["router_cost"] > 0) == routed
+
+
+def test_models_alone(records):
+    measured = experiments.measure_cascades(records, groups=EACH, n_resamples=2)
+    for system in ("RLVR-SLM", LARGE_MODEL):
+        rows = records[(records["system"] == system) & (records["dataset"] == "chains")]
+        ratio = rows["parameters"].iloc[0] / 230_000
+        found = now(measured, system)
+        assert found["pass_at_1"] == pytest.approx(100 * rows["correct"].mean())
+        tokens = rows["prompt_tokens"] + 4 * rows["completion_tokens"]
+        assert found["cost"] == pytest.approx(ratio * tokens.mean())
+        assert found["deferral_rate"] == (100 if system == LARGE_MODEL else 0)
+        assert found["router_cost"] == 0
+    assert list(measured["system"].unique()) == [
+        *("SLM", "RLVR-SLM", "Brier-SLM", "L1-SLM", LARGE_MODEL),
+        *CASCADES,
+    ]
+
+
+def test_changes_of_a_group_are_those_of_its_means(records):
+    measured = experiments.measure_cascades(records, n_resamples=2)
+    corea, large = (now(measured, s, "OOD reasoning") for s in ("COREA", LARGE_MODEL))
+    assert corea["cost_change"] == pytest.approx(100 * (corea["cost"] / large["cost"] - 1))
+    assert corea["pass_at_1_change"] == pytest.approx(corea["pass_at_1"] - large["pass_at_1"])
+
+
+def test_one_large_model_behind_three_small_ones(replicated):
+    alone = (replicated["system"] != LARGE_MODEL) | (replicated["seed"] == 1)
+    measured = experiments.measure_cascades(replicated[alone], n_resamples=20)
+    seeds = measured.groupby("system")["seed"].unique()
+    assert list(seeds[LARGE_MODEL]) == [1]
+    assert list(seeds["COREA"]) == [0, 1, 2]
+    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
+    assert rows.loc[("COREA", "chains", "pass_at_1"), "interval"] == experiments.T
+    assert rows.loc[(LARGE_MODEL, "chains", "pass_at_1"), "interval"] == experiments.BOOTSTRAP
+    gap = experiments.differences(measured, [("COREA", LARGE_MODEL)]).iloc[0]
+    assert (gap["n_seeds"], gap["interval"]) == (1, experiments.BOOTSTRAP)
+    # the large model alone with a seed that no small one has
+    other = replicated[alone & ~((replicated["system"] != LARGE_MODEL) & (replicated["seed"] == 1))]
+    measured = experiments.measure_cascades(other, n_resamples=2)
+    assert list(measured.loc[measured["system"] == LARGE_MODEL, "seed"].unique()) == [1]
+
+
+def test_cascades_that_cannot_be(records, replicated, tmp_path):
+    two = replicated[(replicated["system"] != LARGE_MODEL) | (replicated["seed"] > 0)]
+    with pytest.raises(ValueError, match="'Baseline LLM' has no run with seed 0"):
+        experiments.measure_cascades(two)
+    without = records.drop(columns="router_prompt_tokens")
+    with pytest.raises(ValueError, match="lacks router_prompt_tokens: no cost of its router"):
+        experiments.cascade_questions(without, CASCADES["Router+RLVR-SLM"])
+    fewer = records[(records["system"] != LARGE_MODEL) | (records["sample"] < 2)]
+    with pytest.raises(RecordsError, match="expected the same questions and samples"):
+        experiments.cascade_questions(fewer, CASCADES["COREA"])
+    run = fake_run(tmp_path / "t", system="tiny", method="l1", role="tiny", n_questions=16)
+    both = pd.concat([records, run_records([run])])
+    with pytest.raises(ValueError, match="differ in size, so costs have no one unit"):
+        experiments.measure_cascades(both, {"a": Cascade("L1-SLM"), "b": Cascade("tiny")})
+
+
+def test_thresholds_are_points_of_the_curve(records):
+    thresholds = [0.0, 0.35, 0.7, 1.1]
+    measured = experiments.measure_thresholds(records, thresholds, dataset="words", n_resamples=2)
+    for name in ("COREA", "Router+RLVR-SLM"):
+        rows = experiments.cascade_questions(records, CASCADES[name])
+        rows = rows[rows["dataset"] == "words"]
+        curve = cascade.deferral_curve(
+            *(rows[column] for column in report.CASCADE_COLUMNS),
+            router_cost=rows["router_cost"] if CASCADES[name].routed else None,
+        )
+        for threshold in thresholds:
+            found = now(measured[measured["threshold"] == threshold], name, "words")
+            expected = cascade.at_threshold(curve, threshold)
+            assert found["pass_at_1"] == pytest.approx(100 * expected["pass_at_1"])
+            assert found["cost"] == pytest.approx(expected["cost"])
+            assert found["deferral_rate"] == pytest.approx(100 * expected["deferral_rate"])
+    intervals = experiments.intervals(measured)
+    assert len(intervals) == len(CASCADES) * len(thresholds) * 3
+
+
+def test_areas_are_those_of_the_curves():
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 7, 40):
+        confidence = np.where(rng.random(n) < 0.2, np.nan, rng.integers(0, 6, n) / 5)
+        small, large = rng.random(n) < 0.5, rng.random(n) < 0.8
+        weight = rng.integers(0, 3, (5, n)).astype(float)
+        weight[:, 0] = 1
+        found = experiments._areas(confidence, large.astype(float) - small, weight)
+        for area, w in zip(found, weight, strict=True):
+            curve = cascade.deferral_curve(confidence, small, large, 1.0, 1.0, weight=w)
+            assert area == pytest.approx(cascade.area_over_random(curve), abs=1e-12)
+
+
+def test_no_confidence_defers_better_than_the_oracle(records):
+    found = experiments.intervals(experiments.measure_areas(records, n_resamples=5))
+    wide = found.pivot(index=["system", "dataset"], columns="metric", values="value")
+    assert (wide["oracle_area"] > wide["area_over_random"]).all()
+
+
+def test_chosen_thresholds(records):
+    options = {"datasets": ["chains"]}
+    rows = experiments.cascade_questions(records, CASCADES["COREA"])
+    rows = rows[rows["dataset"] == "chains"]
+    papers = experiments.choose_thresholds(records, **options)["COREA"]["chains"]
+    assert papers == rows["large_correct"].mean()
+    cheap = experiments.choose_thresholds(records, max_accuracy_drop=0.05, **options)
+    curve = cascade.deferral_curve(*(rows[column] for column in report.CASCADE_COLUMNS))
+    enough = rows["large_correct"].mean() - 0.05 - 1e-9
+    expected = cascade.cheapest_threshold(curve, min_pass_at_1=enough)
+    assert cheap["COREA"]["chains"] == expected
+
+
+def test_a_threshold_is_chosen_for_one_model(replicated):
+    with pytest.raises(ValueError, match="several seeds"):
+        experiments.choose_thresholds(replicated, datasets=["chains"])
+
+
+def held_out_records():
+    """Small: always sure at 0.9 and right. Large: always right on a, never on b."""
+    rows = [
+        {"dataset": dataset, "question_id": f"{i}", "sample": 0, "system": system, "seed": seed,
+         "correct": system == "S" or dataset == "a", "confidence": 0.9, "prompt_tokens": 10,
+         "completion_tokens": 5, "parameters": 10 if system == "L" else 1}
+        for dataset in "ab" for i in range(7) for system in "SL" for seed in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_thresholds_from_the_other_half():
+    groups = {"a": ["a"], "b": ["b"]}
+    measured = experiments.measure_held_out(
+        held_out_records(), {"C": Cascade("S")}, max_accuracy_drop=0.0, large="L", groups=groups
+    )
+    found = experiments.intervals(measured)
+    rate = found[found["metric"] == "deferral_rate"].set_index(["rule", "dataset"])["value"]
+    assert rate.to_dict() == {
+        ("paper's", "a"): 100,  # 0.9 is below the large model's pass@1 of 1
+        ("paper's", "b"): 0,
+        ("cheapest", "a"): 0,  # the small model is as good
+        ("cheapest", "b"): 0,
+        ("paper's, on a", "a"): 100,
+        ("paper's, on a", "b"): 100,
+    }
+    assert set(found["n_seeds"]) == {2}
+
+
+def test_the_half_used_is_not_the_half_chosen_on(records):
+    two = {"COREA": CASCADES["COREA"]}
+    options = {"max_accuracy_drop": 0.02, "groups": {"chains": ["chains"]}, "n_resamples": 2}
+    first, again, other = (
+        experiments.measure_held_out(records, two, seed=seed, **options) for seed in (0, 0, 1)
+    )
+    pd.testing.assert_frame_equal(first, again)
+    assert not first["value"].equals(other["value"])
+    # where the large model is wrong on the questions chosen on, and only there, nothing is
+    # deferred, and pass@1 of the large model on the others is as before
+    change = now(first[first["rule"] == "paper's"])
+    alone = now(experiments.measure_cascades(records, two, n_resamples=2), LARGE_MODEL)
+    assert change["pass_at_1"] - change["pass_at_1_change"] != pytest.approx(alone["pass_at_1"])
+
+
+# --- intervals and orderings ----------------------------------------------------------------
+
+
+def test_bootstrap_agrees_with_that_of_calibration(records):
+    measured = experiments.measure(records, groups=EACH, n_resamples=1000)
+    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
+    own = records[(records["system"] == "L1-SLM") & (records["dataset"] == "facts")]
+    expected = bootstrap_interval(calibration.brier_score, own, n_resamples=1000)
+    found = rows.loc[("L1-SLM", "facts", "brier")]
+    assert found["value"] == pytest.approx(expected.estimate)
+    width = expected.high - expected.low
+    assert found["low"] == pytest.approx(expected.low, abs=0.1 * width)
+    assert found["high"] == pytest.approx(expected.high, abs=0.1 * width)
+
+
+def test_seeds_replace_resamples(replicated):
+    measured = experiments.measure(replicated)
+    assert set(measured["resample"]) == {0}
+    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
+    row = rows.loc[("SLM", "chains", "ece")]
+    values = [now(measured, "SLM", "chains", seed)["ece"] for seed in (0, 1, 2)]
+    assert row["value"] == pytest.approx(np.mean(values))
+    # t with two degrees of freedom
+    assert row["high"] - row["value"] == pytest.approx(4.30265 * np.std(values, ddof=1) / 3**0.5)
+    assert (row["n_seeds"], row["interval"]) == (3, experiments.T)
+    note = experiments.interval_note(rows, n_resamples=200, seed=0)
+    assert note == "95 % intervals: Student's t over 3 seeds."
+
+
+def test_unequal_seeds_are_resampled_too(replicated):
+    fewer = replicated[(replicated["system"] != "SLM") | (replicated["seed"] == 0)]
+    measured = experiments.measure(fewer, n_resamples=5)
+    rows = experiments.intervals(measured)
+    kinds = rows.groupby("system")["interval"].unique()
+    assert list(kinds["SLM"]) == [experiments.BOOTSTRAP]
+    assert list(kinds["L1-SLM"]) == [experiments.T]
+    note = experiments.interval_note(rows, n_resamples=5, seed=1)
+    assert "Student's t over 3 seeds; elsewhere one seed, bootstrap over questions (5" in note
+
+
+def test_seeds_without_a_value_do_not_count():
+    rows = made({0: [0.2], 1: [np.nan], 2: [0.4]})
+    row = experiments.intervals(rows).iloc[0]
+    assert (row["n_seeds"], row["value"]) == (2, pytest.approx(0.3))
+
+
+def test_resamples_without_a_value_do_not_count():
+    row = experiments.intervals(made({0: [0.2, 0.1, np.nan, 0.3]})).iloc[0]
+    assert (row["low"], row["high"]) == (pytest.approx(0.105), pytest.approx(0.295))
+
+
+def test_differences_are_paired(records):
+    measured = experiments.measure(records, groups=EACH, n_resamples=300)
+    copy = measured[measured["system"] == "SLM"].assign(system="copy")
+    same = experiments.differences(pd.concat([measured, copy]), [("SLM", "copy")])
+    assert not same[["value", "low", "high"]].to_numpy().any()
+    pair = experiments.differences(measured, [("L1-SLM", "Brier-SLM")]).set_index(
+        ["dataset", "metric"]
+    )
+    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
+    one, other = (rows.loc[(name, "chains", "pass_at_1")] for name in ("L1-SLM", "Brier-SLM"))
+    found = pair.loc[("chains", "pass_at_1")]
+    assert found["value"] == pytest.approx(one["value"] - other["value"])
+    apart = np.hypot(one["high"] - one["low"], other["high"] - other["low"])
+    assert found["high"] - found["low"] < apart
+
+
+def test_ratios():
+    table = pd.concat([made({0: [0.1, 0.1, 0.2]}), made({0: [0.4, 0.2, 0.0]}, system="b")])
+    row = experiments.differences(table, [("a", "b")], ratio=True).iloc[0]
+    assert row["value"] == 0.25
+    assert (row["low"], row["high"]) == (0.5, 0.5)  # a ratio to 0 is not defined
+
+
+def test_what_cannot_be_compared():
+    table = pd.concat([made({0: [0.1]}), made({1: [0.4]}, system="b")])
+    with pytest.raises(ValueError, match=r"'a' \(seeds \[0\]\) and 'b' \(seeds \[1\]\)"):
+        experiments.differences(table)
+    with pytest.raises(ValueError, match="no system 'c' was measured"):
+        experiments.differences(table, [("a", "c")])
+    assert experiments.differences(made({0: [0.1]})).empty
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bound", "verdict"),
+    [
+        (0.6, 0.9, {"at_least": 0.5}, "yes"),
+        (0.6, 0.9, {"at_most": 0.5}, "no"),
+        (0.4, 0.9, {"at_least": 0.5}, "not certain, the estimate says yes"),
+        (0.4, 0.9, {"at_most": 0.5}, "not certain, the estimate says no"),
+    ],
+)
+def test_judge(low, high, bound, verdict):
+    row = {"value": 0.7, "low": low, "high": high}
+    assert experiments.judge(row, **bound) == verdict
+
+
+def test_judge_needs_a_value_and_one_bound():
+    empty = dict.fromkeys(("value", "low", "high"), np.nan)
+    assert experiments.judge(empty, at_most=1) == "not measured"
+    for bounds in ({}, {"at_least": 0, "at_most": 1}):
+        with pytest.raises(ValueError, match="expected one of"):
+            experiments.judge(empty, **bounds)
+
+
+def three_systems():
+    """Paper: a < b < c, c's spread hides its distance to b. Here: certain, turned, open."""
+    paper = pd.DataFrame(
+        {
+            "dataset": "chains", "metric": "ece", "system": ["a", "b", "c", "d"],
+            "value": [0.1, 0.3, 0.31, 0.5], "spread": [0.0, 0.0, 0.02, 0.0], "half_unit": 0.005,
+        }
+    )  # fmt: skip
+    here = pd.concat(
+        [
+            made({0: [0.1], 1: [0.11]}, system="a"),
+            made({0: [0.4], 1: [0.42]}, system="b"),
+            made({0: [0.0], 1: [0.01]}, system="c"),
+            made({0: [0.0], 1: [0.9]}, system="d"),
+            made({0: [0.2], 1: [0.3]}, system="ours"),
+        ]
+    )
+    return here, paper
+
+
+def test_orderings():
+    found = experiments.orderings(*three_systems())
+    holds = found.set_index(["system", "baseline"])["holds"].to_dict()
+    assert holds == {
+        ("a", "b"): "yes",
+        ("a", "c"): "no",
+        ("a", "d"): "not certain",
+        ("b", "d"): "not certain",
+        ("c", "d"): "not certain",
+    }  # b and c differ by less than rounding and spread
+    assert found.set_index(["system", "baseline"]).loc[("a", "b"), "paper"] == pytest.approx(-0.2)
+
+
+def test_beside_the_paper():
+    here, paper = three_systems()
+    committed = experiments.intervals(here[here["system"] == "b"])
+    beside = experiments.beside_paper(here, paper, metrics=["ece"], committed=committed)
+    rows = beside.set_index("system")
+    assert rows["ordering_holds"].to_dict() == {
+        "a": "1 / 1 / 1", "b": "1 / 0 / 1", "c": "0 / 1 / 1", "d": "0 / 0 / 3", "ours": "",
+    }  # fmt: skip
+    assert rows.loc["b", "full_run"] == rows.loc["b", "value"] == pytest.approx(0.41)
+    assert rows["full_run"].notna().sum() == 1
+    assert np.isnan(rows.loc["ours", "paper"])
+    with pytest.raises(ValueError, match="not measured: auroc"):
+        experiments.beside_paper(here, paper, metrics=["ece", "auroc"])
+
+
+def test_a_table_beside_the_paper_shows_all_three():
+    here, paper = three_systems()
+    hostile = here.replace({"system": {"ours": "<img src=x onerror=alert(1)>"}})
+    committed = experiments.intervals(here)
+    for full, columns in ((None, 3), (committed, 4)):
+        beside = experiments.beside_paper(hostile, paper, metrics=["ece"], committed=full)
+        shown = experiments.show_beside(beside, {"ece": ("ECE", ".2f")}, "A caption.").data
+        assert shown.count("<th>") + shown.count("<th ") == 1 + columns
+        assert ("committed full run" in shown) == (full is not None)
+        assert '<td class="corea-number">0.10</td>' in shown  # the paper's
+        assert "0.41<br><small>[0.28, 0.54]</small>" in shown  # this run's
+        assert "1 / 1 / 1" in shown
+        assert "<img" not in shown
+
+
+def test_a_committed_table_survives_its_file(tmp_path, records):
+    measured = experiments.measure_cascades(records, n_resamples=5)
+    paper = experiments.paper_rows(1)
+    metrics = ["pass_at_1", "cost_change"]
+    first = experiments.beside_paper(measured, paper, metrics=metrics)
+    first.to_csv(tmp_path / "t.csv", index=False)
+    committed = pd.read_csv(tmp_path / "t.csv")
+    again = experiments.beside_paper(measured, paper, metrics=metrics, committed=committed)
+    assert again["full_run"].to_numpy() == pytest.approx(again["value"].to_numpy())
+    assert list(first.columns) == list(again.columns)
+
+
+def test_paper_rows():
+    table1 = experiments.paper_rows(1)
+    assert set(table1["dataset"]) == set(GROUPS)
+    assert len(table1) == len(published.published_table("A", 1))
+    rollouts = experiments.paper_rows(14, systems={"8": "G = 8"}, label="setting", groups=EACH)
+    assert set(rollouts["dataset"]) == {"chains", "words"}  # Math500 has no counterpart
+    assert set(rollouts["system"]) == {"G = 8"}
+    assert (rollouts["spread"] > 0).any()
+    lost = experiments.paper_rows(3)
+    assert set(lost["dataset"]) == {"all datasets"}
+    own = experiments.paper_rows(12, groups={"Math500": ["Math500"]})
+    assert "Math500" in set(own["dataset"])
+    with pytest.raises(ValueError, match="table of paper A"):
+        experiments.paper_rows(99)
+
+
+def test_the_papers_layout():
+    """The paper's own numbers, laid out here, are the paper's own table."""
+    for number, names in (
+        (1, {"pass_at_1": "Pass@1%", "cost": "Avg Cost", "deferral_rate": "LLM%"}),
+        (11, {"pass_at_1": "Pass@1%", "cost": "Avg Cost", "deferral_rate": "LLM%"}),
+    ):
+        found = experiments.lay_out_systems(published.published_table("A", number), CASCADES, names)
+        expected = published.lay_out_table("A", number)
+        expected.columns = [" ".join(column) for column in expected.columns]
+        rows = found.set_index(["", "System"])[list(expected)]
+        assert rows.to_numpy().tolist() == expected.to_numpy().tolist()
+        assert rows.index.tolist() == expected.index.tolist()
+
+
+def test_points_of_the_cost_figure(records):
+    measured = experiments.measure_cascades(records, n_resamples=5)
+    beside = experiments.beside_paper(
+        measured, experiments.paper_rows(1), metrics=["pass_at_1", "cost", "cost_change"]
+    )
+    points = experiments.cost_accuracy_points(beside).set_index(["source", "dataset", "system"])
+    corea = points.loc[("paper", "OOD reasoning", "COREA")]
+    assert corea["cost"] == pytest.approx(100 - 21.5, abs=0.05)
+    assert points.loc[("paper", "chains", LARGE_MODEL), "cost"] == 100
+    here = points.loc[("this run", "chains", "COREA")]
+    assert here["cost"] == pytest.approx(100 + now(measured)["cost_change"])
+    assert here["cost_low"] <= here["cost"] <= here["cost_high"]
+    assert ("paper", "chains", "COREA-Expected") not in points.index
+    drawing = figures.plot_cost_accuracy(points.reset_index(), row="source", column="dataset")
+    assert len(drawing.legends[0].get_texts()) == measured["system"].nunique()
+    plt.close(drawing)
+
+
+def test_systems_of_one_figure_have_colours_of_their_own():
+    systems = figures.colors([*CASCADES, LARGE_MODEL])
+    assert len(set(systems.values())) == len(systems)
+    assert figures.colors(["COREA"])["COREA"] == figures.colors(["L1-SLM"])["L1-SLM"]
+    rewards = figures.colors(["SLM", "RLVR", "L1", "Sample_L1", "L2", "Brier", "KL", "Sample_KL"])
+    assert len(set(rewards.values())) == len(rewards)
+
+
+# --- the chapters ---------------------------------------------------------------------------
+
+
+def run_cells(name, parameters, shown):
+    """Run a notebook's code cells in this process, with warnings as errors."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
+    space = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            *body, last = _statements(source)
+            exec(compile("".join(body), name, "exec"), space)
+            try:
+                code = compile(last.strip(), name, "eval")
+            except SyntaxError:
+                exec(compile(last, name, "exec"), space)
+            else:
+                value = eval(code, space)
+                html = getattr(value, "data", None) or value._repr_mimebundle_()["text/html"]
+                shown.append(html)
+            if "parameters" in cell["metadata"].get("tags", []):
+                space |= parameters
+    return space
+
+
+def _statements(source):
+    lines = source.splitlines(keepends=True)
+    ends = [node.end_lineno for node in ast.parse(source).body]
+    starts = [0, *ends[:-1]]
+    return ["".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+
+CHAPTERS = {
+    "corea_baselines": ("base", "rlvr", "brier", "l1"),
+    "threshold_curves": ("base", "rlvr", "brier", "l1"),
+    "second_pairing": ("base", "l1"),
+}
+
+
+def parameters_of(name, runs):
+    small = [folder for run in CHAPTERS[name] for folder in runs[run]]
+    parameters = {"small_runs": small, "large_runs": runs["large"], "n_resamples": 20}
+    if name == "second_pairing":
+        parameters["tiny_runs"] = [*runs["tiny_base"], *runs["tiny_l1"]]
+    return parameters
+
+
+@pytest.fixture(scope="module")
+def chapter(request, tmp_path_factory):
+    """Function that runs a chapter once and gives what it shows and where its tables are."""
+    done = {}
+
+    def run(name, made):
+        if (name, made) not in done:
+            folder = tmp_path_factory.mktemp(f"{name}-{made}")
+            parameters = parameters_of(name, request.getfixturevalue(made))
+            shown = []
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                run_cells(name, parameters | {"output_dir": str(folder)}, shown)
+            done[name, made] = shown, folder
+        return done[name, made]
+
+    return run
+
+
+@pytest.mark.parametrize("made", ["one_seed", "three_seeds", "untrained"])
+@pytest.mark.parametrize("name", list(CHAPTERS))
+def test_chapter_on_made_up_runs(chapter, name, made):
+    shown, folder = chapter(name, made)
+    assert not plt.get_fignums()
+    text = "\n".join(shown)
+    assert text.count("<caption>") + text.count("<figcaption>") > 5
+    kind = "t over 3 seeds" if made == "three_seeds" else "bootstrap over questions (20 resamples"
+    assert kind in text
+    assert str(folder.parent) not in text  # no path of this machine
+    tables = sorted(folder.glob("*.csv"))
+    assert tables
+    for path in tables:
+        assert path.stat().st_size < full_run.LARGEST
+        assert not [c for c in pd.read_csv(path) if c.startswith("full_run")]
+
+
+@pytest.mark.parametrize(("name", "n_tables"), [("corea_baselines", 11), ("second_pairing", 4)])
+def test_a_chapter_shows_the_committed_full_run(chapter, one_seed, monkeypatch, name, n_tables):
+    _, folder = chapter(name, "one_seed")
+
+    def published_table(run, table):
+        assert run == name
+        return pd.read_csv(folder / f"{table}.csv")
+
+    monkeypatch.setattr(full_run, "published", published_table)
+    shown = []
+    run_cells(name, parameters_of(name, one_seed), shown)
+    with_it = [html for html in "".join(shown).split("<caption>") if "committed full run" in html]
+    assert len(with_it) == n_tables
+
+
+def test_the_collapse_is_seen(chapter):
+    shown, _ = chapter("second_pairing", "one_seed")
+    (text,) = [html for html in shown if "The tiny model: mean confidence" in html]
+    tiny, small = text.split("The small model: mean confidence")
+    assert "1 of 1 runs, the collapse that the paper saw" in tiny
+    assert "no collapse" in small

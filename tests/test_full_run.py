@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from corea import full_run
+from corea.pipeline import PipelineError, load_profile
+
+TITLE = ("markdown", "# What is this?")
+GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'
+
+
+@pytest.fixture
+def executed(tmp_path, monkeypatch, write_notebook):
+    """Function that notes a run as executed, with its tables; three runs are at first.
+
+    ``compare`` and ``alone`` import corea.full_run; ``compare`` reads ``train_l1``.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("corea/data").mkdir(parents=True)
+    for module in ("full_run.py", "other.py"):
+        Path("corea", module).touch()
+    monkeypatch.setattr(full_run, "FOLDER", tmp_path / "corea" / "data" / "full_run")
+    reads = ("code", "from corea import full_run")
+    cell = ("code", GIVEN + "run = ''", "parameters")
+    write_notebook(Path("notebooks/compare.ipynb"), TITLE, cell, reads)
+    write_notebook(Path("notebooks/alone.ipynb"), TITLE, ("code", GIVEN, "parameters"), reads)
+    cell = ("code", GIVEN + "steps = 1", "parameters")
+    write_notebook(Path("notebooks/train.ipynb"), TITLE, cell, ("code", "from corea import other"))
+    Path("profiles").mkdir()
+    Path("profiles/tiny.yaml").write_text(
+        "profile: tiny\nseed: 3\nruns:\n  compare: {parameters: {run: '{tables}/train_l1'}}\n"
+        "  alone: {parameters: {}}\n"
+        "  train: {parameters: {}, variants: {l1: {steps: 1}, l2: {steps: 2}}}\n"
+    )
+
+    def note(name, minute, *, commit="abc", tables=None, **changes):
+        folder = Path("build/tiny/tables", name)
+        parameters = dict(load_profile("tiny").runs[name].parameters) | changes
+        papermill = {
+            "parameters": parameters | {"output_dir": folder.as_posix()},
+            "start_time": f"2026-01-01T10:{minute:02}:00.000001+00:00",
+            "end_time": f"2026-01-01T10:{minute + 1:02}:30.123456+00:00",
+            "duration": 90.123455,
+        }
+        facts = {"profile": "tiny", "seed": "3", "commit": commit, "numpy": "2.3"}
+        notebook = {"metadata": {"papermill": papermill, "corea": facts}}
+        path = Path("build/tiny/executed", f"{name}.ipynb")
+        for parent in (path.parent, folder):
+            parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notebook))
+        for table, text in (tables or {}).items():
+            (folder / table).write_text(text)
+
+    note("train_l1", 0, tables={"dynamics.csv": "step\n1\n", "model.json": "{}"})
+    note("compare", 2, tables={"standalone.csv": "x,name\n0.1,a\n,b\n", "big.parquet": "x" * 99999})
+    note("alone", 5, commit="def+changes", tables={"one.csv": "x\n1\n", "two.csv": "y\n2\n"})
+    return note
+
+
+def test_nothing_is_published_at_first(executed):
+    assert full_run.published("compare", "standalone") is None
+    assert full_run.facts() == {}
+    assert full_run.wall_times() == {}
+
+
+def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
+    written = full_run.publish(load_profile("tiny"))
+    assert [path.relative_to(full_run.FOLDER).as_posix() for path in written] == [
+        "alone/one.csv", "alone/two.csv", "compare/standalone.csv", "provenance.json",
+    ]  # fmt: skip
+    expected = pd.DataFrame({"x": [0.1, None], "name": ["a", "b"]})
+    pd.testing.assert_frame_equal(full_run.published("compare", "standalone"), expected)
+    assert full_run.published("compare", "dynamics") is None
+    assert full_run.published("train_l1", "dynamics") is None
+    assert full_run.facts() == {
+        "profile": "tiny",
+        "seed": "3",
+        "commit": "abc; def+changes",
+        "numpy": "2.3",
+        "wall time": "5 minutes, the sum over 3 notebooks",
+    }
+    assert full_run.wall_times() == {"train_l1": 90.1, "compare": 90.1, "alone": 90.1}
+    assert list(full_run.wall_times()) == ["train_l1", "compare", "alone"]
+    assert [path.name for path in full_run.FOLDER.parent.iterdir()] == ["full_run"]
+
+
+def test_published_run_replaces_the_earlier_one_whole(executed):
+    full_run.publish(load_profile("tiny"))
+    written = full_run.publish(load_profile("tiny"), ["alone"])
+    assert [path.parent.name for path in written] == ["alone", "alone", "full_run"]
+    assert full_run.published("compare", "standalone") is None
+    assert full_run.facts()["commit"] == "def+changes"
+    assert full_run.wall_times() == {"alone": 90.1}
+
+
+def snapshot():
+    return {path: path.read_bytes() for path in full_run.FOLDER.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaints"),
+    [
+        (
+            lambda note: note("alone", 5, tables={"one.csv": "x\n" + "1\n" * 32768}),
+            ["build/tiny/tables/alone/one.csv has 65,538 bytes, more than 65,536: no small table"],
+        ),
+        (
+            lambda note: note("alone", 5, tables={"one.csv": "a\n1,2\n1,2,3\n", "two.csv": ""}),
+            [
+                "build/tiny/tables/alone/one.csv is not readable as CSV: Error tokenizing data",
+                "build/tiny/tables/alone/two.csv is not readable as CSV: No columns to parse",
+            ],
+        ),
+        (
+            lambda _: Path("build/tiny/tables/compare/standalone.csv").unlink(),
+            ["compare wrote no CSV table"],
+        ),
+        (
+            lambda _: Path("build/tiny/executed/train_l1.ipynb").unlink(),
+            ["train_l1 was not executed, or by a pipeline that did not note its commit"],
+        ),
+        (
+            lambda _: Path("build/tiny/executed/alone.ipynb").write_text('{"metadata": {}}'),
+            ["alone was not executed, or by a pipeline that did not note its commit"],
+        ),
+        (
+            lambda note: note("train_l1", 0, steps=7),
+            ["train_l1 was executed with other parameters than the profile's"],
+        ),
+        (
+            lambda note: note("train_l1", 1),
+            ["compare was executed before train_l1, which it reads"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_changes(executed, wrong, complaints):
+    full_run.publish(load_profile("tiny"))
+    before = snapshot()
+    wrong(executed)
+    with pytest.raises(PipelineError) as caught:
+        full_run.publish(load_profile("tiny"))
+    head, *told = str(caught.value).splitlines()
+    assert head == "nothing was published:"
+    assert len(told) == len(complaints)
+    for line, complaint in zip(told, complaints, strict=True):
+        assert line.startswith(f"  {complaint}")
+    assert snapshot() == before
+
+
+def test_largest_table_is_published(executed):
+    executed("alone", 5, tables={"one.csv": "xx\n\n" + "1\n" * 32766})
+    full_run.publish(load_profile("tiny"), ["alone"])
+    assert (full_run.FOLDER / "alone/one.csv").stat().st_size == full_run.LARGEST
+
+
+def test_earlier_run_is_back_when_the_new_one_cannot_be_put_in_place(executed, monkeypatch):
+    full_run.publish(load_profile("tiny"))
+    before = snapshot()
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name == "fresh":
+            raise PermissionError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        full_run.publish(load_profile("tiny"), ["alone"])
+    assert snapshot() == before
+    assert [path.name for path in full_run.FOLDER.parent.iterdir()] == ["full_run"]
+
+
+def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(executed, capsys):
+    assert full_run.main(["tiny", "compare"]) == 0
+    *files, commit = capsys.readouterr().out.splitlines()
+    assert [Path(file).name for file in files] == ["standalone.csv", "provenance.json"]
+    assert commit == "made from commit abc"
+    assert full_run.main(["tiny", "alone"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Nobody else has that source")
+    assert full_run.main(["tiny", "alone", "gone"]) == 1
+    assert capsys.readouterr().out == "profile tiny has no run gone\n"
+    Path("corea/full_run.py").unlink()
+    assert full_run.main(["tiny"]) == 1
+    assert capsys.readouterr().out == "no notebook of profile tiny imports corea.full_run\n"
+    assert full_run.main(["none"]) == 1
+
+
+def test_what_is_in_the_package_is_whole():
+    tables = sorted(full_run.FOLDER.rglob("*.csv"))
+    assert (full_run.facts() != {}) == (tables != [])
+    for path in tables:
+        assert path.stat().st_size <= full_run.LARGEST
+        assert not full_run.published(path.parent.name, path.stem).empty
+        assert path.parent.name in full_run.wall_times()

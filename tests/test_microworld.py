@@ -1,0 +1,440 @@
+import itertools
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from corea.microworld import (
+    ARCHITECTURES,
+    DATASETS,
+    EOS_ID,
+    PAD_ID,
+    PRESETS,
+    SPLITS,
+    World,
+    build_tokenizer,
+    corpus,
+    count_parameters,
+    greedy_accuracy,
+    model_config,
+    new_model,
+    questions,
+    sampler_accuracy,
+)
+from corea.parsing import parse_completion
+from corea.tasks import INSTRUCTION, ROUTER_INSTRUCTION, Question
+from corea.verify import verify_batch
+
+WORLD = World()
+FEW = World(names=12)  # few enough names for a short corpus to show each of them often
+CHAINS = ("chains", "long_chains", "words")
+SIGNS = {"plus": "+", "minus": "-", "times": "*"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(WORLD)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return corpus(WORLD, 4000, seed=1)
+
+
+def operands_and_signs(text):
+    """A chain in digits or words as its operands and signs, read without the module."""
+    tokens = re.findall(r"[a-z]+|[0-9]|[-+*]", text.removeprefix("What is "))
+    tokens = [SIGNS.get(token, token) for token in tokens]
+    return tokens[::2], tokens[1::2]
+
+
+def evaluate(text, digits):
+    operands, signs = operands_and_signs(text)
+    value, *rest = (digits[o] if o in digits else int(o) for o in operands)
+    for sign, right in zip(signs, rest, strict=True):
+        value = {"+": value + right, "-": value - right, "*": value * right}[sign] % 10
+    return value
+
+
+def stated_truth(world):
+    """What a corpus without noise says of every name: digits, letters."""
+    rows = corpus(replace(world, noise_scale=0.0), 1500, seed=0)
+    text = " ".join(row["completion"] for row in rows)
+    digits = {name: int(digit) for name, digit in re.findall(r"([a-z]+)=([0-9])", text)}
+    return digits, dict(re.findall(r"([a-z]+) is ([A-D])\.", text))
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_questions_are_deterministic_distinct_and_begin_alike(dataset):
+    first = questions(WORLD, dataset, "test", 120)
+    assert first == questions(WORLD, dataset, "test", 120)
+    assert first[:30] == questions(WORLD, dataset, "test", 30)
+    assert len({q.text for q in first}) == len({q.question_id for q in first}) == 120
+    assert {(q.dataset, q.kind) for q in first} == {(dataset, "choice")}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_splits_share_no_question(dataset):
+    texts = {s: {q.text for q in questions(WORLD, dataset, s, 150)} for s in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not texts[one] & texts[other]
+
+
+# not for facts: their corpus holds the very questions (point 7 of the module)
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("dataset", CHAINS)
+def test_no_chain_of_a_split_is_in_the_corpus_in_either_form(dataset, split, rows):
+    def asks(text):
+        return tuple(map(tuple, operands_and_signs(text)))
+
+    texts = (row["prompt"].removesuffix("\n" + INSTRUCTION) for row in rows)
+    seen = {asks(text) for text in texts if not re.search("letter", text, re.IGNORECASE)}
+    assert len(seen) > 1000
+    assert not seen & {asks(q.text) for q in questions(WORLD, dataset, split, 500)}
+
+
+def test_a_chain_in_words_is_in_the_same_split_as_in_digits():
+    def asks(q):
+        return tuple(map(tuple, operands_and_signs(q.text)))
+
+    of = {
+        (d, s): {asks(q) for q in questions(WORLD, d, s, 600)}
+        for d, s in itertools.product(("chains", "words"), SPLITS)
+    }
+    for one, other in itertools.permutations(SPLITS, 2):
+        assert not of["chains", one] & of["words", other]
+
+
+def test_gold_answers_are_what_a_noise_free_corpus_leads_to():
+    digits, letters = stated_truth(FEW)
+    assert len(digits) == len(letters) == 12
+    for dataset in CHAINS:
+        for q in questions(FEW, dataset, "test", 60):
+            assert q.gold == str(evaluate(q.text, digits)), q.text
+    for q in questions(FEW, "facts", "test", 5):
+        (name,) = [n for n in letters if n in re.findall("[a-z]+", q.text)]
+        assert q.gold == letters[name]
+
+
+def test_a_noise_free_corpus_is_right_throughout():
+    digits, letters = stated_truth(FEW)
+    for row in corpus(replace(FEW, noise_scale=0.0), 400, seed=7):
+        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
+        answer = parse_completion(row["completion"]).answer
+        if re.search("letter", text, re.IGNORECASE):
+            assert answer == letters[re.search(r" ([a-z]+) is", row["completion"])[1]]
+        else:
+            assert answer == str(evaluate(text, digits))
+
+
+def test_long_chains_are_longer_than_any_that_is_reinforced():
+    def steps(dataset):
+        return {len(operands_and_signs(q.text)[1]) for q in questions(WORLD, dataset, "test", 300)}
+
+    assert max(steps("chains")) < min(steps("long_chains"))
+    assert steps("words") <= steps("chains")
+
+
+def test_level_grades_difficulty():
+    for dataset in DATASETS:
+        asked = questions(WORLD, dataset, "test", 300)
+        by_level = [
+            np.mean([sampler_accuracy(WORLD, q) for q in asked if q.level == level])
+            for level in sorted({q.level for q in asked})
+        ]
+        assert len(by_level) > 1
+        assert by_level == sorted(by_level, reverse=True)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("dataset", ["chains", "facts"])
+def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
+    noise, draws = 0.6, 8_000
+    world = World(names=12, noise_levels=(noise,) * 4)
+    digits, letters = stated_truth(world)
+    rng = np.random.default_rng(0)
+
+    def sample(outcomes, true):
+        p = np.array([noise / len(outcomes) + (1 - noise) * (o == true) for o in outcomes])
+        p = p ** (1 / temperature)
+        return rng.choice(outcomes, size=draws, p=p / p.sum())
+
+    for q in questions(world, dataset, "test", 5):
+        named = [n for n in digits if n in re.findall("[a-z]+", q.text)]
+        if dataset == "facts":
+            right = np.mean(sample(list("ABCD"), letters[named[0]]) == q.gold)
+        else:
+            drawn = {n: sample(range(10), digits[n]) for n in named}
+            right = np.mean(
+                [
+                    evaluate(q.text, {n: int(drawn[n][i]) for n in named}) == int(q.gold)
+                    for i in range(draws)
+                ]
+            )
+        exact = sampler_accuracy(world, q, temperature)
+        assert right == pytest.approx(exact, abs=4.5 * np.sqrt(0.25 / draws))
+
+
+def test_sampler_accuracy_is_the_accuracy_of_the_corpus_itself():
+    digits, letters = stated_truth(FEW)
+    right, expected = [], []
+    for row in corpus(FEW, 2000, seed=5):
+        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
+        if re.search("letter", text, re.IGNORECASE):
+            dataset = "facts"
+            (name,) = [n for n in letters if n in re.findall("[a-z]+", text)]
+            gold = letters[name]
+        else:
+            dataset = "words" if text.startswith("What") else "long_chains"
+            gold = str(evaluate(text, digits))
+        question = Question(dataset, "0", text, gold, "choice")
+        right.append(parse_completion(row["completion"]).answer == gold)
+        expected.append(sampler_accuracy(FEW, question))
+    expected = np.array(expected)
+    error = np.sqrt((expected * (1 - expected)).sum()) / len(expected)
+    assert np.mean(right) == pytest.approx(expected.mean(), abs=4 * error)
+    # and where it is graded low it is low
+    hard = expected < 0.5
+    assert hard.sum() > 100
+    assert np.mean(np.array(right)[hard]) < np.mean(np.array(right)[~hard]) - 0.2
+
+
+def test_greedy_is_the_limit_of_sampling_and_less_noise_is_never_harder():
+    cleaner = replace(WORLD, noise_scale=0.5)
+    for dataset in DATASETS:
+        asked = questions(WORLD, dataset, "test", 60)
+        assert asked == questions(cleaner, dataset, "test", 60)
+        for q in asked:
+            assert sampler_accuracy(WORLD, q, 0.01) == pytest.approx(greedy_accuracy(WORLD, q))
+        mean = [np.mean([sampler_accuracy(w, q) for q in asked]) for w in (WORLD, cleaner)]
+        assert mean[0] < mean[1]
+
+
+def test_difficulty_takes_many_values():
+    asked = questions(WORLD, "chains", "test", 400)
+    assert len({round(sampler_accuracy(WORLD, q), 6) for q in asked}) >= 20
+
+
+def test_completions_are_read_and_checked_like_any_other(rows):
+    parsed = [parse_completion(row["completion"]) for row in rows]
+    assert all(p.answer is not None and p.confidence is not None for p in parsed)
+    assert {p.confidence for p in parsed} == {i / 10 for i in range(11)}
+    asked = questions(WORLD, "facts", "test", 3)
+    assert verify_batch([q.gold for q in asked], [q.gold for q in asked], "choice") == [True] * 3
+    assert rows == corpus(WORLD, 4000, seed=1)
+    assert rows[:50] != corpus(WORLD, 50, seed=2)
+
+
+def stated_and_noisy(world):
+    """Stated confidence of each completion, and whether it is right."""
+    digits, _ = stated_truth(FEW)
+    stated, right = [], []
+    for row in corpus(world, 2500, seed=3):
+        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
+        if not re.search("letter", text, re.IGNORECASE):
+            parsed = parse_completion(row["completion"])
+            stated.append(parsed.confidence)
+            right.append(parsed.answer == str(evaluate(text, digits)))
+    return np.array(stated), np.array(right)
+
+
+def test_stated_confidence_is_overconfident_and_informed_only_where_asked():
+    stated, right = stated_and_noisy(FEW)
+    assert stated.mean() > right.mean() + 0.1
+    assert stated[right].mean() > stated[~right].mean() + 0.1
+    stated, right = stated_and_noisy(replace(FEW, informed=0.0))
+    assert stated[right].mean() == pytest.approx(stated[~right].mean(), abs=0.05)
+
+
+def test_an_uninformed_corpus_deals_out_the_same_confidences():
+    informed, dealt = (corpus(replace(FEW, informed=i), 500, seed=3) for i in (1.0, 0.0))
+    confidences = [
+        [parse_completion(row["completion"]).confidence for row in rows]
+        for rows in (informed, dealt)
+    ]
+    assert confidences[0] != confidences[1]
+    assert sorted(confidences[0]) == sorted(confidences[1])
+
+    def without_confidence(rows):
+        return [(row["prompt"], row["completion"].split(r"\confidence")[0]) for row in rows]
+
+    assert without_confidence(informed) == without_confidence(dealt)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("names", 0),
+        ("names", True),
+        ("seed", -1),
+        ("noise_scale", -0.1),
+        ("noise_scale", float("nan")),
+        ("hesitation", 1.1),
+        ("informed", -0.1),
+        ("mixture", (1.0,)),
+        ("mixture", (0.0, 0.0, 0.0, 0.0)),
+        ("operator_weights", (1.0, -1.0, 1.0)),
+        ("name_shares", (1.0,)),
+        ("noise_levels", (0.0, 0.5, 0.8, 1.2)),
+    ],
+)
+def test_a_world_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=f"^{field}"):
+        replace(WORLD, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("maths", "test", 1), "dataset"),
+        (("chains", "corpus", 1), "split"),
+        (("chains", "test", 0), "n is"),
+        (("facts", "test", 10**6), "facts"),
+    ],
+)
+def test_questions_that_do_not_exist_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        questions(World(names=5), *arguments)
+
+
+@pytest.mark.parametrize("text", ["", "9", "9-1x", "9/3", "9-1 ", "9-xyzq", "What is 9?"])
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_truth_of_a_foreign_question_is_refused(dataset, text):
+    with pytest.raises(ValueError, match=dataset):
+        sampler_accuracy(WORLD, Question(dataset, "0", text, "8", "choice"))
+
+
+def test_temperature_below_zero_is_refused():
+    question = questions(WORLD, "chains", "test", 1)[0]
+    with pytest.raises(ValueError, match="temperature"):
+        sampler_accuracy(WORLD, question, -0.5)
+
+
+def test_tokenizer_returns_every_text_unchanged(tokenizer, rows):
+    texts = [row["prompt"] + row["completion"] for row in rows[:200]]
+    texts += [q.router_prompt for q in questions(WORLD, "facts", "test", 5)]
+    texts += ["naïve  Ω\n\t \\frac{1}{2}", r"\confidence{ 0.95 } and \boxed{-12}", ""]
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_instructions_are_one_token_and_digits_stand_alone(tokenizer, rows):
+    for instruction in (INSTRUCTION, ROUTER_INSTRUCTION):
+        assert len(tokenizer(instruction)["input_ids"]) == 1
+    for row in rows[:100]:
+        ids = tokenizer(row["prompt"])["input_ids"]
+        assert len(ids) < 50
+        assert tokenizer.decode(ids[-1:]) == INSTRUCTION
+        joined = ids + tokenizer(row["completion"])["input_ids"]
+        assert tokenizer(row["prompt"] + row["completion"])["input_ids"] == joined
+    for i in range(11):
+        tokens = tokenizer.tokenize(rf" \boxed{{10}} \confidence{{{i / 10:.1f}}}")
+        assert tokens[-4:] == [str(i // 10), ".", str(i % 10), "}"]
+    instructions = {tokenizer(text)["input_ids"][0] for text in (INSTRUCTION, ROUTER_INSTRUCTION)}
+    for token, place in tokenizer.get_vocab().items():
+        assert place in instructions or len(token) == 1 or not re.search("[0-9]", token)
+
+
+def test_tokenizer_is_padded_on_the_left_and_survives_saving(tokenizer, rows, tmp_path):
+    batch = tokenizer(["1+2", "1+2-3"], padding=True)
+    assert batch["attention_mask"][0][0] == 0
+    assert batch["input_ids"][0][0] == PAD_ID == tokenizer.pad_token_id
+    assert tokenizer.eos_token_id == EOS_ID
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert (loaded.padding_side, loaded.pad_token, loaded.eos_token) == (
+        tokenizer.padding_side,
+        tokenizer.pad_token,
+        tokenizer.eos_token,
+    )
+    for row in rows[:50]:
+        text = row["prompt"] + row["completion"]
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_tokenizer_is_the_same_in_another_process(tokenizer):
+    code = (
+        "import json; from corea.microworld import build_tokenizer; "
+        "print(json.dumps(build_tokenizer().get_vocab(), sort_keys=True))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7", "PATH": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert json.loads(printed.stdout) == tokenizer.get_vocab()
+    assert printed.stderr == ""
+
+
+def test_questions_and_truth_need_no_torch():
+    code = (
+        "import sys; from corea.microworld import *; "
+        "from corea.microworld import World, corpus, questions, sampler_accuracy; "
+        "q = questions(World(), 'chains', 'test', 2)[1]; sampler_accuracy(World(), q); "
+        "corpus(World(), 5, 0); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'tokenizers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_models_are_seeded_generate_and_survive_saving(architecture, tokenizer, tmp_path):
+    config = model_config(architecture, 64, 2, 2, len(tokenizer))
+    assert config.model_type == architecture
+    state = torch.get_rng_state()
+    model, again, other = (new_model(config, seed) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    weights, same, different = (m.model.layers[0].mlp.up_proj.weight for m in (model, again, other))
+    assert torch.equal(weights, same)
+    assert not torch.equal(weights, different)
+    assert weights.std().item() == pytest.approx(0.7 / 8, rel=0.05)
+
+    batch = tokenizer(
+        [q.prompt for q in questions(WORLD, "chains", "test", 3)], padding=True, return_tensors="pt"
+    )
+    out = model.generate(**batch, max_new_tokens=4, do_sample=False)
+    assert out.shape[0] == 3
+    model.save_pretrained(tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.allclose(loaded(**batch).logits, model(**batch).logits, atol=1e-5)
+
+
+def test_presets_are_what_they_are_for(tokenizer):
+    def parameters(preset):
+        config = model_config(
+            "qwen2", preset.hidden_size, preset.n_layers, preset.n_heads, len(tokenizer)
+        )
+        return count_parameters(new_model(config, 0))
+
+    sizes = {name: parameters(preset) for name, preset in PRESETS.items()}
+    assert sizes["tiny"] < sizes["small"] < sizes["large"]
+    assert sizes["large"] / sizes["small"] > 3
+    assert PRESETS["large"].noise_scale < PRESETS["small"].noise_scale
+    for preset in PRESETS.values():
+        assert preset.hidden_size // preset.n_heads == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("gpt2", 64, 2, 2, 300), "architecture"),
+        (("qwen2", 65, 2, 2, 300), "hidden_size"),
+        (("qwen2", 64, 0, 2, 300), "n_layers"),
+        (("qwen2", 64, 2, 0, 300), "n_heads"),
+        (("qwen2", 64, 2, 2, 1), "vocab_size"),
+    ],
+)
+def test_configs_out_of_range_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        model_config(*arguments)

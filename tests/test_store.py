@@ -1,0 +1,295 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from corea import store
+from corea.store import StoreError, check_seal, make, seal, write_atomically
+
+
+def nothing_to_do(folder):
+    raise AssertionError("made again")
+
+
+def entries(root):
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def test_an_entry_is_made_once_and_found_again(tmp_path):
+    made = make("sum", {"a": 1, "b": [2, 3]}, lambda f: (f / "x").write_text("6"), root=tmp_path)
+    found = make("sum", {"b": [2, 3], "a": 1}, nothing_to_do, root=tmp_path)
+    assert found == made
+    assert entries(tmp_path) == [made.name]
+    assert made.name.startswith("sum-")
+    assert sorted(p.name for p in made.iterdir()) == ["manifest.json", "request.json", "x"]
+    request = json.loads((made / "request.json").read_text())
+    assert request == {"kind": "sum", "spec": {"a": 1, "b": [2, 3]}, "code": {}, "packages": {}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [("sum", {"a": 2}), ("sum", {"a": 1, "b": None}), ("sum", {"a": "1"}), ("other", {"a": 1})],
+)
+def test_any_other_request_makes_another_entry(tmp_path, kind, spec):
+    first = make("sum", {"a": 1}, lambda f: (f / "x").write_text("1"), root=tmp_path)
+    other = make(kind, spec, lambda f: (f / "x").write_text("2"), root=tmp_path)
+    assert entries(tmp_path) == sorted([first.name, other.name])
+    assert ((first / "x").read_text(), (other / "x").read_text()) == ("1", "2")
+
+
+@pytest.mark.parametrize("kind", ["", "a b", "../a", "a/b", "a.b"])
+def test_a_kind_that_is_no_name_is_refused(tmp_path, kind):
+    with pytest.raises(ValueError, match=f"kind is {kind!r}; expected letters"):
+        make(kind, {}, nothing_to_do, root=tmp_path)
+    assert not entries(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"), [({"a": float("nan")}, ValueError), ({"a": {1, 2}}, TypeError)]
+)
+def test_a_specification_that_is_not_json_is_refused(tmp_path, spec, error):
+    with pytest.raises(error):
+        make("sum", spec, nothing_to_do, root=tmp_path)
+    assert not entries(tmp_path)
+
+
+# --- what the key depends on ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of a few modules in the place of corea, as the code that entries are made by."""
+    package = tmp_path / "corea"
+    package.mkdir()
+    sources = {
+        "top": '"""Makes."""\nfrom corea.part import f\n\nN = 1\n"""How many."""\n',
+        "part": 'def f():\n    """One."""\n    import corea.deep\n    return 1  # one\n',
+        "deep": "from corea import data\nSCRIPT = 'worker.py'\n",
+        "data": "X = 1\n",
+        "worker": "Y = 1\n",
+        "unrelated": "Z = 1\n",
+    }
+    for name, text in sources.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.setattr(store, "__file__", str(package / "store.py"))
+    return package
+
+
+def key(root):
+    return make("x", {}, lambda folder: None, modules=("top",), root=root / "store").name
+
+
+@pytest.mark.parametrize("name", ["top", "part", "deep", "data", "worker"])
+def test_the_key_changes_with_the_code_of_every_module_that_is_used(tmp_path, package, name):
+    before = key(tmp_path)
+    path = package / f"{name}.py"
+    path.write_text(path.read_text() + "Q = 2\n")
+    assert key(tmp_path) != before
+
+
+def test_the_key_changes_with_a_value_deep_in_a_function(tmp_path, package):
+    before = key(tmp_path)
+    path = package / "part.py"
+    path.write_text(path.read_text().replace("return 1", "return 2"))
+    assert key(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("top", "Makes.", "Builds."),  # of the module
+        ("top", "How many.", "The number."),  # of a constant
+        ("part", "One.", "The first number."),  # of a function
+        ("part", "# one", "# the first"),
+        ("part", "    return 1", "\n    return (1)"),
+        ("unrelated", "Z = 1", "Z = 2"),
+    ],
+)
+def test_the_key_stays_when_only_words_and_layout_change(tmp_path, package, name, old, new):
+    before = key(tmp_path)
+    path = package / f"{name}.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert key(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["torch", "trl", "transformers", "math-verify"])
+def test_the_key_changes_with_the_version_of_a_package(tmp_path, package, monkeypatch, name):
+    before = key(tmp_path)
+    monkeypatch.setattr(store, "version", lambda p: "0.0.1" if p == name else version(p))
+    assert key(tmp_path) != before
+
+
+def test_a_module_that_is_not_there_is_named(tmp_path, package):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
+        make("x", {}, nothing_to_do, modules=("nowhere",), root=tmp_path / "store")
+
+
+def test_the_code_of_a_training_is_all_that_it_runs():
+    found = {path.name for path, _ in store._code(["trainers"])}
+    used = {"trainers.py", "rewards.py", "parsing.py", "verify.py", "_verify_worker.py"}
+    assert used <= found
+    assert "figures.py" not in found
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def build_two(folder):
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "weights").write_bytes(bytes(range(256)))
+    (folder / "table.csv").write_text("a\n1\n")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda f: flip(f / "model" / "weights"), "model/weights was changed"),
+        (lambda f: os.truncate(f / "model" / "weights", 255), "model/weights was changed"),
+        (lambda f: (f / "model" / "weights").unlink(), "model/weights is missing"),
+        (lambda f: (f / "model" / "extra").write_text(""), "model/extra was added"),
+        (lambda f: (f / "table.csv").rename(f / "t"), "table.csv is missing; t was added"),
+    ],
+)
+def test_a_damaged_entry_is_refused_and_its_files_are_named(tmp_path, damage, named):
+    entry = make("two", {}, build_two, root=tmp_path)
+    damage(entry)
+    with pytest.raises(StoreError) as error:
+        make("two", {}, nothing_to_do, root=tmp_path)
+    assert f"{entry.as_posix()} is damaged: {named}" in str(error.value)
+    assert "Delete the folder" in str(error.value)
+    shutil.rmtree(entry)
+    assert make("two", {}, build_two, root=tmp_path) == entry
+
+
+@pytest.mark.parametrize("text", ["", '{"table.csv": "12', "[1, 2]"])
+def test_an_unreadable_manifest_is_named(tmp_path, text):
+    entry = make("two", {}, build_two, root=tmp_path)
+    (entry / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=r"manifest\.json: not readable"):
+        check_seal(entry)
+
+
+def test_a_folder_without_a_manifest_is_half_written(tmp_path):
+    build_two(tmp_path)
+    with pytest.raises(StoreError, match=r"half written, there is no manifest\.json"):
+        check_seal(tmp_path)
+    seal(tmp_path)
+    check_seal(tmp_path)
+
+
+# --- interruptions --------------------------------------------------------------------------------
+
+
+def test_what_an_interrupted_build_left_is_handed_on(tmp_path):
+    def fail(folder):
+        (folder / "half").write_text("half")
+        raise OSError("the disk is full")
+
+    def go_on(folder):
+        assert [path.name for path in folder.iterdir()] == ["half"]
+        (folder / "half").rename(folder / "whole")
+
+    with pytest.raises(OSError, match="disk is full"):
+        make("x", {}, fail, root=tmp_path)
+    assert entries(tmp_path)[0].endswith(".partial")
+    entry = make("x", {}, go_on, root=tmp_path)
+    assert entries(tmp_path) == [entry.name]
+    assert (entry / "whole").read_text() == "half"
+
+
+def test_a_text_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "one\n")
+
+    def fail(descriptor):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        write_atomically(path, "two\n")
+    assert path.read_text() == "one\n"
+    monkeypatch.undo()
+    write_atomically(path, "three\n")
+    assert (path.read_text(), [p.name for p in tmp_path.iterdir()]) == ("three\n", ["a.txt"])
+
+
+MAKER = textwrap.dedent(
+    """
+    import os, sys, time
+    from pathlib import Path
+    from corea.store import make
+
+    root, seconds = Path(sys.argv[1]), float(sys.argv[2])
+
+    def build(folder):
+        with (root / "log").open("a") as stream:
+            stream.write(f"{os.getpid()} {sorted(p.name for p in folder.iterdir())}\\n")
+        (folder / "begun").write_text("")
+        time.sleep(seconds)
+        (folder / "done").write_text(str(os.getpid()))
+
+    print(make("slow", {"a": 1}, build, root=root / "store") / "done")
+    """
+)
+
+
+def start_maker(root, seconds):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", MAKER, str(root), str(seconds)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def test_two_processes_that_ask_for_the_same_make_it_once(tmp_path):
+    makers = [start_maker(tmp_path, 0.5) for _ in range(3)]
+    answers = [maker.communicate(timeout=60) for maker in makers]
+    assert [maker.returncode for maker in makers] == [0, 0, 0], answers
+    assert {error for _, error in answers} == {""}
+    assert len({path for path, _ in answers}) == 1
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    assert entries(tmp_path / "store") == [Path(answers[0][0]).parent.name]
+
+
+def test_a_killed_process_frees_the_entry_for_the_one_that_waits(tmp_path):
+    first = start_maker(tmp_path, 600)
+    wait_for(tmp_path / "log")
+    second = start_maker(tmp_path, 0)
+    lines = []
+    reader = threading.Thread(target=lambda: lines.append(second.stdout.read()))
+    reader.start()
+    reader.join(1)
+    assert reader.is_alive()  # it waits
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    reader.join(60)
+    assert second.wait(60) == 0
+    assert second.stderr.read() == ""
+    second.stdout.close()
+    second.stderr.close()
+    built = [line.partition(" ")[::2] for line in (tmp_path / "log").read_text().splitlines()]
+    assert built == [(str(first.pid), "[]"), (str(second.pid), "['begun']")]
+    assert Path(lines[0].strip()).read_text() == str(second.pid)
