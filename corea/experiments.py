@@ -58,6 +58,7 @@ from corea.cascade import (
     defers,
     oracle_confidence,
 )
+from corea.confidence import with_signal
 from corea.costs import query_cost
 from corea.published import (
     LARGE_MODEL,
@@ -98,6 +99,9 @@ COUNTERPARTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Dataset or group of the paper to what stands in its place here."""
+
+COMPUTED = ("probe", "router", "average_probability")
+"""Signals that do not depend on what the model states, so that no row may lack them."""
 
 METRICS = ("pass_at_1", "ece", "auroc", "brier", "confidence_output_ratio", "mean_confidence")
 """What :func:`measure` measures."""
@@ -156,38 +160,6 @@ CASCADES: Mapping[str, Cascade] = MappingProxyType(
 confidence, which is ours."""
 
 
-def with_signal(records: pd.DataFrame, system: str, signal: str, *, name: str) -> pd.DataFrame:
-    """Records of a system under another name, with another signal as the confidence.
-
-    Args:
-        records: From :func:`corea.runs.run_records`.
-        system: Whose answers.
-        signal: Column that becomes ``confidence``.
-        name: The new system's name.
-
-    Returns:
-        The system's rows.
-
-    Raises:
-        ValueError: If there is no such system, or it lacks the signal in some row.
-
-    Example:
-        >>> records = pd.DataFrame({"system": ["RLVR-SLM"], "confidence": [1.0], "probe": [0.4]})
-        >>> with_signal(records, "RLVR-SLM", "probe", name="RLVR-SLM-Probe")["confidence"].item()
-        0.4
-    """
-    rows = _of_system(records, system)
-    if signal not in rows:
-        raise ValueError(f"{system!r} has no column {signal!r}: its run did not make that signal")
-    # a verbalized confidence may be missing, one that is computed may not
-    if signal != "confidence" and (missing := int(rows[signal].isna().sum())):
-        raise ValueError(
-            f"{system!r} lacks the signal {signal!r} in {missing} of {len(rows)} rows; "
-            "expected it in all"
-        )
-    return rows.assign(system=name, confidence=rows[signal])
-
-
 # --- measuring ------------------------------------------------------------------------------
 
 
@@ -205,7 +177,7 @@ def measure(
 
     Args:
         records: From :func:`corea.runs.run_records`: records with ``seed``; systems under
-            another name from :func:`with_signal` may be among them.
+            another name from :func:`corea.confidence.with_signal` may be among them.
         groups: Name of each group to its datasets.
         n_bins: Bins of the ECE, of equal width.
         n_resamples: Bootstrap resamples, by question; drawn only where a system was not
@@ -314,7 +286,14 @@ def cascade_questions(
            small_cost  large_cost
         0        60.0       300.0
     """
-    small_rows = with_signal(records, cascade.small, cascade.signal, name=cascade.small)
+    small_rows = _of_system(records, cascade.small)
+    # a confidence that was not stated is missing; one that is learnt or computed is there
+    if cascade.signal in COMPUTED and (missing := int(small_rows[cascade.signal].isna().sum())):
+        raise ValueError(
+            f"{cascade.small!r} lacks the signal {cascade.signal!r} in {missing} of "
+            f"{len(small_rows)} rows; expected it in all"
+        )
+    small_rows = with_signal(small_rows, cascade.signal, cascade.small)
     large_rows = _of_system(records, large)
     seeds_of_large = list(large_rows["seed"].unique())
     router = ["router_prompt_tokens", "router_completion_tokens"] if cascade.routed else []

@@ -4,7 +4,8 @@ r"""Generation: prompts in, rollouts out; and scoring of what a model might have
 one for models of transformers, on a CPU or GPU. What is decided here:
 
 1. Log-probabilities are the model's own, at temperature 1, whatever temperature the tokens were
-   sampled at. They come from the logits that sampling computes anyway, so they cost nothing.
+   sampled at. They come from the logits that sampling computes anyway. A second, teacher-forced
+   pass took 60 % of the time of generation itself (one core, a model of 0.35 M parameters).
 2. Sampling is from the whole distribution: the ``top_k``, ``top_p`` and penalties that a model's
    own generation config may ask for are not used.
 3. A token is drawn by inverting the cumulative distribution at a uniform number. The numbers

@@ -3,16 +3,16 @@ r"""The microworld: questions, a corpus, a tokenizer and models small enough to 
 A model world. Nothing in it is evidence about real language models; it is a place where the
 papers' methods run whole on two cores, and where the truth is known. What is put in:
 
-1. A chain is arithmetic on last digits, read from left to right without precedence, whose
-   operands are digits or names of digits: ``7+zoka-3``. The model first recalls the names, then
-   writes every step and its answer: ``zoka=4, 7+4=1, 1-3=8. \boxed{8} \confidence{0.9}``.
+1. A chain is arithmetic modulo 5, read from left to right without precedence, whose operands are
+   digits or names of digits: ``3+zoka-4``. The model first recalls the names, then writes every
+   step and its answer: ``zoka=4, 3+4=2, 2-4=3. \boxed{3} \confidence{0.9}``.
 2. Arithmetic is easy to learn and the corpus never errs in it. What a name stands for has to be
    known, and there are many names. The corpus states each with a noise of its own: with that
    probability a random digit instead. So a model knows some names well, some badly and some not
    at all, like facts in a long tail, and a question is as hard as its names. There are too many
    for reinforcement on a few thousand questions to teach them.
 3. Four datasets: ``chains`` (1 to 4 steps, none to 3 names, the only one used in reinforcement),
-   ``long_chains`` (5 to 7 steps, 2 to 5 names), ``words`` (as chains, in words) and ``facts``
+   ``long_chains`` (5 or 6 steps, 1 to 4 names), ``words`` (as chains, in words) and ``facts``
    (which of four letters a name has: nothing to compute, and no name's digit helps). The
    corpus contains all four forms.
 4. The confidence stated in the corpus is overconfident: 1.0 or 0.9, unless its writer
@@ -64,12 +64,16 @@ OPERATORS = ("+", "-")
 PAD_ID, EOS_ID = 0, 1
 
 _PAD, _END = "<|pad|>", "<|end|>"
-_STEPS = {"chains": (1, 4), "long_chains": (5, 7), "words": (1, 4)}  # fewest and most
-_NAMES = {"chains": (0, 3), "long_chains": (2, 5), "words": (0, 3)}  # of names in a chain
+_STEPS = {"chains": (1, 4), "long_chains": (5, 6), "words": (1, 4)}  # fewest and most
+_NAMES = {"chains": (0, 3), "long_chains": (1, 4), "words": (0, 3)}  # of names in a chain
 _WORDS = {"+": "plus", "-": "minus"}
 _SIGNS = {word: sign for sign, word in _WORDS.items()}
 _LETTERS = ("A", "B", "C", "D")
-_ASKED = ("Which letter is {}", "{} has which letter", "Tell the letter of {}", "Letter of {}")
+_ASKED = (
+    *("Which letter is {}", "What letter is {}", "Which letter has {}", "What letter has {}"),
+    *("{} has which letter", "{} has what letter", "{} is which letter", "{} is what letter"),
+    *("The letter of {} is", "The letter of {} is which"),
+)
 _FACTS = re.compile("|".join(form.replace("{}", "([a-z]+)") for form in _ASKED))
 _POOLS = {"corpus": 40, "train": 30, "validation": 10, "test": 20}  # percent of all questions
 _SYLLABLES = tuple(c + v for c, v in product("bdgklmnprstvz", "aeiou"))
@@ -87,14 +91,15 @@ class World:
     have the same questions, answers and splits.
     """
 
-    names: int = 400  # names to know, each with a digit and a letter
-    noise_levels: tuple[float, ...] = (0.0, 0.5, 0.8, 1.0)  # how often a random one is stated
-    name_shares: tuple[float, ...] = (0.4, 0.2, 0.2, 0.2)  # of the names at each noise level
+    modulus: int = 5  # digits are 0 ... modulus - 1; few, so that arithmetic is soon learnt
+    names: int = 240  # names to know, each with a digit and a letter
+    noise_levels: tuple[float, ...] = (0.0, 0.4, 0.6, 0.75, 0.9, 1.0)  # how often it is random
+    name_shares: tuple[float, ...] = (0.3, 0.15, 0.15, 0.15, 0.1, 0.15)  # of the names, for each
     noise_scale: float = 1.0  # multiplies every noise: below 1 for a model that knows more
     operator_weights: tuple[float, ...] = (2.0, 1.0)  # how often + and - are asked
     hesitation: float = 0.7  # probability to hesitate where a completion is surely wrong
     informed: float = 1.0  # share of the completions that keep their own stated confidence
-    mixture: tuple[float, ...] = (0.55, 0.1, 0.15, 0.2)  # share of each dataset in the corpus
+    mixture: tuple[float, ...] = (0.55, 0.12, 0.15, 0.18)  # share of each dataset in the corpus
     seed: int = 0  # of what is true, and of which names are noisy
 
     def __post_init__(self) -> None:
@@ -103,6 +108,7 @@ class World:
         Raises:
             ValueError: If a field is out of range or has the wrong length; names the field.
         """
+        _require_whole("modulus", self.modulus, 2, 10)
         _require_whole("names", self.names, 1, len(_SYLLABLES) ** 2)
         _require_whole("seed", self.seed, 0, 2**32 - 1)
         _require_weights("operator_weights", self.operator_weights, len(OPERATORS))
@@ -134,7 +140,7 @@ class Preset:
 PRESETS = {
     "tiny": Preset(hidden_size=32, n_layers=2, n_heads=1, noise_scale=1.0),
     "small": Preset(hidden_size=64, n_layers=3, n_heads=2, noise_scale=1.0),
-    "large": Preset(hidden_size=160, n_layers=4, n_heads=5, noise_scale=0.85),
+    "large": Preset(hidden_size=128, n_layers=4, n_heads=4, noise_scale=0.75),
 }
 
 
@@ -160,7 +166,7 @@ def _facts(world: World) -> _Facts:
     chosen = rng.permutation(n_syllables**2)[:n]
     names = tuple(_SYLLABLES[i // n_syllables] + _SYLLABLES[i % n_syllables] for i in chosen)
     noise = np.asarray(world.noise_levels) * world.noise_scale
-    digit, letter = rng.integers(10, size=n), rng.integers(len(_LETTERS), size=n)
+    digit, letter = rng.integers(world.modulus, size=n), rng.integers(len(_LETTERS), size=n)
     of_digit, of_letter = (_levels(world.name_shares, n, rng) for _ in range(2))
     return _Facts(names, digit, noise[of_digit], letter, of_letter, noise[of_letter])
 
@@ -269,7 +275,7 @@ def _draw(
         else:
             fewest, most = _STEPS[dataset]
             steps = int(rng.integers(max(fewest, count - 1), most + 1))
-            operands = [str(digit) for digit in rng.integers(10, size=steps + 1)]
+            operands = [str(digit) for digit in rng.integers(world.modulus, size=steps + 1)]
             chosen = rng.choice(world.names, size=count, replace=False)
             places = np.sort(rng.choice(steps + 1, size=count, replace=False))
             for place, name_place in zip(places, chosen, strict=True):
@@ -297,24 +303,24 @@ def _asked(world: World, dataset: str, drawn: _Chain | _Fact) -> tuple[str, str,
         place = facts.names.index(drawn.name)
         return f"{drawn}?", _LETTERS[facts.letter[place]], int(facts.letter_level[place]) + 1
     known = {name: int(facts.digit[facts.names.index(name)]) for name in drawn.names}
-    gold = _steps(drawn, known)[1]
+    gold = _steps(world, drawn, known)[1]
     text = drawn.in_words() if dataset == "words" else str(drawn)
     return text, str(gold), len(known) + 1
 
 
-def _steps(chain: _Chain, known: dict[str, int]) -> tuple[list[str], int]:
+def _steps(world: World, chain: _Chain, known: dict[str, int]) -> tuple[list[str], int]:
     """The steps of a chain where names stand for these digits, and where they lead."""
     digits = [known[o] if o in known else int(o) for o in chain.operands]
     value, steps = digits[0], []
     for sign, digit in zip(chain.signs, digits[1:], strict=True):
-        result = _apply(sign, value, digit)
+        result = _apply(world, sign, value, digit)
         steps.append(f"{value}{sign}{digit}={result}")
         value = result
     return steps, value
 
 
-def _apply(sign: str, left: int, right: int) -> int:
-    return {"+": left + right, "-": left - right}[sign] % 10
+def _apply(world: World, sign: str, left: int, right: int) -> int:
+    return {"+": left + right, "-": left - right}[sign] % world.modulus
 
 
 def _read(world: World, question: Question) -> _Chain | _Fact:
@@ -406,10 +412,12 @@ def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tup
     for name in drawn.names:
         place = facts.names.index(name)
         noise = float(facts.digit_noise[place])
-        believed[name] = int(rng.integers(10) if rng.random() < noise else facts.digit[place])
+        believed[name] = int(
+            rng.integers(world.modulus) if rng.random() < noise else facts.digit[place]
+        )
         reliability *= 1 - noise
     recalled = [f"{name}={digit}" for name, digit in believed.items()]
-    steps, value = _steps(drawn, believed)
+    steps, value = _steps(world, drawn, believed)
     return f"{', '.join(recalled + steps)}. \\boxed{{{value}}}", reliability
 
 
@@ -426,7 +434,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     r"""How often a perfect learner of the corpus answers right when it samples.
 
     The learner gives every token exactly the probability it has in the corpus. A name of noise
-    :math:`\epsilon` then stands for each of the k = 10 digits (4 letters) with probability
+    :math:`\epsilon` then stands for each of the k = 5 digits (4 letters) with probability
     :math:`\epsilon / k`, and for the true one with :math:`1 - \epsilon` more; at temperature T
     these are raised to 1/T and normalised:
 
@@ -473,18 +481,18 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     value: NDArray[np.float64] | None = None
     for sign, operand in zip(("", *drawn.signs), drawn.operands, strict=True):
         if operand.isdigit():
-            own = np.eye(10)[int(operand)]
+            own = np.eye(world.modulus)[int(operand)]
         else:
             place = facts.names.index(operand)
             own = _sharpened(
-                float(facts.digit_noise[place]), int(facts.digit[place]), 10, temperature
+                float(facts.digit_noise[place]), int(facts.digit[place]), world.modulus, temperature
             )
         if value is None:
             value = own
             continue
-        after = np.zeros(10)
-        for left, right in product(range(10), repeat=2):
-            after[_apply(sign, left, right)] += value[left] * own[right]
+        after = np.zeros(world.modulus)
+        for left, right in product(range(world.modulus), repeat=2):
+            after[_apply(world, sign, left, right)] += value[left] * own[right]
         value = after
     return float(value[int(question.gold)]) if value is not None else 0.0
 

@@ -79,7 +79,6 @@ from corea.tasks import Question
 from corea.verify import verify_batch
 
 COMPONENTS = ("correctness", "confidence", "format")
-_WINDOW = 16  # steps of supervised fine-tuning whose rows are sorted by length
 COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
 VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
 
@@ -103,6 +102,7 @@ class SFTSettings:
         checkpoint_every: Steps between checkpoints.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay as loaded).
         weight_decay: Of AdamW.
+        adam_beta2: Of AdamW: how slowly it forgets squared gradients, below 1.
         seed: Seed of the order of the rows.
 
     Example:
@@ -120,6 +120,7 @@ class SFTSettings:
     checkpoint_every: int = 200
     precision: str = "float32"
     weight_decay: float = 0.01
+    adam_beta2: float = 0.999
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -587,35 +588,15 @@ def train_grpo(
     Raises:
         TrainingError: If the loss or the gradient is not finite, the batch layout breaks
             groups, a validation question is asked twice, or the weights selected are damaged.
-        ValueError: If there are no questions, or the batch does not divide among the processes.
+        ValueError: If there are no questions to train or to validate on, or the batch does not
+            divide among the processes.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    accumulation = _accumulation(settings, world)
     per_rollout = settings.batch * settings.steps_per_rollout // settings.group_size
     rollouts = -(-settings.steps // settings.steps_per_rollout)
     asked = _in_order(questions, per_rollout * rollouts, settings.seed)
-    config = GRPOConfig(
-        **_common(settings, directory, world),
-        model_init_kwargs={"dtype": "float32"},
-        num_generations=settings.group_size,
-        num_generations_eval=settings.group_size,
-        per_device_eval_batch_size=_eval_batch(len(validation), settings, world),
-        steps_per_generation=accumulation * settings.steps_per_rollout,
-        temperature=settings.temperature,
-        max_completion_length=settings.max_completion_tokens,
-        beta=settings.kl_coef,
-        entropy_coef=settings.entropy_coef,
-        loss_type=settings.loss_type,
-        scale_rewards=settings.scale_rewards,
-        reward_weights=[1.0, settings.confidence_weight, settings.format_weight],
-        lr_scheduler_type="constant_with_warmup",
-        shuffle_dataset=False,
-        eval_strategy="steps",
-        eval_steps=settings.checkpoint_every,
-        remove_unused_columns=False,
-    )
+    config = _grpo_config(settings, directory, len(validation))
     with _quiet():
         trainer = RLCCTrainer(
             settings,
@@ -662,6 +643,7 @@ def train_sft(
     config = SFTConfig(
         **_common(settings, directory, world),
         weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
         lr_scheduler_type="cosine",
         train_sampling_strategy="sequential",
         max_length=None,
@@ -672,7 +654,7 @@ def train_sft(
             model=model,
             args=config,
             processing_class=tokenizer,
-            train_dataset=_by_length(_tokenized(chosen, tokenizer), settings),
+            train_dataset=_tokenized(chosen, tokenizer),
             callbacks=[_Finite(directory), _Seal()],
         )
         _run(trainer, directory)
@@ -711,6 +693,31 @@ def _common(settings: _Settings, directory: Path, world: int) -> dict[str, Any]:
     }
 
 
+def _grpo_config(settings: GRPOSettings, directory: Path, n_validation: int) -> GRPOConfig:
+    """Arguments of TRL's trainer."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return GRPOConfig(
+        **_common(settings, directory, world),
+        model_init_kwargs={"dtype": "float32"},
+        num_generations=settings.group_size,
+        num_generations_eval=settings.group_size,
+        per_device_eval_batch_size=_eval_batch(n_validation, settings, world),
+        steps_per_generation=_accumulation(settings, world) * settings.steps_per_rollout,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_completion_tokens,
+        beta=settings.kl_coef,
+        entropy_coef=settings.entropy_coef,
+        loss_type=settings.loss_type,
+        scale_rewards=settings.scale_rewards,
+        reward_weights=[1.0, settings.confidence_weight, settings.format_weight],
+        lr_scheduler_type="constant_with_warmup",
+        shuffle_dataset=False,
+        eval_strategy="steps",
+        eval_steps=settings.checkpoint_every,
+        remove_unused_columns=False,
+    )
+
+
 def _accumulation(settings: _Settings, world: int) -> int:
     at_once = settings.micro_batch * world
     if settings.batch % at_once:
@@ -726,6 +733,8 @@ def _eval_batch(n_questions: int, settings: GRPOSettings, world: int) -> int:
 
     It is that of training where that holds whole groups, and else the smallest that does.
     """
+    if not n_questions:
+        raise ValueError("nothing to validate on: expected at least one question")
     rows = n_questions * settings.group_size
     smallest = math.lcm(settings.group_size, world) // world
     for size in range(max(settings.micro_batch, smallest), 0, -1):
@@ -763,7 +772,8 @@ def _dataset(questions: Sequence[Question]) -> datasets.Dataset:
 def _tokenized(
     rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> datasets.Dataset:
-    prompts = tokenizer([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+    # with the special tokens a tokenizer puts before a prompt, as generation does
+    prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
     completions = tokenizer([row["completion"] for row in rows], add_special_tokens=False)[
         "input_ids"
     ]
@@ -776,22 +786,6 @@ def _tokenized(
             ],
         }
     )
-
-
-def _by_length(rows: datasets.Dataset, settings: SFTSettings) -> datasets.Dataset:
-    """The same rows, so ordered that a step's sequences are of about one length.
-
-    A step computes its padding too. Within each window of steps the rows are sorted by length
-    and the steps put in an order drawn from the seed, so lengths still come mixed.
-    """
-    lengths = np.array([len(ids) for ids in rows["input_ids"]])
-    rng = np.random.default_rng(settings.seed)
-    order: list[int] = []
-    for start in range(0, len(lengths), _WINDOW * settings.batch):
-        window = np.arange(start, min(start + _WINDOW * settings.batch, len(lengths)))
-        window = window[np.argsort(lengths[window], kind="stable")]
-        order += rng.permutation(window.reshape(-1, settings.batch)).ravel().tolist()
-    return rows.select(order)
 
 
 def _digest(text: str) -> int:

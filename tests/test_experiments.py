@@ -164,16 +164,19 @@ def test_one_seed_needs_the_same_questions(records, replicated):
     experiments.measure(less(replicated, "L1-SLM"))  # over seeds there is nothing to pair
 
 
-def test_with_signal(records):
-    probe = experiments.with_signal(records, "RLVR-SLM", "probe", name="RLVR-SLM-Probe")
-    assert set(probe["system"]) == {"RLVR-SLM-Probe"}
-    assert (probe["confidence"] == probe["probe"]).all()
+def test_a_computed_signal_is_there_in_every_row(records):
+    lacking = experiments.Cascade("L1-SLM", "probe")
     with pytest.raises(ValueError, match="lacks the signal 'probe' in 256 of 256 rows"):
-        experiments.with_signal(records, "L1-SLM", "probe", name="x")
-    with pytest.raises(ValueError, match="no column 'logits'"):
-        experiments.with_signal(records, "L1-SLM", "logits", name="x")
+        experiments.cascade_questions(records, lacking, large="Baseline LLM")
+    nobody = experiments.Cascade("nobody")
     with pytest.raises(ValueError, match="no system 'nobody' among the runs; there are 'SLM'"):
-        experiments.with_signal(records, "nobody", "probe", name="x")
+        experiments.cascade_questions(records, nobody, large="Baseline LLM")
+    stated = records.assign(
+        expected_confidence=records["expected_confidence"].mask(records.index % 2 == 0)
+    )
+    some = experiments.Cascade("L1-SLM", "expected_confidence")
+    found = experiments.cascade_questions(stated, some, large="Baseline LLM")
+    assert 0 < found["confidence"].isna().mean() < 1
 
 
 # --- cascades -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from corea.learned_confidence import (
 )
 from corea.learned_confidence import _probability as probability
 from corea.records import pair
-from corea.tasks import Question
+from corea.tasks import ROUTER_INSTRUCTION, Question
 
 # --- probe --------------------------------------------------------------------------------------
 
@@ -233,18 +233,34 @@ def test_how_a_routers_text_is_read(text, expected):
 def router(tmp_path_factory):
     """A router trained with the real trainer, read from its folder."""
     torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     pytest.importorskip("trl")
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
     from corea.generate import load_model
-    from corea.microworld import build_tokenizer, model_config, new_model
     from corea.trainers import SFTSettings
 
+    letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_tokens([AddedToken(ROUTER_INSTRUCTION, normalized=False)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
+    )
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more only get in each other's way in a model this small
-    tokenizer = build_tokenizer()
-    model = new_model(model_config("qwen2", 32, 2, 1, len(tokenizer)), seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.Qwen2Config(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128,
+            initializer_range=0.12, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+        )  # fmt: skip
+        model = transformers.Qwen2ForCausalLM(config)
     folder = tmp_path_factory.mktemp("router")
     settings = SFTSettings(
-        steps=60, batch=32, micro_batch=32, checkpoint_every=60, learning_rate=1e-2
+        steps=100, batch=32, micro_batch=32, checkpoint_every=100, learning_rate=1e-2
     )
     train_router(model, tokenizer, QUESTIONS, make_records(QUESTIONS), settings, folder)
     yield load_model(folder / "model", device="cpu")

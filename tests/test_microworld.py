@@ -58,7 +58,7 @@ def evaluate(text, digits):
     operands, signs = operands_and_signs(text)
     value, *rest = (digits[o] if o in digits else int(o) for o in operands)
     for sign, right in zip(signs, rest, strict=True):
-        value = {"+": value + right, "-": value - right, "*": value * right}[sign] % 10
+        value = {"+": value + right, "-": value - right}[sign] % 5
     return value
 
 
@@ -156,7 +156,7 @@ def test_level_grades_difficulty():
 @pytest.mark.parametrize("dataset", ["chains", "facts"])
 def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
     noise, draws = 0.6, 8_000
-    world = World(names=12, noise_levels=(noise,) * 4)
+    world = World(names=12, name_shares=(1.0,), noise_levels=(noise,))
     digits, letters = stated_truth(world)
     rng = np.random.default_rng(0)
 
@@ -170,7 +170,7 @@ def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
         if dataset == "facts":
             right = np.mean(sample(list("ABCD"), letters[named[0]]) == q.gold)
         else:
-            drawn = {n: sample(range(10), digits[n]) for n in named}
+            drawn = {n: sample(range(5), digits[n]) for n in named}
             right = np.mean(
                 [
                     evaluate(q.text, {n: int(drawn[n][i]) for n in named}) == int(q.gold)
@@ -218,7 +218,7 @@ def test_greedy_is_the_limit_of_sampling_and_less_noise_is_never_harder():
 
 def test_difficulty_takes_many_values():
     asked = questions(WORLD, "chains", "test", 400)
-    assert len({round(sampler_accuracy(WORLD, q), 6) for q in asked}) >= 20
+    assert len({round(sampler_accuracy(WORLD, q), 6) for q in asked}) >= 10
 
 
 def test_completions_are_read_and_checked_like_any_other(rows):
@@ -281,7 +281,7 @@ def test_an_uninformed_corpus_deals_out_the_same_confidences():
         ("mixture", (0.0, 0.0, 0.0, 0.0)),
         ("operator_weights", (1.0, -1.0, 1.0)),
         ("name_shares", (1.0,)),
-        ("noise_levels", (0.0, 0.5, 0.8, 1.2)),
+        ("noise_levels", (0.0, 0.2, 0.4, 0.6, 0.8, 1.2)),
     ],
 )
 def test_a_world_out_of_range_is_named(field, value):
