@@ -1,8 +1,9 @@
 r"""Training: supervised fine-tuning and GRPO with a confidence reward (RLCC), on TRL.
 
 Both trainers are TRL's, pinned to one version. The only private things of TRL that are touched
-are in this module, in :class:`RLCCTrainer`: the method ``_calculate_rewards``, the attribute
-``_metrics``, and the order of its result (``tests/test_trainers.py`` fails when they change).
+are in this module, in :class:`RLCCTrainer`: the method ``_calculate_rewards`` with the order of
+its result, and the attributes ``_metrics`` and ``_logs`` (``tests/test_trainers.py`` fails when
+they change).
 
 What is decided here:
 
@@ -34,8 +35,8 @@ What is decided here:
    are kept in both trainings; so does a gradient that is not. A confidence reward under which
    nearly all completions state the same confidence, although accuracy varies between questions,
    is reported the first time and again after each recovery.
-8. TRL keeps rewards in 32 bits, in which 0.7 is less than 0.7 and falls into another bin. So the
-   confidences that are logged and rewarded are gathered in 64 bits, next to TRL's own tensor.
+8. TRL keeps rewards in 32 bits; there 0.7 becomes 0.69999999 and falls into the bin below. So
+   the confidences that are logged and rewarded are gathered in 64 bits, next to TRL's own tensor.
 """
 
 from __future__ import annotations
@@ -130,6 +131,8 @@ class SFTSettings:
             ValueError: If one is out of range; names it.
         """
         _check_settings(self)
+        if self.adam_beta2 >= 1:
+            raise ValueError(f"adam_beta2 is {self.adam_beta2!r}; expected a number, below 1")
 
 
 @dataclass(frozen=True)

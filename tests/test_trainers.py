@@ -249,6 +249,7 @@ OF_GRPO = [
     ("settings", "good", "name", "value"),
     [(SFTSettings, {"steps": 200}, name, value) for name, value in BOTH]
     + [(SFTSettings, {"steps": 200}, "weight_decay", -0.1)]
+    + [(SFTSettings, {"steps": 200}, "adam_beta2", value) for value in (0, 1, 1.5, math.nan)]
     + [(GRPOSettings, {}, name, value) for name, value in BOTH + OF_GRPO],
 )
 def test_a_wrong_setting_is_named(settings, good, name, value):
@@ -423,14 +424,29 @@ def two_processes(name):
     return small.GRPO | LAYOUTS[name] | {"confidence_reward": name, "batch": 12, "kl_coef": 0.0}
 
 
+@pytest.fixture(scope="module")
+def run_together(serve, tmp_path_factory):
+    """Function that trains with two processes: the folder, and what each process recorded."""
+    folder, made = tmp_path_factory.mktemp("together"), {}
+
+    def run(name):
+        directory = folder / name
+        if name not in made:
+            settings = two_processes(name)
+            serve(directory, settings=settings, processes=2, record=True, expect=(0, 0))
+            made[name] = [
+                json.loads(directory.with_name(f"{name}.{rank}.json").read_text())
+                for rank in (0, 1)
+            ]
+        return directory, made[name]
+
+    return run
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_two_processes_earn_what_one_would(serve, reference, trainer, tmp_path, name):
-    directory = tmp_path / "two"
+def test_two_processes_earn_what_one_would(run_together, reference, trainer, name):
+    directory, (first, second) = run_together(name)
     settings = two_processes(name)
-    serve(directory, settings=settings, processes=2, record=True, expect=(0, 0))
-    first, second = (
-        json.loads(directory.with_name(f"two.{rank}.json").read_text()) for rank in (0, 1)
-    )
     assert first["weights"] == second["weights"]  # and training changed them:
     before = load_file(reference / "sft" / "model" / "model.safetensors")
     after = load_file(directory / "model" / "model.safetensors")
@@ -456,21 +472,20 @@ def test_two_processes_earn_what_one_would(serve, reference, trainer, tmp_path, 
     assert split == {(True, True), (False, settings["micro_batch"] == 3)}
 
 
-def test_two_killed_processes_go_on_together(serve, tmp_path):
-    settings = two_processes("l1")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    serve(whole, settings=settings, processes=2, record=True, expect=(0, 0))
-    reply = serve(killed, settings=settings, processes=2, kill=["s", 3, 0.005])
+def test_two_killed_processes_go_on_together(serve, run_together, tmp_path):
+    whole, recorded = run_together("l1")
+    killed, settings = tmp_path / "killed", two_processes("l1")
+    # each process has its part in a checkpoint: the checksums wait for the slow one
+    reply = serve(killed, settings=settings, processes=2, slow=1, kill=["s", 3, 0.005])
     assert reply["statuses"] == [-9, -9]
     assert newest_checkpoint(killed) == 2
     serve(killed, settings=settings, processes=2, record=True, expect=(0, 0))
+    assert "checkpoint-2" not in printed(killed)
+    assert "step 0 of" not in printed(killed)  # it went on from there
     assert results(killed) == results(whole)
-    weights = {
-        json.loads(tmp_path.joinpath(f"{name}.{rank}.json").read_text())["weights"]
-        for name in ("whole", "killed")
-        for rank in (0, 1)
-    }
-    assert len(weights) == 1
+    for rank in (0, 1):
+        again = json.loads(killed.with_name(f"killed.{rank}.json").read_text())
+        assert again["weights"] == recorded[rank]["weights"]
 
 
 def test_a_loss_of_one_process_ends_all(serve, tmp_path):
@@ -486,10 +501,12 @@ def test_a_loss_of_one_process_ends_all(serve, tmp_path):
 # --- killed runs ----------------------------------------------------------------------------------
 
 
-def kill_and_go_on(serve, directory, plan, settled, **request):
+def kill_and_go_on(serve, directory, plan, settled, n_saving, **request):
     """Kill a run as planned, each time where it then is; what happened at each kill."""
     kills = []
     for _ in range(4 * len(plan)):
+        if len(kills) == len(plan):  # a busy machine may have let all saves end
+            plan = [*plan, ["s", 1, 0.005]]
         start = newest_checkpoint(directory)
         reply = serve(directory, kill=plan[len(kills)], **request)
         if reply["statuses"] == [0]:  # it was too fast: the next one starts anew
@@ -499,12 +516,12 @@ def kill_and_go_on(serve, directory, plan, settled, **request):
         saving = len(moments(reply["events"], "s")) > len(moments(reply["events"], "S"))
         named = "is not used" in printed(directory)
         kills.append({"start": start, "saving": saving, "named": named})
-        if len(kills) == len(plan):
+        if len(kills) >= len(plan) and sum(kill["saving"] for kill in kills) >= n_saving:
             serve(directory, **request)
             named = "is not used" in printed(directory)
             kills.append({"start": newest_checkpoint(directory), "saving": False, "named": named})
             return kills
-    raise AssertionError(f"only {len(kills)} of {len(plan)} runs were killed before their end")
+    raise AssertionError(f"of {len(plan)} kills these hit before the end: {kills}")
 
 
 def killing_plan(events, rng, n_anywhere, n_saving):
@@ -538,11 +555,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
 
     rng = np.random.default_rng(0)
     plan = killing_plan(reply["events"], rng, n_anywhere, n_saving)
-    kills = kill_and_go_on(serve, killed, plan, settled, **request)
+    kills = kill_and_go_on(serve, killed, plan, settled, n_saving // 2, **request)
     assert results(killed) == settled
     assert printed(killed, "err") == ""
-    assert len(kills) == len(plan) + 1
-    assert sum(kill["saving"] for kill in kills) >= n_saving // 2
+    assert len(kills) > len(plan)
     starts = [kill["start"] for kill in kills]
     assert sum(step > 0 for step in starts) >= n_saving
     assert len(set(starts)) > n_saving // 2  # several of them made progress
@@ -1026,17 +1042,3 @@ def test_fine_tuning_learns_the_completion_and_its_end_alone(tokenizer):
         learnt = [label for label in labels if label != -100]
         assert tokenizer.decode(learnt) == row["completion"] + tokenizer.eos_token
         assert labels[: len(labels) - len(learnt)] == [-100] * (len(labels) - len(learnt))
-
-
-def test_steps_of_fine_tuning_have_sequences_of_like_length(tokenizer):
-    rng = np.random.default_rng(0)
-    rows = [{"prompt": "1" * int(n), "completion": "2"} for n in rng.integers(1, 60, 4 * 40)]
-    settings = SFTSettings(steps=40, batch=4, micro_batch=4, checkpoint_every=40)
-    table = trainers._tokenized(rows, tokenizer)
-    ordered = trainers._by_length(table, settings)
-    assert sorted(ordered["input_ids"]) == sorted(table["input_ids"])
-    lengths = np.array([len(ids) for ids in ordered["input_ids"]])
-    widths = np.ptp(lengths.reshape(40, 4), axis=1)
-    assert widths.mean() < 5 < np.ptp(lengths) / 4
-    means = lengths.reshape(40, 4).mean(axis=1)
-    assert not (np.diff(means) > 0).all()  # the steps themselves come mixed

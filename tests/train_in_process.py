@@ -10,6 +10,8 @@ standard input (JSON), forks its processes, and answers with a line when they ha
 - ``kill``: a marker of :func:`mark_events`, which of its occurrences, and the seconds after it;
 - ``at``: a marker at which a process kills itself, at once;
 - ``constants``: values of ``corea.trainers`` that are set;
+- ``spoil``: a rank and a step at which its loss is not a number;
+- ``slow``: a rank that takes its time to save;
 - ``record``: whether every call for rewards and the final weights are written down.
 """
 
@@ -137,13 +139,13 @@ def record_rewards(directory, rank):
     wrapped(trainers, "_run", after=write)
 
 
-def spoil_loss(trainer_rank, step, rank):
-    """Make the loss of one process not a number at one step."""
+def spoil_loss(step):
+    """Make the loss not a number at one step."""
     original = trainers.RLCCTrainer.compute_loss
 
     def compute_loss(self, *arguments, **named):
         loss = original(self, *arguments, **named)
-        spoiled = rank == trainer_rank and self.model.training and self.state.global_step == step
+        spoiled = self.model.training and self.state.global_step == step
         return loss * float("nan") if spoiled else loss
 
     trainers.RLCCTrainer.compute_loss = compute_loss
@@ -165,8 +167,10 @@ def run_child(request, reference, rank, port, pipe):
     mark_events(pipe, request.get("at"))
     if request.get("record"):
         record_rewards(directory, rank)
-    if "spoil" in request:
-        spoil_loss(*request["spoil"], rank)
+    if request.get("spoil", [None])[0] == rank:
+        spoil_loss(request["spoil"][1])
+    if request.get("slow") == rank:
+        wrapped(transformers.Trainer, "_save_rng_state", before=lambda *_: time.sleep(0.5))
     train(request["task"], reference, directory, request["settings"])
 
 
