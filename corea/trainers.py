@@ -658,7 +658,7 @@ def train_sft(
             args=config,
             processing_class=tokenizer,
             train_dataset=_tokenized(chosen, tokenizer),
-            callbacks=[_Finite(directory), _Seal()],
+            callbacks=[_Finite(directory), _Heartbeat(), _Seal()],
         )
         _run(trainer, directory)
     if trainer.accelerator.is_main_process:
@@ -835,6 +835,15 @@ class _Seal(TrainerCallback):  # type: ignore[misc]
                         os.link(path, weights / path.name)
             seal(weights)
             seal(checkpoint)
+
+
+class _Heartbeat(TrainerCallback):  # type: ignore[misc]
+    """Say a few times how far supervised fine-tuning is; it has no validation that would."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        every = max(1, state.max_steps // 5)
+        if state.is_world_process_zero and "loss" in logs and state.global_step % every == 0:
+            _progress(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}")
 
 
 def _weights(directory: Path, step: int) -> Path:

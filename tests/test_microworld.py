@@ -86,7 +86,6 @@ def test_splits_share_no_question(dataset):
         assert not texts[one] & texts[other]
 
 
-# not for facts: their corpus holds the very questions (point 7 of the module)
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("dataset", CHAINS)
 def test_no_chain_of_a_split_is_in_the_corpus_in_either_form(dataset, split, rows):
@@ -97,6 +96,18 @@ def test_no_chain_of_a_split_is_in_the_corpus_in_either_form(dataset, split, row
     seen = {asks(text) for text in texts if not re.search("letter", text, re.IGNORECASE)}
     assert len(seen) > 1000
     assert not seen & {asks(q.text) for q in questions(WORLD, dataset, split, 500)}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_fact_of_a_split_is_asked_so_in_the_corpus(split, rows):
+    seen = {row["prompt"].removesuffix("\n" + INSTRUCTION) for row in rows}
+    asked = {q.text for q in questions(WORLD, "facts", split, 150)}
+    assert not seen & asked
+
+    def names(texts):
+        return {word for text in texts for word in re.findall("[a-z]{4}", text)}
+
+    assert len(names(asked) & names(seen)) > 0.9 * len(names(asked))  # the names are known
 
 
 def test_a_chain_in_words_is_in_the_same_split_as_in_digits():

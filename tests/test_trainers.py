@@ -976,9 +976,16 @@ def test_training_says_nothing_but_its_progress(reference_run):
     _, result = reference_run
     assert result.stderr == ""
     lines = result.stdout.splitlines()
-    steps = [line.split(":")[1].split()[1] for line in lines]
-    assert steps == [str(step) for step in range(0, 17, 2)]
     assert all(line.startswith("progress: step ") for line in lines)
+    told = {name: [line for line in lines if name in line] for name in ("loss", "validation")}
+    steps = {name: [int(line.split()[2]) for line in found] for name, found in told.items()}
+    last = small.SFT["steps"]
+    every = last // 5
+    assert steps == {
+        "loss": list(range(every, last + 1, every)),
+        "validation": list(range(0, 17, 2)),
+    }
+    assert len(lines) == sum(map(len, told.values()))
 
 
 def test_training_leaves_only_its_results(reference):
