@@ -100,8 +100,9 @@ COUNTERPARTS: Mapping[str, str] = MappingProxyType(
 )
 """Dataset or group of the paper to what stands in its place here."""
 
-COMPUTED = ("probe", "router", "average_probability")
-"""Signals that do not depend on what the model states, so that no row may lack them."""
+COMPUTED = ("probe", "average_probability")
+"""Signals that depend on nothing that is written, so that no row may lack them. (A router may
+write what is no probability; its question is then deferred.)"""
 
 METRICS = ("pass_at_1", "ece", "auroc", "brier", "confidence_output_ratio", "mean_confidence")
 """What :func:`measure` measures."""
