@@ -31,7 +31,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from corea import parsing
 from corea.records import KEY, RecordsError, select
 
 CONFIDENCE_GRID = tuple(f"{tenths / 10:.1f}" for tenths in range(11))
@@ -114,33 +113,6 @@ def expectation_on_grid(
     total = shares.sum(axis=1)
     expected = np.divide(shares @ values, total, out=np.full_like(mass, np.nan), where=total > 0)
     return np.clip(expected, values.min(), values.max()), np.minimum(mass, 1)
-
-
-def confidence_opening(text: str) -> str | None:
-    r"""A completion up to and with the brace in which its confidence is stated.
-
-    Source: choice 4 of this module.
-
-    Args:
-        text: A completion, any string.
-
-    Returns:
-        The beginning of the text that ends with that brace, or None where there is none.
-
-    Example:
-        >>> confidence_opening(r"So \boxed{5}. \confidence{0.9} Done.")
-        'So \\boxed{5}. \\confidence{'
-        >>> confidence_opening(r"\confidence{0.9} \boxed{5}") is None
-        True
-    """
-    end = 0
-    if box := parsing._last(parsing._BOXED, text, 0):
-        closing = parsing._closing_brace(text, box.end())
-        if closing is None:
-            return None
-        end = closing
-    opening = parsing._last(parsing._CONFIDENCE, text, end)
-    return text[: opening.end()] if opening else None
 
 
 def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:

@@ -41,8 +41,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from corea.confidence import CONFIDENCE_GRID, confidence_opening, expectation_on_grid
-from corea.parsing import parse_completion
+from corea.confidence import CONFIDENCE_GRID, expectation_on_grid
+from corea.parsing import confidence_opening, parse_completion
 
 if TYPE_CHECKING:
     import torch

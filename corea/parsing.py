@@ -90,13 +90,36 @@ def parse_completion(text: str) -> ParsedCompletion:
         ParsedCompletion(answer='5', confidence=None)
     """
     _require_text(text)
-    answer, end = None, 0
-    if box := _last(_BOXED, text, 0):
-        closing = _closing_brace(text, box.end())
-        if closing is None:
-            return ParsedCompletion(None, None)
-        answer, end = text[box.end() : closing].strip() or None, closing
-    return ParsedCompletion(answer, _read_confidence(text, end))
+    answer, end = _read_answer(text)
+    return ParsedCompletion(answer, None if end is None else _read_confidence(text, end))
+
+
+def confidence_opening(text: str) -> str | None:
+    r"""A completion up to and with the brace in which its confidence is stated.
+
+    What follows need not be readable: a completion cut off inside the braces has an opening.
+
+    Source: rules 1, 2 and 6 of this module.
+
+    Args:
+        text: A completion, any string.
+
+    Returns:
+        The beginning of the text that ends with that brace, or None where there is none.
+
+    Raises:
+        TypeError: If ``text`` is no string.
+
+    Example:
+        >>> confidence_opening(r"So \boxed{5}. \confidence{0.9} Done.")
+        'So \\boxed{5}. \\confidence{'
+        >>> confidence_opening(r"\confidence{0.9} \boxed{5}") is None
+        True
+    """
+    _require_text(text)
+    _, end = _read_answer(text)
+    opening = None if end is None else _last(_CONFIDENCE, text, end)
+    return text[: opening.end()] if opening else None
 
 
 def parse_decision(text: str, options: Sequence[str]) -> str | None:
@@ -130,6 +153,15 @@ def parse_decision(text: str, options: Sequence[str]) -> str | None:
     decision = text[reasoning_end + len("</think>") :] if reasoning_end >= 0 else text
     decision = decision.strip()
     return decision if decision in list(options) else None
+
+
+def _read_answer(text: str) -> tuple[str | None, int | None]:
+    """The answer, and where a confidence may follow; nowhere behind a box that never ends."""
+    box = _last(_BOXED, text, 0)
+    if box is None:
+        return None, 0
+    closing = _closing_brace(text, box.end())
+    return (None, None) if closing is None else (text[box.end() : closing].strip() or None, closing)
 
 
 def _read_confidence(text: str, start: int) -> float | None:

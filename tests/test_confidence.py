@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from corea.confidence import (
     CONFIDENCE_GRID,
     average_probability,
-    confidence_opening,
     expectation_on_grid,
     with_signal,
 )
-from corea.parsing import parse_completion
+from corea.parsing import confidence_opening, parse_completion
 from corea.records import RecordsError, validate
 
 # --- average probability ----------------------------------------------------------------------
