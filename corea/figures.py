@@ -308,12 +308,16 @@ def threshold_explorer(
     ]
     drawing.update_layout(
         template="plotly_white",
-        title={"text": heading + said(active), "font": {"size": 14}, "x": 0.02},
+        # three lines above as many rows of the legend, on a narrow page
+        title={
+            "text": heading + said(active), "font": {"size": 14},
+            "x": 0.02, "y": 0.97, "yanchor": "top",
+        },
         xaxis={"title": "mean cost of a question", "rangemode": "tozero"},
         yaxis={"title": "pass@1", "tickformat": ".0%"},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
-        margin={"t": 135, "l": 70, "r": 20},
-        height=540,
+        margin={"t": 170, "l": 70, "r": 20},
+        height=580,
         sliders=[
             {
                 "active": active, "steps": steps, "pad": {"t": 45},
