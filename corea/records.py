@@ -500,7 +500,13 @@ def _read_parquet(path: Path) -> Records:
         raise RecordsError(path.name, [f"not a complete parquet file ({first})"]) from None
     metadata = table.schema.metadata or {}
     provenance = json.loads(metadata.get(_PROVENANCE_KEY, b"{}"))
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    # arrow's nulls in numbers are NaN again: a column of nothing else would lose its type
+    columns = {
+        name: column.to_numpy().tolist()
+        if arrow.types.is_floating(column.type)
+        else column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
     return records_from_columns(columns, source=path.name, provenance=provenance)
 
 

@@ -73,6 +73,13 @@ def test_results_come_back_with_what_was_trained(tmp_path):
     assert read_records(tmp_path / "records.parquet").provenance == {"profile": "smoke"}
 
 
+def test_a_signal_that_no_row_has_is_still_a_number(tmp_path):
+    nothing = samples(confidence=[np.nan] * 3, expected_confidence=[np.nan] * 3)
+    write(tmp_path, MODEL, nothing, facts={})
+    found = run_records([tmp_path])
+    assert found["expected_confidence"].dtype == found["probe"].dtype == float
+
+
 def test_the_first_completions_are_kept_as_text(tmp_path):
     write(tmp_path, MODEL, samples(), facts={}, n_samples=1)
     kept = pd.read_parquet(tmp_path / "samples.parquet")
