@@ -87,6 +87,7 @@ import yaml
 
 from corea.display import visible
 from corea.provenance import PACKAGES, provenance
+from corea.sources import imported_files, with_imports
 
 GIVEN = ("profile", "seed", "output_dir")  # parameters that a profile's runs do not list
 VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
@@ -480,38 +481,8 @@ def imported_modules(notebook: Path) -> list[Path]:
     for number, cell in enumerate(_read_notebook(notebook)["cells"], 1):
         if cell["cell_type"] == "code":
             tree = _parse_cell(notebook, number, "".join(cell["source"]))
-            waiting += _corea_files(tree, package=())
-    found: set[Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += _corea_files(ast.parse(path.read_text("utf-8")), path.parent.parts)
-    return sorted(found)
-
-
-def _corea_files(tree: ast.AST, package: Sequence[str]) -> Iterator[Path]:
-    """Files of ``corea`` that ``tree``, a module of ``package``, imports or names."""
-    for node in ast.walk(tree):
-        names: list[Sequence[str]] = []
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # a script beside the module that it starts as a process of its own
-            if package and re.fullmatch(r"\w+\.py", node.value):
-                names = [[*package, node.value.removesuffix(".py")]]
-        elif isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1]] if node.level else []
-            base += node.module.split(".") if node.module else []
-            # "from a import b": b is a module of a or a name in it; both are looked for
-            names = [[*base, alias.name] for alias in node.names]
-        for name in names:
-            if name[0] == "corea":
-                for length in range(1, len(name) + 1):
-                    module = Path(*name[:length])
-                    for path in (module / "__init__.py", module.with_suffix(".py")):
-                        if path.is_file():
-                            yield path
+            waiting += imported_files(tree, (), Path())
+    return with_imports(waiting, Path())
 
 
 def _read_notebook(path: Path) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from corea.sources import with_imports
+
 MANIFEST = "manifest.json"
 ROOT = Path("build", "store")
 PACKAGES = (
@@ -91,14 +93,15 @@ def make(
     name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     entry = Path(root) / name
     with _locked(Path(root) / f"{name}.lock"):
-        if not entry.is_dir():
+        if entry.is_dir():
+            check_seal(entry)
+        else:
             partial = entry.with_name(name + ".partial")
             partial.mkdir(parents=True, exist_ok=True)
             build(partial)
             write_atomically(partial / "request.json", text + "\n")
             seal(partial)
             partial.replace(entry)
-    check_seal(entry)
     return entry
 
 
@@ -201,35 +204,10 @@ def _locked(path: Path) -> Iterator[None]:
 def _code(modules: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """Source files of the modules and of all of ``corea`` that they import, with digests."""
     package = Path(__file__).parent
-    waiting = [package / f"{name}.py" for name in modules]
-    found: dict[Path, str] = {}
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        tree = ast.parse(path.read_text("utf-8"))
-        waiting += _imported(tree, package)
-        found[path] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-    yield from sorted(found.items())
-
-
-def _imported(tree: ast.AST, package: Path) -> Iterator[Path]:
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [f"corea.{node.value.removesuffix('.py')}"] if _is_file_name(node.value) else []
-        for name in names:
-            path = package / f"{name.removeprefix('corea.')}.py"
-            if name.startswith("corea.") and path.is_file():
-                yield path
-
-
-def _is_file_name(text: str) -> bool:
-    return re.fullmatch(r"\w+\.py", text) is not None
+    files = [Path(package.name, f"{name}.py") for name in modules]
+    for path in with_imports(files, package.parent):
+        tree = ast.parse((package.parent / path).read_text("utf-8"))
+        yield path, hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -1,0 +1,68 @@
+"""Which files of ``corea`` a piece of source code needs.
+
+What the pipeline executes again, and what the store makes again, both depend on it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+
+def with_imports(files: Iterable[Path], root: Path) -> list[Path]:
+    """Files of ``corea`` and all those of ``corea`` that they need, directly or not.
+
+    Args:
+        files: Paths relative to ``root``.
+        root: Folder that holds the folder ``corea``.
+
+    Returns:
+        Paths relative to ``root``, sorted. Imports inside functions count, and so do scripts
+        that a module names (``"worker.py"``) to run as processes.
+
+    Raises:
+        FileNotFoundError: If one of the files does not exist.
+    """
+    waiting, found = [*files], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            tree = ast.parse((root / path).read_text("utf-8"))
+            waiting += imported_files(tree, path.parent.parts, root)
+    return sorted(found)
+
+
+def imported_files(tree: ast.AST, package: Sequence[str], root: Path) -> Iterator[Path]:
+    """Files of ``corea`` that source code imports or names itself.
+
+    Args:
+        tree: The source code.
+        package: Names of the packages it is in, outermost first; none for a notebook.
+        root: Folder that holds the folder ``corea``.
+
+    Yields:
+        Paths relative to ``root``.
+    """
+    for node in ast.walk(tree):
+        names: list[Sequence[str]] = []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # a script beside the module that it starts as a process of its own
+            if package and re.fullmatch(r"\w+\.py", node.value):
+                names = [[*package, node.value.removesuffix(".py")]]
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += node.module.split(".") if node.module else []
+            # "from a import b": b is a module of a or a name in it; both are looked for
+            names = [[*base, alias.name] for alias in node.names]
+        for name in names:
+            if name[0] == "corea":
+                for length in range(1, len(name) + 1):
+                    module = Path(*name[:length])
+                    for path in (module / "__init__.py", module.with_suffix(".py")):
+                        if (root / path).is_file():
+                            yield path
