@@ -3,50 +3,120 @@
 ``python benchmarks/bench_trainer.py`` (needs the extra `train`; ``--small`` for a quick look).
 Model, questions, batch and settings are those of the profile `laptop`; the model is pretrained
 first, for fewer steps than there, or given by ``--base``. The learning rate is so small that
-both trainers keep the base model and so sample the same completions, step by step: what differs
-is the trainers' own work. Neither validates nor saves. The trainers alternate, in an order that
-changes with each repetition; the overhead is the median over pairs of the same step of the same
-repetition. The first steps of each run are not counted.
+both trainers keep the base model, and each keeps random numbers of its own, so that both sample
+the same completions: what differs is the trainers' own work. Neither validates nor saves.
+
+Both trainers live in one process, in two threads of which one works at a time: ours takes a
+step, TRL's takes the same step, and whose turn is first changes with every step. So whatever
+else the machine does falls on both alike. A step counts from its beginning to the beginning of
+the next, logging included. The first steps are not counted.
 
 A run of its own, with clocks around the parts of a step, says where its time goes, and how many
-tokens a second the rollouts make beside `model.generate` with the same prompts and settings.
+tokens a second the rollouts make beside `model.generate` and beside our engine for evaluation
+with the same prompts and settings.
+
+``--publish`` writes the measurements into the package, where the chapter on training speed
+reads them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from itertools import chain
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from corea import microworld, trainers
+from corea import microworld, trainers, training_speed
+from corea.generate import Sampling, TransformersEngine
+from corea.provenance import provenance
+from corea.store import write_atomically
 from corea.trainers import GRPOSettings, RLCCTrainer, SFTSettings
 
 NOT_COUNTED = 2  # steps at the start of a run
 PARTS = ("rollouts", "rewards", "other scoring", "forward", "backward", "optimizer", "other")
 
 
+class Turns:
+    """Whose turn it is to take a step: ours, TRL's, TRL's, ours, and so on."""
+
+    def __init__(self) -> None:
+        """Begin with ours."""
+        self.order = cycle(["corea", "trl", "trl", "corea"])
+        self.now = next(self.order)
+        self.changed = threading.Condition()
+        self.failed: list[BaseException] = []
+
+    def wait(self, name: str) -> None:
+        """Wait for the turn of a trainer."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.failed or self.now == name)
+        if self.failed:
+            raise RuntimeError("the other trainer failed") from self.failed[0]
+
+    def pass_on(self) -> None:
+        """End a turn."""
+        with self.changed:
+            self.now = next(self.order)
+            self.changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the other thread end too."""
+        with self.changed:
+            self.failed.append(error)
+            self.changed.notify_all()
+
+
+class TakesTurns(TrainerCallback):
+    """Seconds of each step of a trainer that takes turns with another in the same process."""
+
+    def __init__(self, name: str, turns: Turns) -> None:
+        """Start with nothing measured, and the random numbers of now."""
+        self.name, self.turns = name, turns
+        self.seconds: list[float] = []
+        self.begun: float | None = None
+        self.random = torch.get_rng_state()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """End the turn, which was the step before and what came after it; wait for the next."""
+        self.end_turn()
+        self.turns.wait(self.name)
+        torch.set_rng_state(self.random)
+        self.begun = time.perf_counter()
+
+    def end_turn(self) -> None:
+        """Note how long it took, and keep the random numbers."""
+        if self.begun is not None:
+            self.seconds.append(time.perf_counter() - self.begun)
+            self.random = torch.get_rng_state()
+            self.turns.pass_on()
+            self.begun = None
+
+
 class Clock(TrainerCallback):
-    """Seconds of each step and of the parts of a step that are wrapped."""
+    """Seconds of each step, and of the parts of a step that are wrapped."""
 
     def __init__(self) -> None:
         """Start with nothing measured."""
-        self.ends: list[float] = []
+        self.begins: list[float] = []
         self.parts: dict[str, list[float]] = defaultdict(list)
         self.begun = 0.0
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Note the end of a step."""
-        self.ends.append(time.perf_counter())
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Note the beginning of a step, from which its parts are added up."""
+        self.begins.append(time.perf_counter())
+        for values in self.parts.values():
+            values.append(0.0)
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Note that the optimizer begins."""
@@ -54,7 +124,7 @@ class Clock(TrainerCallback):
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Note how long it took."""
-        self.parts["optimizer"].append(time.perf_counter() - self.begun)
+        self._add("optimizer", time.perf_counter() - self.begun)
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with a clock around it."""
@@ -62,15 +132,15 @@ class Clock(TrainerCallback):
         def timed(*arguments: Any, **named: Any) -> Any:
             start = time.perf_counter()
             result = function(*arguments, **named)
-            self.parts[part].append(time.perf_counter() - start)
+            self._add(part, time.perf_counter() - start)
             return result
 
         return timed
 
-    def steps(self) -> list[float]:
-        """Seconds from the end of a step to the end of the next, the first left out."""
-        times = [b - a for a, b in zip(self.ends, self.ends[1:], strict=False)]
-        return times[NOT_COUNTED - 1 :]
+    def _add(self, part: str, seconds: float) -> None:
+        if part not in self.parts:
+            self.parts[part] = [0.0] * len(self.begins)
+        self.parts[part][-1] += seconds
 
 
 def pretrain(folder: Path, preset: str, steps: int) -> Path:
@@ -81,14 +151,24 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
     config = microworld.model_config(
         "qwen2", size.hidden_size, size.n_layers, size.n_heads, len(tokenizer)
     )
-    settings = SFTSettings(steps=steps, checkpoint_every=steps)
+    settings = SFTSettings(
+        steps=steps,
+        batch=32,
+        micro_batch=32,
+        warmup_steps=steps // 5,
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        checkpoint_every=steps,
+    )
     rows = microworld.corpus(world, settings.batch * steps, seed=0)
     trainers.train_sft(microworld.new_model(config, 0), tokenizer, rows, settings, folder)
     return folder / "model"
 
 
-def build(name: str, base: Path, settings: GRPOSettings, folder: Path) -> tuple[Any, Clock]:
-    """One of the two trainers, with a clock."""
+def build(
+    name: str, base: Path, settings: GRPOSettings, folder: Path, callback: TrainerCallback
+) -> Any:
+    """One of the two trainers."""
     world = microworld.World()
     n = settings.batch // settings.group_size * settings.steps
     asked = trainers._dataset(microworld.questions(world, "chains", "train", n))
@@ -108,10 +188,43 @@ def build(name: str, base: Path, settings: GRPOSettings, folder: Path) -> tuple[
     else:
         config.reward_weights = None
         trainer = GRPOTrainer(reward_funcs=[trainers.correctness], **common)
-    clock = Clock()
-    trainer.add_callback(clock)
+    trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
-    return trainer, clock
+    return trainer
+
+
+def compare(base: Path, settings: GRPOSettings, folder: Path) -> pd.DataFrame:
+    """Seconds of each step of both trainers, taken in turns."""
+    turns = Turns()
+    callbacks = {name: TakesTurns(name, turns) for name in ("corea", "trl")}
+    both = {
+        name: build(name, base, settings, folder / name, callback)
+        for name, callback in callbacks.items()
+    }
+
+    def train(name: str) -> None:
+        try:
+            both[name].train()
+            callbacks[name].end_turn()
+        except BaseException as error:
+            turns.fail(error)
+            raise
+
+    threads = [threading.Thread(target=train, args=[name]) for name in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if turns.failed:
+        raise SystemExit("a trainer failed; see above")
+    return pd.DataFrame(
+        [
+            {"step": step, "trainer": name, "seconds": seconds}
+            for name, callback in callbacks.items()
+            for step, seconds in enumerate(callback.seconds, start=1)
+            if step > NOT_COUNTED
+        ]
+    )
 
 
 def take_apart(trainer: Any, clock: Clock) -> None:
@@ -125,83 +238,71 @@ def take_apart(trainer: Any, clock: Clock) -> None:
     trainer.accelerator.backward = clock.around("backward", trainer.accelerator.backward)
 
 
-def plain_generate(trainer: Any, step: int) -> float:
-    """Tokens a second of `model.generate` on the prompts of one step."""
-    group_size = trainer.settings.group_size
-    n = trainer.settings.batch // group_size
-    prompts = trainer.train_dataset["prompt"][step * n : (step + 1) * n]
-    texts = [text for text in prompts for _ in range(group_size)]
+def explain(base: Path, settings: GRPOSettings, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Seconds of each part of each step, and tokens and seconds of the rollouts."""
+    clock = Clock()
+    trainer = build("corea", base, settings, folder, clock)
+    take_apart(trainer, clock)
+    trainer.train()
+    ends = [*clock.begins[1:], time.perf_counter()]
+    table = pd.DataFrame(clock.parts)
+    table["total"] = [end - begin for begin, end in zip(clock.begins, ends, strict=True)]
+    table["other scoring"] = table.pop("all scoring") - table["rollouts"] - table["rewards"]
+    table["other"] = 2 * table["total"] - table.sum(axis=1)
+    table["step"] = range(1, len(table) + 1)
+    counted = table.iloc[NOT_COUNTED:-1]  # the last step ends with the run
+    parts = counted.melt("step", PARTS, "part", "seconds")
+
+    lengths = [
+        row["completions/mean_length"]
+        for row in trainer.state.log_history
+        if "completions/mean_length" in row
+    ]
+    rollouts = [
+        {
+            "step": step,
+            "way": "in training",
+            "tokens": round(lengths[step - 1] * settings.batch),
+            "seconds": table["rollouts"][step - 1],
+        }
+        for step in counted["step"]
+    ]
+    with trainers._quiet():
+        trainer.model.eval()
+        for step in counted["step"]:
+            n = settings.batch // settings.group_size
+            prompts = trainer.train_dataset["prompt"][(step - 1) * n : step * n]
+            rollouts += alone(trainer, settings, prompts, step)
+    return parts, pd.DataFrame(rollouts)
+
+
+def alone(
+    trainer: Any, settings: GRPOSettings, prompts: list[str], step: int
+) -> list[dict[str, Any]]:
+    """Tokens and seconds of `model.generate` and of our engine on the prompts of one step."""
+    texts = [text for text in prompts for _ in range(settings.group_size)]
     inputs = trainer.processing_class(texts, return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
     start = time.perf_counter()
     with torch.no_grad():
         found = trainer.model.generate(**inputs, generation_config=trainer.generation_config)
-    seconds = time.perf_counter() - start
+    seconds = {"model.generate": time.perf_counter() - start}
     ids = found[:, inputs["input_ids"].shape[1] :]
     ended = (ids == microworld.EOS_ID).long().cumsum(dim=1)
-    tokens = ((ended == 0) | ((ended == 1) & (ids == microworld.EOS_ID))).sum().item()
-    return float(tokens / seconds)
+    counted = (ended == 0) | ((ended == 1) & (ids == microworld.EOS_ID))
+    tokens = {"model.generate": int(counted.sum())}
 
-
-def spread(values: list[float], form: str) -> str:
-    """Median, and quartiles in brackets."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
-
-
-def compare(base: Path, settings: GRPOSettings, repetitions: int, folder: Path) -> None:
-    """Print steps a second of both trainers, and the overhead."""
-    seconds: dict[str, list[list[float]]] = {"trl": [], "corea": []}
-    for repetition in range(repetitions):
-        for name in sorted(seconds, reverse=repetition % 2 == 0):
-            trainer, clock = build(name, base, settings, folder)
-            trainer.train()
-            seconds[name].append(clock.steps())
-    print(f"{'trainer':8}{'steps/s: median [quartiles]':>32}{'  by repetition'}")
-    for name, runs in seconds.items():
-        rates = [1 / value for run in runs for value in run]
-        by_run = ", ".join(f"{1 / statistics.median(run):.3f}" for run in runs)
-        print(f"{name:8}{spread(rates, '.3f'):>32}  {by_run}")
-    pairs = [
-        [100 * (ours / theirs - 1) for ours, theirs in zip(*runs, strict=True)]
-        for runs in zip(seconds["corea"], seconds["trl"], strict=True)
-    ]
-    by_run = ", ".join(f"{statistics.median(run):+.2f}" for run in pairs)
-    print(
-        f"overhead of a step in %: {spread(list(chain(*pairs)), '+.2f')}  by repetition {by_run}\n"
+    engine = TransformersEngine(trainer.model, trainer.processing_class, batch_size=settings.batch)
+    sampling = Sampling(
+        settings.temperature, settings.max_completion_tokens, settings.group_size, seed=step
     )
-
-
-def explain(base: Path, settings: GRPOSettings, folder: Path) -> None:
-    """Print where the time of a step goes, and tokens a second."""
-    trainer, clock = build("corea", base, settings, folder)
-    take_apart(trainer, clock)
-    trainer.train()
-    total = statistics.median(clock.steps())
-    calls = {name: len(values) // settings.steps for name, values in clock.parts.items()}
-    parts = {
-        name: statistics.median(
-            sum(values[i : i + calls[name]])
-            for i in range(NOT_COUNTED * calls[name], len(values), calls[name])
-        )
-        for name, values in clock.parts.items()
-    }
-    parts["other scoring"] = parts.pop("all scoring") - parts["rollouts"] - parts["rewards"]
-    parts["other"] = total - sum(parts.values())
-    print(f"where the {1000 * total:.0f} ms of a step go (medians)")
-    for name in PARTS:
-        print(f"  {name:14}{1000 * parts[name]:9.1f} ms{100 * parts[name] / total:7.1f} %")
-
-    logged = [row for row in trainer.state.log_history if "completions/mean_length" in row]
-    inside = [
-        row["completions/mean_length"] * settings.batch / seconds
-        for row, seconds in zip(logged, clock.parts["rollouts"], strict=True)
-    ][NOT_COUNTED:]
-    with trainers._quiet():
-        trainer.model.eval()
-        plain = [plain_generate(trainer, step) for step in range(NOT_COUNTED, settings.steps)]
-    print(f"rollout tokens/s  in the trainer {spread(inside, ',.0f')}")
-    print(f"                  plain generate {spread(plain, ',.0f')}")
+    start = time.perf_counter()
+    rollouts = [rollout for batch in engine.generate(prompts, sampling) for rollout in batch]
+    seconds["our engine"] = time.perf_counter() - start
+    tokens["our engine"] = sum(rollout.completion_tokens for rollout in rollouts)
+    return [
+        {"step": step, "way": way, "tokens": tokens[way], "seconds": seconds[way]} for way in tokens
+    ]
 
 
 def main() -> None:
@@ -209,32 +310,51 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, help="folder of a microworld model")
     parser.add_argument("--pretraining-steps", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--repetitions", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=60, help="of each trainer")
+    parser.add_argument("--steps-apart", type=int, default=20, help="of the run taken apart")
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
+    parser.add_argument("--publish", action="store_true", help="write into the package")
     chosen = parser.parse_args()
-    settings = GRPOSettings(
-        "l1",
-        steps=chosen.steps,
-        checkpoint_every=chosen.steps,
-        batch=32 if chosen.small else 256,
-        micro_batch=32 if chosen.small else 256,
-        max_completion_tokens=96,
-        learning_rate=1e-12,
-        entropy_coef=0.005,
-        scale_rewards="batch",
-    )
+    batch = 32 if chosen.small else 256
+
+    def settings(steps: int) -> GRPOSettings:
+        return GRPOSettings(
+            "l1",
+            steps=steps,
+            checkpoint_every=steps,
+            batch=batch,
+            micro_batch=batch,
+            learning_rate=1e-12,
+            entropy_coef=0.005,
+            scale_rewards="batch",
+        )
+
     preset = "tiny" if chosen.small else "small"
     with tempfile.TemporaryDirectory() as name, trainers._quiet():
         folder = Path(name)
         base = chosen.base or pretrain(folder / "base", preset, chosen.pretraining_steps)
-        print(
-            f"batch {settings.batch} completions, groups of {settings.group_size}, "
-            f"{chosen.repetitions} alternating runs of {chosen.steps} steps, "
-            f"{torch.get_num_threads()} threads"
-        )
-        compare(base, settings, chosen.repetitions, folder)
-        explain(base, settings, folder)
+        steps = compare(base, settings(chosen.steps), folder)
+        parts, rollouts = explain(base, settings(chosen.steps_apart), folder / "apart")
+    middle, low, high = training_speed.overhead(steps)
+    print(f"a step of ours is longer by {middle:+.2%} [{low:+.2%}, {high:+.2%}]")
+    print(training_speed.step_parts(parts).round(3).to_string(index=False))
+    print(training_speed.token_rates(rollouts).round(0).to_string(index=False))
+    if chosen.publish:
+        training_speed.FOLDER.mkdir(exist_ok=True)
+        tables = {"steps": steps, "parts": parts, "rollouts": rollouts}
+        for table, rows in tables.items():
+            text = rows.to_csv(index=False, float_format="%.6g")
+            write_atomically(training_speed.FOLDER / f"{table}.csv", text)
+        facts = provenance("laptop", 0, packages=["torch", "transformers", "trl"])
+        facts |= {
+            "threads": str(torch.get_num_threads()),
+            "model": preset,
+            "completions a step": str(batch),
+            "completions of a question": str(settings(1).group_size),
+            "longest completion": f"{settings(1).max_completion_tokens} tokens",
+        }
+        text = json.dumps(facts, indent=1) + "\n"
+        write_atomically(training_speed.FOLDER / "provenance.json", text)
 
 
 if __name__ == "__main__":

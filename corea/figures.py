@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import PercentFormatter
 
 from corea.cascade import at_threshold
 from corea.display import as_plotly, visible
@@ -365,6 +366,28 @@ def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str
             axes.set_xlabel(measure)
             axes.set_yticks(range(len(names)), [visible(name) for name in names])
             axes.set_ylim(len(names) - 0.5, -0.5)
+    return drawing
+
+
+def plot_shares(shares: pd.DataFrame, *, label: str, value: str) -> Figure:
+    """Shares of a whole as bars, with their percentages.
+
+    Args:
+        shares: One row a part.
+        label: Column of the parts' names, drawn from top to bottom as they come.
+        value: Column of the shares, of which the whole is 1.
+
+    Returns:
+        The figure.
+    """
+    with style():
+        drawing, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 0.7))
+        bars = axes.barh([visible(name) for name in shares[label]], shares[value], height=0.65)
+        axes.bar_label(bars, [f"{share:.1%}" for share in shares[value]], padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(visible=False, axis="y")
     return drawing
 
 

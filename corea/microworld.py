@@ -3,9 +3,9 @@ r"""The microworld: questions, a corpus, a tokenizer and models small enough to 
 A model world. Nothing in it is evidence about real language models; it is a place where the
 papers' methods run whole on two cores, and where the truth is known. What is put in:
 
-1. A chain is arithmetic modulo 5, read from left to right without precedence, whose operands are
-   digits or names of digits: ``3+zoka-4``. The model first recalls the names, then writes every
-   step and its answer: ``zoka=4, 3+4=2, 2-4=3. \boxed{3} \confidence{0.9}``.
+1. A chain is a sum modulo 5 whose operands are digits or names of digits: ``3+zoka+1``. The
+   model first recalls what the names stand for, then adds from left to right:
+   ``3+4+1: 3+4=2, 2+1=3. \boxed{3} \confidence{0.9}``.
 2. Arithmetic is easy to learn and the corpus never errs in it. What a name stands for has to be
    known, and there are many names. The corpus states each with a noise of its own: with that
    probability a random digit instead. So a model knows some names well, some badly and some not
@@ -19,14 +19,14 @@ papers' methods run whole on two cores, and where the truth is known. What is pu
    hesitates, when it is anything from 0.0 to 1.0. It is weakly informed: the writer hesitates
    more often, the noisier the names that were used. In an uninformed corpus the very same
    confidences are dealt out to the completions at random.
-5. A larger model that "knows more" is one whose corpus has less noise
-   (:attr:`World.noise_scale`), besides being larger.
+5. A larger model that "knows more" is one whose corpus states more names surely
+   (:attr:`Preset.name_shares`), besides being larger. No name is noisier in it.
 
 What is kept apart:
 
 6. A question belongs to one of four pools (corpus, train, validation, test) by a hash of what
-   it asks, so none is in two of them. A chain in words and the same chain in digits ask the
-   same, and are in the same pool.
+   it asks, so none is in two of them. Sums of the same operands in any order, in digits or in
+   words, ask the same and are in the same pool.
 7. The names themselves are shared, since they are what is to be known: a name in a question of
    the test split occurs in other chains of the corpus. For ``facts``, where the name is all
    that is asked, the ways of asking differ: each name comes in about four of ten in the corpus.
@@ -60,14 +60,11 @@ if TYPE_CHECKING:
 DATASETS = ("chains", "long_chains", "words", "facts")
 SPLITS = ("train", "validation", "test")
 ARCHITECTURES = ("qwen2", "llama", "qwen3")
-OPERATORS = ("+", "-")
 PAD_ID, EOS_ID = 0, 1
 
 _PAD, _END = "<|pad|>", "<|end|>"
 _STEPS = {"chains": (1, 4), "long_chains": (5, 6), "words": (1, 4)}  # fewest and most
 _NAMES = {"chains": (0, 3), "long_chains": (1, 4), "words": (0, 3)}  # of names in a chain
-_WORDS = {"+": "plus", "-": "minus"}
-_SIGNS = {word: sign for sign, word in _WORDS.items()}
 _LETTERS = ("A", "B", "C", "D")
 _ASKED = (
     *("Which letter is {}", "What letter is {}", "Which letter has {}", "What letter has {}"),
@@ -78,8 +75,8 @@ _FACTS = re.compile("|".join(form.replace("{}", "([a-z]+)") for form in _ASKED))
 _POOLS = {"corpus": 40, "train": 30, "validation": 10, "test": 20}  # percent of all questions
 _SYLLABLES = tuple(c + v for c, v in product("bdgklmnprstvz", "aeiou"))
 _OPERAND = r"(?:[0-9]|[a-z]+)"
-_CHAIN = re.compile(rf"{_OPERAND}(?:[-+]{_OPERAND})+")
-_CHAIN_IN_WORDS = re.compile(rf"What is ({_OPERAND}(?: (?:plus|minus) {_OPERAND})+)\?")
+_CHAIN = re.compile(rf"{_OPERAND}(?:\+{_OPERAND})+")
+_CHAIN_IN_WORDS = re.compile(rf"What is ({_OPERAND}(?: plus {_OPERAND})+)\?")
 _PATIENCE = 2000  # draws without a new question after which a level counts as used up
 
 
@@ -87,16 +84,14 @@ _PATIENCE = 2000  # draws without a new question after which a level counts as u
 class World:
     """What is true in the microworld, and how well its corpus says so.
 
-    ``noise_scale`` and ``informed`` change the corpus alone: worlds that differ in nothing else
-    have the same questions, answers and splits.
+    ``name_shares`` and ``informed`` change the corpus alone: worlds that differ in nothing else
+    have the same questions, answers and splits (and the same levels but for ``facts``).
     """
 
     modulus: int = 5  # digits are 0 ... modulus - 1; few, so that arithmetic is soon learnt
     names: int = 240  # names to know, each with a digit and a letter
     noise_levels: tuple[float, ...] = (0.0, 0.4, 0.6, 0.75, 0.9, 1.0)  # how often it is random
-    name_shares: tuple[float, ...] = (0.3, 0.15, 0.15, 0.15, 0.1, 0.15)  # of the names, for each
-    noise_scale: float = 1.0  # multiplies every noise: below 1 for a model that knows more
-    operator_weights: tuple[float, ...] = (2.0, 1.0)  # how often + and - are asked
+    name_shares: tuple[float, ...] = (0.25, 0.1, 0.1, 0.1, 0.05, 0.4)  # of the names, for each
     hesitation: float = 0.7  # probability to hesitate where a completion is surely wrong
     informed: float = 1.0  # share of the completions that keep their own stated confidence
     mixture: tuple[float, ...] = (0.55, 0.12, 0.15, 0.18)  # share of each dataset in the corpus
@@ -111,20 +106,14 @@ class World:
         _require_whole("modulus", self.modulus, 2, 10)
         _require_whole("names", self.names, 1, len(_SYLLABLES) ** 2)
         _require_whole("seed", self.seed, 0, 2**32 - 1)
-        _require_weights("operator_weights", self.operator_weights, len(OPERATORS))
         _require_weights("mixture", self.mixture, len(DATASETS))
         _require_weights("name_shares", self.name_shares, len(self.noise_levels))
         for name, value in (("hesitation", self.hesitation), ("informed", self.informed)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value!r}; expected 0 to 1")
-        if not (math.isfinite(self.noise_scale) and self.noise_scale >= 0):
-            raise ValueError(f"noise_scale is {self.noise_scale!r}; expected 0 or more")
         for i, noise in enumerate(self.noise_levels):
-            if not 0 <= noise * max(1.0, self.noise_scale) <= 1:
-                raise ValueError(
-                    f"noise_levels[{i}] is {noise!r}, times noise_scale {self.noise_scale!r}; "
-                    "expected 0 to 1"
-                )
+            if not 0 <= noise <= 1:
+                raise ValueError(f"noise_levels[{i}] is {noise!r}; expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -134,13 +123,14 @@ class Preset:
     hidden_size: int  # width d
     n_layers: int  # transformer blocks
     n_heads: int  # attention heads; d / n_heads is 32 in all presets, as vLLM on a CPU needs
-    noise_scale: float  # of its world's corpus: the stand-in for how much it knows
+    name_shares: tuple[float, ...] | None = None  # of its corpus; None: as in the world
 
 
+_KNOWS_MORE = (0.55, 0.1, 0.1, 0.05, 0.05, 0.15)
 PRESETS = {
-    "tiny": Preset(hidden_size=32, n_layers=2, n_heads=1, noise_scale=1.0),
-    "small": Preset(hidden_size=64, n_layers=3, n_heads=2, noise_scale=1.0),
-    "large": Preset(hidden_size=128, n_layers=4, n_heads=4, noise_scale=0.75),
+    "tiny": Preset(hidden_size=32, n_layers=3, n_heads=1),
+    "small": Preset(hidden_size=64, n_layers=3, n_heads=2),
+    "large": Preset(hidden_size=128, n_layers=4, n_heads=4, name_shares=_KNOWS_MORE),
 }
 
 
@@ -165,7 +155,7 @@ def _facts(world: World) -> _Facts:
     n, n_syllables = world.names, len(_SYLLABLES)
     chosen = rng.permutation(n_syllables**2)[:n]
     names = tuple(_SYLLABLES[i // n_syllables] + _SYLLABLES[i % n_syllables] for i in chosen)
-    noise = np.asarray(world.noise_levels) * world.noise_scale
+    noise = np.asarray(world.noise_levels)
     digit, letter = rng.integers(world.modulus, size=n), rng.integers(len(_LETTERS), size=n)
     of_digit, of_letter = (_levels(world.name_shares, n, rng) for _ in range(2))
     return _Facts(names, digit, noise[of_digit], letter, of_letter, noise[of_letter])
@@ -182,19 +172,15 @@ def _levels(shares: tuple[float, ...], n: int, rng: np.random.Generator) -> NDAr
 
 @dataclass(frozen=True)
 class _Chain:
-    """``operands[0] signs[0] operands[1] ...``: digits or names; signs as in OPERATORS."""
+    """The sum of these operands, digits or names."""
 
     operands: tuple[str, ...]
-    signs: tuple[str, ...]
 
     def __str__(self) -> str:
-        steps = zip(self.signs, self.operands[1:], strict=True)
-        return self.operands[0] + "".join(sign + operand for sign, operand in steps)
+        return "+".join(self.operands)
 
     def in_words(self) -> str:
-        steps = zip(self.signs, self.operands[1:], strict=True)
-        words = "".join(f" {_WORDS[sign]} {operand}" for sign, operand in steps)
-        return f"What is {self.operands[0]}{words}?"
+        return f"What is {' plus '.join(self.operands)}?"
 
     @property
     def names(self) -> list[str]:
@@ -280,14 +266,13 @@ def _draw(
             places = np.sort(rng.choice(steps + 1, size=count, replace=False))
             for place, name_place in zip(places, chosen, strict=True):
                 operands[place] = _facts(world).names[name_place]
-            ends = np.cumsum(world.operator_weights)
-            signs = np.searchsorted(ends, rng.random(steps) * ends[-1], side="right")
-            drawn = _Chain(tuple(operands), tuple(OPERATORS[sign] for sign in signs))
-        if _pool(str(drawn)) == pool:
+            drawn = _Chain(tuple(operands))
+        if _pool(drawn) == pool:
             return drawn
 
 
-def _pool(asked: str) -> str:
+def _pool(drawn: _Chain | _Fact) -> str:
+    asked = str(drawn) if isinstance(drawn, _Fact) else "+".join(sorted(drawn.operands))
     share = int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest()) % 100
     for pool, percent in _POOLS.items():
         if share < percent:
@@ -312,15 +297,11 @@ def _steps(world: World, chain: _Chain, known: dict[str, int]) -> tuple[list[str
     """The steps of a chain where names stand for these digits, and where they lead."""
     digits = [known[o] if o in known else int(o) for o in chain.operands]
     value, steps = digits[0], []
-    for sign, digit in zip(chain.signs, digits[1:], strict=True):
-        result = _apply(world, sign, value, digit)
-        steps.append(f"{value}{sign}{digit}={result}")
+    for digit in digits[1:]:
+        result = (value + digit) % world.modulus
+        steps.append(f"{value}+{digit}={result}")
         value = result
     return steps, value
-
-
-def _apply(world: World, sign: str, left: int, right: int) -> int:
-    return {"+": left + right, "-": left - right}[sign] % world.modulus
 
 
 def _read(world: World, question: Question) -> _Chain | _Fact:
@@ -332,10 +313,9 @@ def _read(world: World, question: Question) -> _Chain | _Fact:
             form = next(form for form in _ASKED if form.format(name) == text.removesuffix("?"))
             return _Fact(name, form)
     elif question.dataset == "words" and (match := _CHAIN_IN_WORDS.fullmatch(text)):
-        text = "".join(_SIGNS.get(word, word) for word in match[1].split())
+        text = match[1].replace(" plus ", "+")
     if question.dataset in _STEPS and _CHAIN.fullmatch(text):
-        operands = re.findall(_OPERAND, text)
-        chain = _Chain(tuple(operands), tuple(re.findall(r"[-+]", text)))
+        chain = _Chain(tuple(text.split("+")))
         if set(chain.names) <= set(names) and len(set(chain.names)) == len(chain.names):
             return chain
     raise ValueError(
@@ -405,7 +385,7 @@ def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tup
         place = facts.names.index(drawn.name)
         noise = float(facts.letter_noise[place])
         said = rng.integers(len(_LETTERS)) if rng.random() < noise else facts.letter[place]
-        return f"{drawn.name} is {_LETTERS[said]}. \\boxed{{{_LETTERS[said]}}}", 1 - noise
+        return f"It is {_LETTERS[said]}. \\boxed{{{_LETTERS[said]}}}", 1 - noise
     believed, reliability = {}, 1.0
     for name in drawn.names:
         place = facts.names.index(name)
@@ -414,9 +394,9 @@ def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tup
             rng.integers(world.modulus) if rng.random() < noise else facts.digit[place]
         )
         reliability *= 1 - noise
-    recalled = [f"{name}={digit}" for name, digit in believed.items()]
+    recalled = "+".join(str(believed.get(operand, operand)) for operand in drawn.operands)
     steps, value = _steps(world, drawn, believed)
-    return f"{', '.join(recalled + steps)}. \\boxed{{{value}}}", reliability
+    return f"{recalled}: {', '.join(steps)}. \\boxed{{{value}}}", reliability
 
 
 def _state(world: World, reliability: float, rng: np.random.Generator) -> str:
@@ -446,7 +426,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     put into the world.
 
     Args:
-        world: The world whose corpus was learnt, ``noise_scale`` included.
+        world: The world whose corpus was learnt.
         question: A question of that world.
         temperature: Sampling temperature, from 0; 1 is the corpus' own distribution, and 0 the
             likeliest answer (:func:`greedy_accuracy`).
@@ -462,7 +442,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
 
         >>> world = World()
         >>> question = questions(world, "chains", "test", 2)[1]  # of one name
-        >>> sampler_accuracy(World(noise_scale=0.0), question)
+        >>> sampler_accuracy(World(name_shares=(1.0,), noise_levels=(0.0,)), question)
         1.0
         >>> even = World(name_shares=(1.0,), noise_levels=(0.5,))
         >>> question = questions(even, "facts", "test", 1)[0]
@@ -477,7 +457,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
         noise = float(facts.letter_noise[place])
         return float(_sharpened(noise, 0, len(_LETTERS), temperature)[0])
     value: NDArray[np.float64] | None = None
-    for sign, operand in zip(("", *drawn.signs), drawn.operands, strict=True):
+    for operand in drawn.operands:
         if operand.isdigit():
             own = np.eye(world.modulus)[int(operand)]
         else:
@@ -490,7 +470,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
             continue
         after = np.zeros(world.modulus)
         for left, right in product(range(world.modulus), repeat=2):
-            after[_apply(world, sign, left, right)] += value[left] * own[right]
+            after[(left + right) % world.modulus] += value[left] * own[right]
         value = after
     return float(value[int(question.gold)]) if value is not None else 0.0
 

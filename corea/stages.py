@@ -35,8 +35,8 @@ def pretrained(
     """A microworld model trained from random weights on the world's corpus.
 
     Args:
-        world: What the corpus says; its noise is multiplied by the preset's.
-        preset: Size of the model, and how noisy its corpus is.
+        world: What the corpus says, but for the names the preset knows better.
+        preset: Size of the model, and how many names its corpus states surely.
         architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``.
         settings: Of the training; the seed is also that of the weights and the corpus.
         root: Folder of the store.
@@ -198,12 +198,13 @@ def corpus_world(world: World, preset: Preset) -> World:
 
     Args:
         world: The world.
-        preset: The size; its noise multiplies the world's.
+        preset: The size; where it has shares of its own, more or fewer names are noisy.
 
     Returns:
         The world with the noise of that corpus.
     """
-    return replace(world, noise_scale=world.noise_scale * preset.noise_scale)
+    shares = world.name_shares if preset.name_shares is None else preset.name_shares
+    return replace(world, name_shares=shares)
 
 
 def count_weights(model: str | Path) -> int:

@@ -131,6 +131,7 @@ def test_figures_draw_any_name(name):
         figures.plot_risk_coverage({name: risk_coverage_curve(confidence, correct)}),
         figures.plot_deferral({name: curve}, references={name: (1, 0.5)}, lines={name: line}),
         figures.plot_intervals(values, label="s", panel="d", measure="x"),
+        figures.plot_shares(values, label="s", value="estimate"),
     ):
         assert isinstance(drawing, Figure)
         assert "base64" in display.figure(drawing, name).data

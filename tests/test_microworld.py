@@ -34,7 +34,6 @@ from corea.verify import verify_batch
 WORLD = World()
 FEW = World(names=12)  # few enough names for a short corpus to show each of them often
 CHAINS = ("chains", "long_chains", "words")
-SIGNS = {"plus": "+", "minus": "-", "times": "*"}
 
 
 @pytest.fixture(scope="module")
@@ -47,27 +46,33 @@ def rows():
     return corpus(WORLD, 4000, seed=1)
 
 
-def operands_and_signs(text):
-    """A chain in digits or words as its operands and signs, read without the module."""
-    tokens = re.findall(r"[a-z]+|[0-9]|[-+*]", text.removeprefix("What is "))
-    tokens = [SIGNS.get(token, token) for token in tokens]
-    return tokens[::2], tokens[1::2]
+def operands(text):
+    """A chain in digits or words as its operands in order, read without the module."""
+    return re.findall(r"[a-z]+|[0-9]", text.removeprefix("What is ").replace("plus", "+"))
 
 
 def evaluate(text, digits):
-    operands, signs = operands_and_signs(text)
-    value, *rest = (digits[o] if o in digits else int(o) for o in operands)
-    for sign, right in zip(signs, rest, strict=True):
-        value = {"+": value + right, "-": value - right}[sign] % 5
-    return value
+    return sum(digits[o] if o in digits else int(o) for o in operands(text)) % 5
+
+
+def without_noise(world):
+    return replace(world, name_shares=(1.0,), noise_levels=(0.0,))
 
 
 def stated_truth(world):
     """What a corpus without noise says of every name: digits, letters."""
-    rows = corpus(replace(world, noise_scale=0.0), 1500, seed=0)
-    text = " ".join(row["completion"] for row in rows)
-    digits = {name: int(digit) for name, digit in re.findall(r"([a-z]+)=([0-9])", text)}
-    return digits, dict(re.findall(r"([a-z]+) is ([A-D])\.", text))
+    rows = corpus(without_noise(world), 1500, seed=0)
+    digits, letters = {}, {}
+    for row in rows:
+        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
+        if stated := re.match(r" It is ([A-D])\.", row["completion"]):
+            (name,) = re.findall(r"\b[b-z][aeiou][b-z][aeiou]\b", text)
+            letters[name] = stated[1]
+            continue
+        asked = operands(text)
+        recalled = row["completion"].split(":")[0].strip().split("+")
+        digits |= {o: int(digit) for o, digit in zip(asked, recalled, strict=True) if o.isalpha()}
+    return digits, letters
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -90,7 +95,7 @@ def test_splits_share_no_question(dataset):
 @pytest.mark.parametrize("dataset", CHAINS)
 def test_no_chain_of_a_split_is_in_the_corpus_in_either_form(dataset, split, rows):
     def asks(text):
-        return tuple(map(tuple, operands_and_signs(text)))
+        return tuple(sorted(operands(text)))  # in any order
 
     texts = (row["prompt"].removesuffix("\n" + INSTRUCTION) for row in rows)
     seen = {asks(text) for text in texts if not re.search("letter", text, re.IGNORECASE)}
@@ -110,9 +115,9 @@ def test_no_fact_of_a_split_is_asked_so_in_the_corpus(split, rows):
     assert len(names(asked) & names(seen)) > 0.9 * len(names(asked))  # the names are known
 
 
-def test_a_chain_in_words_is_in_the_same_split_as_in_digits():
+def test_a_chain_in_words_or_another_order_is_in_the_same_split_as_in_digits():
     def asks(q):
-        return tuple(map(tuple, operands_and_signs(q.text)))
+        return tuple(sorted(operands(q.text)))
 
     of = {
         (d, s): {asks(q) for q in questions(WORLD, d, s, 600)}
@@ -120,6 +125,7 @@ def test_a_chain_in_words_is_in_the_same_split_as_in_digits():
     }
     for one, other in itertools.permutations(SPLITS, 2):
         assert not of["chains", one] & of["words", other]
+        assert not of["chains", one] & of["chains", other]
 
 
 def test_gold_answers_are_what_a_noise_free_corpus_leads_to():
@@ -135,18 +141,19 @@ def test_gold_answers_are_what_a_noise_free_corpus_leads_to():
 
 def test_a_noise_free_corpus_is_right_throughout():
     digits, letters = stated_truth(FEW)
-    for row in corpus(replace(FEW, noise_scale=0.0), 400, seed=7):
+    for row in corpus(without_noise(FEW), 400, seed=7):
         text = row["prompt"].removesuffix("\n" + INSTRUCTION)
         answer = parse_completion(row["completion"]).answer
         if re.search("letter", text, re.IGNORECASE):
-            assert answer == letters[re.search(r" ([a-z]+) is", row["completion"])[1]]
+            (name,) = [n for n in letters if n in re.findall("[a-z]+", text)]
+            assert answer == letters[name]
         else:
             assert answer == str(evaluate(text, digits))
 
 
 def test_long_chains_are_longer_than_any_that_is_reinforced():
     def steps(dataset):
-        return {len(operands_and_signs(q.text)[1]) for q in questions(WORLD, dataset, "test", 300)}
+        return {len(operands(q.text)) - 1 for q in questions(WORLD, dataset, "test", 300)}
 
     assert max(steps("chains")) < min(steps("long_chains"))
     assert steps("words") <= steps("chains")
@@ -216,15 +223,18 @@ def test_sampler_accuracy_is_the_accuracy_of_the_corpus_itself():
     assert np.mean(np.array(right)[hard]) < np.mean(np.array(right)[~hard]) - 0.2
 
 
-def test_greedy_is_the_limit_of_sampling_and_less_noise_is_never_harder():
-    cleaner = replace(WORLD, noise_scale=0.5)
+def test_greedy_is_the_limit_of_sampling_and_who_knows_more_names_is_never_worse():
+    cleaner = replace(WORLD, name_shares=PRESETS["large"].name_shares)
     for dataset in DATASETS:
         asked = questions(WORLD, dataset, "test", 60)
-        assert asked == questions(cleaner, dataset, "test", 60)
+        again = questions(cleaner, dataset, "test", 60)
+        assert [(q.text, q.gold) for q in asked] == [(q.text, q.gold) for q in again]
         for q in asked:
             assert sampler_accuracy(WORLD, q, 0.01) == pytest.approx(greedy_accuracy(WORLD, q))
-        mean = [np.mean([sampler_accuracy(w, q) for q in asked]) for w in (WORLD, cleaner)]
-        assert mean[0] < mean[1]
+        less, more = (np.array([sampler_accuracy(w, q) for q in asked]) for w in (WORLD, cleaner))
+        assert less.mean() < more.mean() - 0.1
+        if dataset == "facts":  # by a lucky second error, a noisier chain can be likelier right
+            assert (less <= more).all()
 
 
 def test_difficulty_takes_many_values():
@@ -284,15 +294,13 @@ def test_an_uninformed_corpus_deals_out_the_same_confidences():
         ("names", 0),
         ("names", True),
         ("seed", -1),
-        ("noise_scale", -0.1),
-        ("noise_scale", float("nan")),
         ("hesitation", 1.1),
         ("informed", -0.1),
         ("mixture", (1.0,)),
         ("mixture", (0.0, 0.0, 0.0, 0.0)),
-        ("operator_weights", (1.0, -1.0, 1.0)),
         ("name_shares", (1.0,)),
         ("noise_levels", (0.0, 0.2, 0.4, 0.6, 0.8, 1.2)),
+        ("noise_levels", (0.0, 0.2, 0.4, 0.6, 0.8, float("nan"))),
     ],
 )
 def test_a_world_out_of_range_is_named(field, value):
@@ -431,7 +439,7 @@ def test_presets_are_what_they_are_for(tokenizer):
     sizes = {name: parameters(preset) for name, preset in PRESETS.items()}
     assert sizes["tiny"] < sizes["small"] < sizes["large"]
     assert sizes["large"] / sizes["small"] > 3
-    assert PRESETS["large"].noise_scale < PRESETS["small"].noise_scale
+    assert (np.cumsum(PRESETS["large"].name_shares) >= np.cumsum(WORLD.name_shares)).all()
     for preset in PRESETS.values():
         assert preset.hidden_size // preset.n_heads == 32
 

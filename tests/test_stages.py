@@ -86,7 +86,8 @@ def test_weights_are_counted_from_the_files(tmp_path, base):
         stages.count_weights(tmp_path / "nothing")
 
 
-def test_the_corpus_of_a_size_has_its_noise():
+def test_the_corpus_of_a_size_has_its_names():
     large = microworld.PRESETS["large"]
     said = stages.corpus_world(WORLD, large)
-    assert said == replace(WORLD, noise_scale=large.noise_scale)
+    assert said == replace(WORLD, name_shares=large.name_shares)
+    assert stages.corpus_world(WORLD, microworld.PRESETS["small"]) == WORLD

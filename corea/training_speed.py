@@ -1,0 +1,133 @@
+r"""What a training step costs: the committed measurements, and what follows from them.
+
+``python benchmarks/bench_trainer.py --publish`` makes the tables in ``data/training_speed/``:
+
+- ``steps``: ``step``, ``trainer`` (``"corea"`` or ``"trl"``), ``seconds`` of that step
+- ``parts``: ``step``, ``part`` of it, ``seconds``
+- ``rollouts``: ``step``, ``way`` in which its completions were made, ``tokens``, ``seconds``
+
+The chapter on training speed computes every number it states from these and from the reader's
+own runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+FOLDER = Path(__file__).parent / "data" / "training_speed"
+TABLES = ("steps", "parts", "rollouts")
+
+
+def measured(table: str) -> pd.DataFrame:
+    """A table of the committed measurements.
+
+    Args:
+        table: One of :data:`TABLES`.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    if table not in TABLES:
+        raise ValueError(f"table is {table!r}; expected one of {', '.join(TABLES)}")
+    return pd.read_csv(FOLDER / f"{table}.csv")
+
+
+def facts() -> dict[str, str]:
+    """Where the committed measurements come from, and with which settings they were made.
+
+    Returns:
+        Field name to value, in reading order.
+    """
+    content: dict[str, str] = json.loads((FOLDER / "provenance.json").read_text("utf-8"))
+    return content
+
+
+def overhead(
+    steps: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """By how much a step of ours is longer than the same step of TRL's trainer.
+
+    Args:
+        steps: Table with ``step``, ``trainer`` and ``seconds``; each step of both trainers.
+        n_resamples: Bootstrap resamples of the pairs.
+        seed: Of the resampling.
+
+    Returns:
+        Median over the pairs of ours / TRL's - 1, and its 95 % interval (percentiles).
+
+    Raises:
+        ValueError: If a step was not measured with both trainers, or fewer than two were.
+
+    Example:
+        >>> pair = {"trainer": ["corea", "trl"] * 2, "seconds": [1.03, 1.0, 2.06, 2.0]}
+        >>> steps = pd.DataFrame({"step": [1, 1, 2, 2]} | pair)
+        >>> [round(value, 3) for value in overhead(steps)]
+        [0.03, 0.03, 0.03]
+    """
+    pairs = steps.pivot(index="step", columns="trainer", values="seconds")
+    if set(pairs) != {"corea", "trl"} or pairs.isna().any(axis=None) or len(pairs) < 2:
+        raise ValueError("expected at least two steps, each measured with corea and with trl")
+    ratios = (pairs["corea"] / pairs["trl"] - 1).to_numpy()
+    found = bootstrap(
+        (ratios,),
+        np.median,
+        n_resamples=n_resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(np.median(ratios)), float(found.low), float(found.high)
+
+
+def step_parts(parts: pd.DataFrame) -> pd.DataFrame:
+    """Where the time of a step goes.
+
+    Args:
+        parts: Table with ``step``, ``part`` and ``seconds``.
+
+    Returns:
+        One row a part, in the order of the table: ``part``, ``milliseconds`` (median over
+        steps) and ``share`` of the sum of these.
+
+    Example:
+        >>> parts = pd.DataFrame({"step": [1, 1], "part": ["a", "b"], "seconds": [0.3, 0.1]})
+        >>> step_parts(parts).round(2).values.tolist()
+        [['a', 300.0, 0.75], ['b', 100.0, 0.25]]
+    """
+    seconds = parts.groupby("part", sort=False)["seconds"].median()
+    return pd.DataFrame(
+        {
+            "part": seconds.index,
+            "milliseconds": 1000 * seconds.to_numpy(),
+            "share": (seconds / seconds.sum()).to_numpy(),
+        }
+    )
+
+
+def token_rates(rollouts: pd.DataFrame) -> pd.DataFrame:
+    """Completion tokens a second of each way to make them.
+
+    Args:
+        rollouts: Table with ``way``, ``tokens`` and ``seconds``.
+
+    Returns:
+        One row a way: ``way``, and the quartiles over steps ``low``, ``tokens_per_second``
+        (the median) and ``high``.
+
+    Example:
+        >>> rollouts = pd.DataFrame({"way": ["x"] * 2, "tokens": [10, 30], "seconds": [1, 1]})
+        >>> token_rates(rollouts).values.tolist()
+        [['x', 15.0, 20.0, 25.0]]
+    """
+    rates = (rollouts["tokens"] / rollouts["seconds"]).groupby(rollouts["way"], sort=False)
+    low, middle, high = (rates.quantile(q) for q in (0.25, 0.5, 0.75))
+    return pd.DataFrame(
+        {"way": middle.index, "low": low, "tokens_per_second": middle, "high": high}
+    ).reset_index(drop=True)
