@@ -156,7 +156,7 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
         batch=32,
         micro_batch=32,
         warmup_steps=steps // 5,
-        weight_decay=0.1,
+        weight_decay=1.0,
         adam_beta2=0.95,
         checkpoint_every=steps,
     )
@@ -309,7 +309,7 @@ def main() -> None:
     """Pretrain, compare, explain."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, help="folder of a microworld model")
-    parser.add_argument("--pretraining-steps", type=int, default=400)
+    parser.add_argument("--pretraining-steps", type=int, default=700)
     parser.add_argument("--steps", type=int, default=60, help="of each trainer")
     parser.add_argument("--steps-apart", type=int, default=20, help="of the run taken apart")
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")

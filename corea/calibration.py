@@ -487,6 +487,52 @@ def smooth_ece(
     return float(smECE(np.repeat(rows.confidence, times), np.repeat(rows.correct, times)))
 
 
+def describe_stated(
+    confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = 10
+) -> dict[str, float]:
+    """How confidences that completions stated are spread, and how they fit correctness.
+
+    Args:
+        confidence: In [0, 1], NaN where none was stated, shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        n_bins: Bins of the expected calibration error, of equal width.
+
+    Returns:
+        ``pass_at_1`` and ``confidence_output_ratio`` of all; of those that state a confidence
+        ``ece``, ``auroc``, ``mean_confidence``, ``distinct_confidences`` (how many) and
+        ``share_at_0`` and ``share_at_1``: NaN where none does. ``auroc`` is also NaN where all
+        of these are right or all wrong.
+
+    Raises:
+        ValueError: If the shapes differ, there are no rows, or a confidence is out of range.
+
+    Example:
+        >>> found = describe_stated([1.0, float("nan")], [1, 0])
+        >>> found["pass_at_1"], found["confidence_output_ratio"], found["share_at_1"]
+        (0.5, 0.5, 1.0)
+    """
+    stated, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    if stated.shape != right.shape:
+        raise ValueError(
+            f"confidence has shape {stated.shape} and correct {right.shape}; expected the same"
+        )
+    found = {
+        "pass_at_1": float(right.mean()),
+        "confidence_output_ratio": confidence_output_ratio(stated),
+    }
+    there = np.isfinite(stated)
+    stated, right = stated[there], right[there]
+    some = stated.size > 0
+    return found | {
+        "ece": expected_calibration_error(stated, right, n_bins=n_bins) if some else np.nan,
+        "auroc": auroc(stated, right) if some and 0 < right.mean() < 1 else np.nan,
+        "mean_confidence": float(stated.mean()) if some else np.nan,
+        "distinct_confidences": float(np.unique(stated).size),
+        "share_at_0": float((stated == 0).mean()) if some else np.nan,
+        "share_at_1": float((stated == 1).mean()) if some else np.nan,
+    }
+
+
 def confidence_output_ratio(confidence: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     """Share of responses from which a confidence could be read.
 

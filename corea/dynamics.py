@@ -33,10 +33,8 @@ from matplotlib.ticker import MaxNLocator
 
 from corea.calibration import (
     Interval,
-    auroc,
     bootstrap_interval,
-    confidence_output_ratio,
-    expected_calibration_error,
+    describe_stated,
     reliability_curve,
 )
 from corea.display import visible
@@ -369,23 +367,11 @@ def validation_metrics(validation: pd.DataFrame, *, n_bins: int = 10) -> pd.Data
     """
     rows = []
     for key, group in validation.groupby(["system", "method", "seed", "step"], sort=False):
-        stated = group[group["confidence"].notna()]
-        confidence, correct = stated["confidence"].to_numpy(), stated["correct"].to_numpy()
-        row = dict(zip(("system", "method", "seed", "step"), key, strict=True)) | {
-            "n": len(group),
-            "pass_at_1": group["correct"].mean(),
-            "confidence_output_ratio": confidence_output_ratio(group["confidence"].to_numpy()),
-        }
-        if len(stated):
-            row |= {
-                "ece": expected_calibration_error(confidence, correct, n_bins=n_bins),
-                "auroc": auroc(confidence, correct),
-                "mean_confidence": confidence.mean(),
-                "distinct_confidences": len(np.unique(confidence)),
-                "share_at_0": np.mean(confidence == 0),
-                "share_at_1": np.mean(confidence == 1),
-            }
-        rows.append(row)
+        found = describe_stated(
+            group["confidence"].to_numpy(), group["correct"].to_numpy(), n_bins=n_bins
+        )
+        names = dict(zip(("system", "method", "seed", "step"), key, strict=True))
+        rows.append(names | {"n": len(group)} | found)
     columns = [
         *("system", "method", "seed", "step", "n", "pass_at_1", "ece", "auroc"),
         *("confidence_output_ratio", "mean_confidence", "distinct_confidences"),

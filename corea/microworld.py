@@ -654,7 +654,7 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 
     Example:
         >>> model = new_model(model_config("qwen2", 64, 3, 2, 288), seed=0)
-        >>> count_parameters(model)
+        >>> sum(weights.numel() for weights in model.parameters())
         234496
     """
     import torch
@@ -665,18 +665,6 @@ def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
-
-
-def count_parameters(model: PreTrainedModel) -> int:
-    """Number of weights of a model, each counted once.
-
-    Args:
-        model: A model.
-
-    Returns:
-        The number.
-    """
-    return sum(weights.numel() for weights in model.parameters())
 
 
 # Checks

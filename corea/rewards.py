@@ -468,62 +468,6 @@ def one_language(text: str, *, scripts: Collection[str] = SCRIPTS) -> bool:
     return all(_script(character) in scripts for character in set(text) if _has_script(character))
 
 
-def total_reward(
-    correct: ArrayLike,
-    confidence_rewards: ArrayLike,
-    format_rewards: ArrayLike,
-    *,
-    correctness_weight: float = 1.0,
-    confidence_weight: float = 1.0,
-    format_weight: float = 1.0,
-) -> Floats:
-    r"""The reward that is maximised.
-
-    .. math:: R = w_1 R_\text{correct} + w_2 R_\text{confidence} + w_3 R_\text{format}
-
-    Range: [-1, 2] with weights of 1.
-
-    Source: paper A, section 3.2, equation (1), reconstructed (choice 1).
-
-    Args:
-        correct: Boolean or 0/1, shape (n,).
-        confidence_rewards: From :func:`confidence_reward`, shape (n,).
-        format_rewards: From :func:`format_reward`, shape (n,).
-        correctness_weight: :math:`w_1`.
-        confidence_weight: :math:`w_2`.
-        format_weight: :math:`w_3`.
-
-    Returns:
-        The rewards, shape (n,).
-
-    Raises:
-        ValueError: If shapes differ, ``correct`` holds anything but 0 and 1, or a reward or a
-            weight is not finite.
-        TypeError: If an array is not numeric.
-
-    Example:
-        >>> total_reward([True, False], [-0.25, -0.25], [1.0, 0.0]).tolist()
-        [1.75, -0.25]
-    """
-    parts = {
-        "correctness": (_correctness(correct), correctness_weight),
-        "confidence": (_numbers(confidence_rewards, "confidence_rewards"), confidence_weight),
-        "format": (_numbers(format_rewards, "format_rewards"), format_weight),
-    }
-    shapes = [reward.shape for reward, _ in parts.values()]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
-        raise ValueError(f"{', '.join(parts)} must have one shape (n,), found {shapes}")
-    for name, (reward, weight) in parts.items():
-        if not np.isfinite(weight):
-            raise ValueError(f"{name}_weight is {weight}; expected a finite number")
-        if (bad := np.flatnonzero(~np.isfinite(reward))).size:
-            raise ValueError(
-                f"{name} reward: row {bad[0]} is {reward[bad[0]]}; expected a finite number"
-            )
-    total: Floats = sum((weight * reward for reward, weight in parts.values()), np.zeros(shapes[0]))
-    return total
-
-
 def _checked(confidence: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Confidences (0 where there is none), targets, and where there is a confidence."""
     c, t = _numbers(confidence, "confidence"), _numbers(target, "target", boolean=True)

@@ -73,7 +73,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
-from corea.calibration import auroc, expected_calibration_error
+from corea.calibration import describe_stated
 from corea.parsing import parse_completion
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
 from corea.tasks import Question
@@ -493,32 +493,17 @@ def rollout_metrics(correct: _Floats, stated: _Floats, group_size: int) -> dict[
         group_size: Rows a group.
 
     Returns:
-        ``pass_at_1``, ``ece`` (10 bins) and ``auroc`` of the rows with a confidence,
-        ``confidence_output_ratio``, ``mean_confidence``, ``distinct_confidences``,
-        ``share_at_0`` and ``share_at_1`` among those, ``groups_without_variance`` (share of
-        groups all right or all wrong); NaN where undefined.
+        What :func:`corea.calibration.describe_stated` gives (10 bins), and
+        ``groups_without_variance``: the share of groups all right or all wrong.
 
     Example:
         >>> metrics = rollout_metrics(np.array([1.0, 0.0]), np.array([1.0, np.nan]), 2)
         >>> metrics["pass_at_1"], metrics["confidence_output_ratio"], metrics["share_at_1"]
         (0.5, 0.5, 1.0)
     """
-    there = np.isfinite(stated)
-    confidences, right = stated[there], correct[there]
-    some = confidences.size > 0
-    mixed = some and 0 < right.mean() < 1
     accuracy = correct.reshape(-1, group_size).mean(axis=1)
-    return {
-        "pass_at_1": float(correct.mean()),
-        "ece": expected_calibration_error(confidences, right) if some else np.nan,
-        "auroc": auroc(confidences, right) if mixed else np.nan,
-        "confidence_output_ratio": float(there.mean()),
-        "mean_confidence": float(confidences.mean()) if some else np.nan,
-        "distinct_confidences": float(np.unique(confidences).size),
-        "share_at_0": float((confidences == 0).mean()) if some else np.nan,
-        "share_at_1": float((confidences == 1).mean()) if some else np.nan,
-        "groups_without_variance": float(((accuracy == 0) | (accuracy == 1)).mean()),
-    }
+    idle = float(((accuracy == 0) | (accuracy == 1)).mean())
+    return describe_stated(stated, correct) | {"groups_without_variance": idle}
 
 
 def collapse(correct: _Floats, stated: _Floats, group_size: int) -> str:

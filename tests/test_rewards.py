@@ -25,7 +25,6 @@ from corea.rewards import (
     one_language,
     sample_kl,
     sample_l1,
-    total_reward,
 )
 
 NAN = float("nan")
@@ -208,14 +207,6 @@ def test_unknown_name_lists_those_there_are():
         (lambda: brier([0.5], ["1"]), TypeError, "correct must be an array of numbers"),
         (lambda: group_accuracy([[1, 0]], 2), ValueError, r"correct must have shape \(n,\)"),
         (lambda: confidence_reward("l1", [0.5], [1, 0], 2), ValueError, "must have the same shape"),
-        (lambda: total_reward([1], [0.0, 0.0], [1.0]), ValueError, "one shape"),
-        (lambda: total_reward([[1]], [[0.0]], [[1.0]]), ValueError, "one shape"),
-        (lambda: total_reward([1], [NAN], [1.0]), ValueError, "confidence reward: row 0 is nan"),
-        (
-            lambda: total_reward([1], [0.0], [1.0], format_weight=NAN),
-            ValueError,
-            "format_weight is nan",
-        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):
@@ -233,22 +224,6 @@ def test_none_is_a_missing_confidence_and_single_precision_is_read():
 def test_without_a_confidence_reward_all_get_zero(batch):
     size, confidence, correct = batch
     assert not confidence_reward("none", confidence, correct, size).any()
-
-
-@given(batch=batches(), weights=st.tuples(*[st.floats(-3, 3)] * 3))
-def test_total_is_the_weighted_sum(batch, weights):
-    size, confidence, correct = batch
-    form = np.linspace(0, 1, len(correct))
-    stated = confidence_reward("l1", confidence, correct, size)
-    plain = total_reward(correct, stated, form)
-    np.testing.assert_array_equal(plain, correct + stated + form)
-    assert plain.min() >= -1
-    assert plain.max() <= 2
-    named = dict(
-        zip(("correctness_weight", "confidence_weight", "format_weight"), weights, strict=True)
-    )
-    expected = weights[0] * correct + weights[1] * stated + weights[2] * form
-    np.testing.assert_allclose(total_reward(correct, stated, form, **named), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", SAMPLE_LEVEL)
@@ -348,10 +323,9 @@ def test_format_takes_time_linear_in_the_text(make):
 def test_a_large_batch_takes_less_than_two_milliseconds(name):
     rng = np.random.default_rng(0)
     correct, confidence = rng.random(8192) < 0.5, rng.random(8192)
-    form = np.ones(8192)
 
     def step():
-        total_reward(correct, confidence_reward(name, confidence, correct, 8), form)
+        confidence_reward(name, confidence, correct, 8)
 
     assert min(timeit.repeat(step, number=5, repeat=10)) / 5 < 0.002
 
