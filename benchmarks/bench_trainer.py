@@ -3,16 +3,17 @@
 ``python benchmarks/bench_trainer.py`` (needs the extra `train`; ``--small`` for a quick look).
 Model, questions, batch and settings are those of the profile `laptop`; the model is pretrained
 first, for fewer steps than there, or given by ``--base``. The learning rate is so small that
-both trainers keep the base model, and each keeps random numbers of its own, so that both sample
-the same completions: what differs is the trainers' own work. Neither validates nor saves.
+all trainers keep the base model. Ours runs twice: as the book uses it, and with TRL's rollouts.
+The latter and TRL's own keep the same random numbers, so that both sample the same completions:
+what differs is what our rewards and logs cost. None validates or saves.
 
-Both trainers live in one process, in two threads of which one works at a time: ours takes a
-step, TRL's takes the same step, and whose turn is first changes with every step. So whatever
-else the machine does falls on both alike. A step counts from its beginning to the beginning of
-the next, logging included. The first steps are not counted.
+The three live in one process, in threads of which one works at a time: each takes a step, then
+all take the next, in the opposite order. So whatever else the machine does falls on all alike. A
+step counts from its beginning to the beginning of the next, logging included. The first steps
+are not counted.
 
 A run of its own, with clocks around the parts of a step, says where its time goes, and how many
-tokens a second the rollouts make beside `model.generate` and beside our engine for evaluation
+tokens a second its rollouts make beside `model.generate` alone and our engine alone
 with the same prompts and settings.
 
 ``--publish`` writes the measurements into the package, where the chapter on training speed
@@ -28,6 +29,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -43,16 +45,17 @@ from corea.provenance import provenance
 from corea.store import write_atomically
 from corea.trainers import GRPOSettings, RLCCTrainer, SFTSettings
 
+TRAINERS = ("corea", "corea, TRL's rollouts", "trl")
 NOT_COUNTED = 2  # steps at the start of a run
 PARTS = ("rollouts", "rewards", "other scoring", "forward", "backward", "optimizer", "other")
 
 
 class Turns:
-    """Whose turn it is to take a step: ours, TRL's, TRL's, ours, and so on."""
+    """Whose turn it is to take a step: there and back again."""
 
     def __init__(self) -> None:
-        """Begin with ours."""
-        self.order = cycle(["corea", "trl", "trl", "corea"])
+        """Begin with the first."""
+        self.order = cycle([*TRAINERS, *reversed(TRAINERS)])
         self.now = next(self.order)
         self.changed = threading.Condition()
         self.failed: list[BaseException] = []
@@ -62,7 +65,7 @@ class Turns:
         with self.changed:
             self.changed.wait_for(lambda: self.failed or self.now == name)
         if self.failed:
-            raise RuntimeError("the other trainer failed") from self.failed[0]
+            raise RuntimeError("another trainer failed") from self.failed[0]
 
     def pass_on(self) -> None:
         """End a turn."""
@@ -71,14 +74,14 @@ class Turns:
             self.changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """Let the other thread end too."""
+        """Let the other threads end too."""
         with self.changed:
             self.failed.append(error)
             self.changed.notify_all()
 
 
 class TakesTurns(TrainerCallback):
-    """Seconds of each step of a trainer that takes turns with another in the same process."""
+    """Seconds of each step of a trainer that takes turns with others in the same process."""
 
     def __init__(self, name: str, turns: Turns) -> None:
         """Start with nothing measured, and the random numbers of now."""
@@ -168,7 +171,7 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
 def build(
     name: str, base: Path, settings: GRPOSettings, folder: Path, callback: TrainerCallback
 ) -> Any:
-    """One of the two trainers."""
+    """One of the trainers."""
     world = microworld.World()
     n = settings.batch // settings.group_size * settings.steps
     asked = trainers._dataset(microworld.questions(world, "chains", "train", n))
@@ -183,8 +186,9 @@ def build(
         "eval_dataset": held_out,
     }
     trainer: Any
-    if name == "corea":
-        trainer = RLCCTrainer(settings, folder, **common)
+    if name != "trl":
+        rollouts = "corea" if name == "corea" else "trl"
+        trainer = RLCCTrainer(replace(settings, rollouts=rollouts), folder, **common)
     else:
         config.reward_weights = None
         trainer = GRPOTrainer(reward_funcs=[trainers.correctness], **common)
@@ -194,23 +198,23 @@ def build(
 
 
 def compare(base: Path, settings: GRPOSettings, folder: Path) -> pd.DataFrame:
-    """Seconds of each step of both trainers, taken in turns."""
+    """Seconds of each step of all trainers, taken in turns."""
     turns = Turns()
-    callbacks = {name: TakesTurns(name, turns) for name in ("corea", "trl")}
-    both = {
+    callbacks = {name: TakesTurns(name, turns) for name in TRAINERS}
+    made = {
         name: build(name, base, settings, folder / name, callback)
         for name, callback in callbacks.items()
     }
 
     def train(name: str) -> None:
         try:
-            both[name].train()
+            made[name].train()
             callbacks[name].end_turn()
         except BaseException as error:
             turns.fail(error)
             raise
 
-    threads = [threading.Thread(target=train, args=[name]) for name in both]
+    threads = [threading.Thread(target=train, args=[name]) for name in made]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -335,8 +339,9 @@ def main() -> None:
         base = chosen.base or pretrain(folder / "base", preset, chosen.pretraining_steps)
         steps = compare(base, settings(chosen.steps), folder)
         parts, rollouts = explain(base, settings(chosen.steps_apart), folder / "apart")
-    middle, low, high = training_speed.overhead(steps)
-    print(f"a step of ours is longer by {middle:+.2%} [{low:+.2%}, {high:+.2%}]")
+    for name in TRAINERS[:-1]:
+        middle, low, high = training_speed.overhead(steps, name)
+        print(f"{name}: a step is longer than TRL's by {middle:+.2%} [{low:+.2%}, {high:+.2%}]")
     print(training_speed.step_parts(parts).round(3).to_string(index=False))
     print(training_speed.token_rates(rollouts).round(0).to_string(index=False))
     if chosen.publish:

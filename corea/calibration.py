@@ -516,20 +516,21 @@ def describe_stated(
         raise ValueError(
             f"confidence has shape {stated.shape} and correct {right.shape}; expected the same"
         )
-    found = {
-        "pass_at_1": float(right.mean()),
-        "confidence_output_ratio": confidence_output_ratio(stated),
-    }
     there = np.isfinite(stated)
-    stated, right = stated[there], right[there]
-    some = stated.size > 0
-    return found | {
-        "ece": expected_calibration_error(stated, right, n_bins=n_bins) if some else np.nan,
-        "auroc": auroc(stated, right) if some and 0 < right.mean() < 1 else np.nan,
-        "mean_confidence": float(stated.mean()) if some else np.nan,
-        "distinct_confidences": float(np.unique(stated).size),
-        "share_at_0": float((stated == 0).mean()) if some else np.nan,
-        "share_at_1": float((stated == 1).mean()) if some else np.nan,
+    confidences, of_these = stated[there], right[there]
+    some = confidences.size > 0
+    mixed = some and 0 < of_these.mean() < 1
+    return {
+        "pass_at_1": float(right.mean()),
+        "ece": (
+            expected_calibration_error(confidences, of_these, n_bins=n_bins) if some else np.nan
+        ),
+        "auroc": auroc(confidences, of_these) if mixed else np.nan,
+        "confidence_output_ratio": confidence_output_ratio(stated),
+        "mean_confidence": float(confidences.mean()) if some else np.nan,
+        "distinct_confidences": float(np.unique(confidences).size),
+        "share_at_0": float((confidences == 0).mean()) if some else np.nan,
+        "share_at_1": float((confidences == 1).mean()) if some else np.nan,
     }
 
 

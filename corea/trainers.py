@@ -35,7 +35,10 @@ What is decided here:
    are kept in both trainings; so does a gradient that is not. A confidence reward under which
    nearly all completions state the same confidence, although accuracy varies between questions,
    is reported the first time and again after each recovery.
-8. TRL keeps rewards in 32 bits; there 0.7 becomes 0.69999999 and falls into the bin below. So
+8. Rollouts are made by the engine the book evaluates with, through TRL's (experimental)
+   ``rollout_func``: finished rows leave the batch, which halves their time. A completion is
+   decided by the seed, the step, the process and its prompt alone.
+9. TRL keeps rewards in 32 bits; there 0.7 becomes 0.69999999 and falls into the bin below. So
    the confidences that are logged and rewarded are gathered in 64 bits, next to TRL's own tensor.
 """
 
@@ -74,6 +77,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
 from corea.calibration import describe_stated
+from corea.generate import Sampling, TransformersEngine
 from corea.parsing import parse_completion
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
 from corea.tasks import Question
@@ -156,6 +160,8 @@ class GRPOSettings:
         format_weight: Weight of the format reward.
         loss_type: What a token's loss is divided by, as in TRL.
         scale_rewards: ``"group"``, ``"batch"`` or ``"none"``, as in TRL.
+        rollouts: What makes them: ``"corea"``, our engine, for text prompts and a model that is
+            whole in every process; or ``"trl"``, for weights that are sharded.
         checkpoint_every: Steps between checkpoints, each with a validation.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         seed: Seed of the questions' order and of sampling.
@@ -183,6 +189,7 @@ class GRPOSettings:
     format_weight: float = 1.0
     loss_type: str = "dapo"
     scale_rewards: str = "group"
+    rollouts: str = "corea"
     checkpoint_every: int = 20
     precision: str = "float32"
     seed: int = 0
@@ -237,6 +244,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     # TRL's other two need importance ratios of whole sequences
     "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo"),
     "scale_rewards": ("group", "batch", "none"),
+    "rollouts": ("corea", "trl"),
     "precision": ("float32", "bfloat16"),
 }
 _MAY_BE_ZERO = {
@@ -344,6 +352,7 @@ class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
         super().__init__(
             reward_funcs=[correctness, confidence, format],
             callbacks=[_Finite(directory), _Seal()],
+            rollout_func=_complete if settings.rollouts == "corea" else None,
             **arguments,
         )
         self.question_ids = {
@@ -482,6 +491,30 @@ class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"{np.nanmean(stated) if np.isfinite(stated).any() else np.nan:.3f}"
             )
         return metrics
+
+
+def _complete(prompts: list[str], trainer: RLCCTrainer) -> dict[str, Any]:
+    """A completion of each prompt, in TRL's signature; a prompt that comes again gets others."""
+    settings, training = trainer.settings, trainer.model.training
+    # validation is the same at every step
+    place = [trainer.state.global_step if training else 0, trainer.accelerator.process_index]
+    drawn = np.random.SeedSequence([settings.seed, int(training), *place])
+    engine = TransformersEngine(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        batch_size=len(prompts),
+    )
+    sampling = Sampling(
+        settings.temperature,
+        settings.max_completion_tokens,
+        seed=int(drawn.generate_state(1)[0]),
+    )
+    made = [rollout for (rollout,) in engine.generate(prompts, sampling)]
+    return {
+        "prompt_ids": trainer.processing_class(prompts)["input_ids"],
+        "completion_ids": [rollout.token_ids.tolist() for rollout in made],
+        "logprobs": None,  # only asked for where another model samples than is trained
+    }
 
 
 def rollout_metrics(correct: _Floats, stated: _Floats, group_size: int) -> dict[str, float]:
@@ -849,6 +882,7 @@ def _quiet() -> Iterator[None]:
             # TRL calls what transformers will rename, and a CPU has no pinned memory
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            warnings.filterwarnings("ignore", message=".*rollout_func.*")
             yield
     finally:
         hub.HF_HUB_DISABLE_TELEMETRY = telemetry

@@ -2,7 +2,8 @@ r"""What a training step costs: the committed measurements, and what follows fro
 
 ``python benchmarks/bench_trainer.py --publish`` makes the tables in ``data/training_speed/``:
 
-- ``steps``: ``step``, ``trainer`` (``"corea"`` or ``"trl"``), ``seconds`` of that step
+- ``steps``: ``step``, ``trainer`` (``"corea"``, the same with TRL's rollouts, or ``"trl"``),
+  ``seconds`` of that step
 - ``parts``: ``step``, ``part`` of it, ``seconds``
 - ``rollouts``: ``step``, ``way`` in which its completions were made, ``tokens``, ``seconds``
 
@@ -51,17 +52,18 @@ def facts() -> dict[str, str]:
 
 
 def overhead(
-    steps: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0
+    steps: pd.DataFrame, trainer: str = "corea", *, n_resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """By how much a step of ours is longer than the same step of TRL's trainer.
+    """By how much a step of a trainer is longer than the same step of TRL's.
 
     Args:
         steps: Table with ``step``, ``trainer`` and ``seconds``; each step of both trainers.
+        trainer: Which is compared with ``"trl"``.
         n_resamples: Bootstrap resamples of the pairs.
         seed: Of the resampling.
 
     Returns:
-        Median over the pairs of ours / TRL's - 1, and its 95 % interval (percentiles).
+        Median over the pairs of its time / TRL's - 1, and the 95 % interval (percentiles).
 
     Raises:
         ValueError: If a step was not measured with both trainers, or fewer than two were.
@@ -72,10 +74,11 @@ def overhead(
         >>> [round(value, 3) for value in overhead(steps)]
         [0.03, 0.03, 0.03]
     """
-    pairs = steps.pivot(index="step", columns="trainer", values="seconds")
-    if set(pairs) != {"corea", "trl"} or pairs.isna().any(axis=None) or len(pairs) < 2:
-        raise ValueError("expected at least two steps, each measured with corea and with trl")
-    ratios = (pairs["corea"] / pairs["trl"] - 1).to_numpy()
+    both = steps[steps["trainer"].isin([trainer, "trl"])]
+    pairs = both.pivot(index="step", columns="trainer", values="seconds")
+    if set(pairs) != {trainer, "trl"} or pairs.isna().any(axis=None) or len(pairs) < 2:
+        raise ValueError(f"expected at least two steps, each measured with {trainer} and with trl")
+    ratios = (pairs[trainer] / pairs["trl"] - 1).to_numpy()
     found = bootstrap(
         (ratios,),
         np.median,

@@ -1049,3 +1049,43 @@ def test_fine_tuning_learns_the_completion_and_its_end_alone(tokenizer):
         learnt = [label for label in labels if label != -100]
         assert tokenizer.decode(learnt) == row["completion"] + tokenizer.eos_token
         assert labels[: len(labels) - len(learnt)] == [-100] * (len(labels) - len(learnt))
+
+
+def test_rollouts_are_decided_by_seed_step_process_and_prompt(trainer):
+    prompts = [q.prompt for q in small.TRAINING[:2] for _ in range(4)]
+
+    def drawn(*, seed=0, step=0, process=0, training=True):
+        made = trainer(seed=seed)
+        made.state.global_step = step
+        made.model.train(training)
+        index = property(lambda _: process)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(made.accelerator), "process_index", index)
+            found = trainers._complete(prompts, made)
+        assert made.model.training is training
+        assert found["prompt_ids"] == made.processing_class(prompts)["input_ids"]
+        return found["completion_ids"]
+
+    first = drawn()
+    assert len({tuple(ids) for ids in first}) > len(first) / 2  # of one prompt, not the same again
+    assert drawn() == first
+    for other in ({"seed": 1}, {"step": 1}, {"process": 1}, {"training": False}):
+        assert drawn(**other) != first
+    validation = drawn(training=False)
+    assert drawn(training=False, step=20) == validation
+    assert drawn(training=False, process=1) != validation
+
+
+def test_both_ways_to_make_rollouts_draw_from_the_same_distribution(trainer):
+    """Next to greedy, where nothing is left to chance."""
+    prompts = [q.prompt for q in small.TRAINING[:4] for _ in range(2)]
+    found = []
+    for rollouts in ("corea", "trl"):
+        made = trainer(rollouts=rollouts, temperature=1e-4)
+        assert (made.rollout_func is None) == (rollouts == "trl")
+        with trainers._quiet():
+            ids, completions, tool_mask, texts, logprobs, *_ = made._generate(prompts)
+        assert tool_mask is None
+        assert logprobs is None
+        found.append((ids, completions, texts))
+    assert found[0] == found[1]

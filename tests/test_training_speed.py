@@ -41,8 +41,9 @@ def test_overhead_of_incomplete_pairs_is_refused():
 
 def test_the_committed_measurements_are_whole():
     steps = measured("steps")
-    middle, low, high = overhead(steps, n_resamples=200)
-    assert low <= middle <= high
+    for trainer in set(steps["trainer"]) - {"trl"}:
+        middle, low, high = overhead(steps, trainer, n_resamples=200)
+        assert low <= middle <= high
     parts = step_parts(measured("parts"))
     assert parts["share"].sum() == pytest.approx(1)
     # of the same trainer on the same machine: a step is the sum of its parts
