@@ -8,9 +8,9 @@ The latter and TRL's own keep the same random numbers, so that both sample the s
 what differs is what our rewards and logs cost. None validates or saves.
 
 The three live in one process, in threads of which one works at a time: each takes a step, then
-all take the next, in the opposite order. So whatever else the machine does falls on all alike. A
-step counts from its beginning to the beginning of the next, logging included. The first steps
-are not counted.
+all take the next, in another order, until all orders have come and begin again. So whatever else
+the machine does falls on all alike. A step counts from its beginning to the beginning of the
+next, logging included. The first steps are not counted.
 
 A run of its own, with clocks around the parts of a step, says where its time goes, and how many
 tokens a second its rollouts make beside `model.generate` alone and our engine alone
@@ -30,7 +30,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import cycle
+from itertools import chain, cycle, permutations
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ PARTS = ("rollouts", "rewards", "other scoring", "forward", "backward", "optimiz
 
 
 class Turns:
-    """Whose turn it is to take a step: there and back again."""
+    """Whose turn it is to take a step: all take one, in one order after another."""
 
     def __init__(self) -> None:
         """Begin with the first."""
-        self.order = cycle([*TRAINERS, *reversed(TRAINERS)])
+        self.order = cycle(chain(*permutations(TRAINERS)))
         self.now = next(self.order)
         self.changed = threading.Condition()
         self.failed: list[BaseException] = []
