@@ -272,7 +272,10 @@ def _draw(
 
 
 def _pool(drawn: _Chain | _Fact) -> str:
-    asked = str(drawn) if isinstance(drawn, _Fact) else "+".join(sorted(drawn.operands))
+    return _pool_of(str(drawn) if isinstance(drawn, _Fact) else "+".join(sorted(drawn.operands)))
+
+
+def _pool_of(asked: str) -> str:
     share = int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest()) % 100
     for pool, percent in _POOLS.items():
         if share < percent:

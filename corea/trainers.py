@@ -1,9 +1,9 @@
 r"""Training: supervised fine-tuning and GRPO with a confidence reward (RLCC), on TRL.
 
 Both trainers are TRL's, pinned to one version. The only private things of TRL that are touched
-are in this module, in :class:`RLCCTrainer`: the method ``_calculate_rewards`` with the order of
-its result, and the attributes ``_metrics`` and ``_logs`` (``tests/test_trainers.py`` fails when
-they change).
+are in this module, in the two trainer classes: the method ``_calculate_rewards`` with the order
+of its result, and the attributes ``_metrics`` and ``_logs`` (``tests/test_trainers.py`` fails
+when they change).
 
 What is decided here:
 
@@ -13,7 +13,7 @@ What is decided here:
    column becomes the reward after gathering, when every group is whole. That each
    ``group_size`` rows in a row answer the same prompt is checked at every step.
 2. Paper A's "batch size of 1,024" in the rollout phase and "of 256" in training are taken as
-   completions: four optimizer steps a rollout (:attr:`GRPOSettings.steps_per_rollout`).
+   completions: four optimizer steps a rollout (:attr:`RolloutSettings.steps_per_rollout`).
 3. Questions come in an order drawn from the seed, as many as the steps need; each is asked once
    before any is asked again. TRL's own sampler forgets its state between passes over the data,
    so that a resumed run would see others.
@@ -51,7 +51,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -139,12 +139,11 @@ class SFTSettings:
             raise ValueError(f"adam_beta2 is {self.adam_beta2!r}; expected a number, below 1")
 
 
-@dataclass(frozen=True)
-class GRPOSettings:
-    """GRPO with a confidence reward.
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """What all reinforcement on rollouts has in common.
 
     Attributes:
-        confidence_reward: Name in :data:`corea.rewards.CONFIDENCE_REWARDS`; ``"none"`` is RLVR.
         group_size: Rollouts of one prompt, G.
         steps: Optimizer steps.
         batch: Completions a step, over all processes.
@@ -156,8 +155,6 @@ class GRPOSettings:
         max_completion_tokens: Length at which a completion is cut.
         kl_coef: Weight of the KL divergence from the base model, TRL's beta.
         entropy_coef: Weight of the entropy bonus.
-        confidence_weight: Weight of the confidence reward.
-        format_weight: Weight of the format reward.
         loss_type: What a token's loss is divided by, as in TRL.
         scale_rewards: ``"group"``, ``"batch"`` or ``"none"``, as in TRL.
         rollouts: What makes them: ``"corea"``, our engine, for text prompts and a model that is
@@ -165,15 +162,8 @@ class GRPOSettings:
         checkpoint_every: Steps between checkpoints, each with a validation.
         precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         seed: Seed of the questions' order and of sampling.
-
-    Example:
-        >>> GRPOSettings("l1", group_size=8, batch=100)
-        Traceback (most recent call last):
-            ...
-        ValueError: batch is 100; expected a multiple of group_size, 8
     """
 
-    confidence_reward: str = "l1"
     group_size: int = 8
     steps: int = 120
     batch: int = 256
@@ -185,8 +175,6 @@ class GRPOSettings:
     max_completion_tokens: int = 64
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
-    confidence_weight: float = 1.0
-    format_weight: float = 1.0
     loss_type: str = "dapo"
     scale_rewards: str = "group"
     rollouts: str = "corea"
@@ -207,7 +195,28 @@ class GRPOSettings:
         _check_multiple(self, "checkpoint_every", "steps_per_rollout")
 
 
-_Settings = SFTSettings | GRPOSettings
+@dataclass(frozen=True)
+class GRPOSettings(RolloutSettings):
+    """GRPO with a confidence reward; the rest is that of :class:`RolloutSettings`.
+
+    Attributes:
+        confidence_reward: Name in :data:`corea.rewards.CONFIDENCE_REWARDS`; ``"none"`` is RLVR.
+        confidence_weight: Weight of the confidence reward.
+        format_weight: Weight of the format reward.
+
+    Example:
+        >>> GRPOSettings("l1", group_size=8, batch=100)
+        Traceback (most recent call last):
+            ...
+        ValueError: batch is 100; expected a multiple of group_size, 8
+    """
+
+    confidence_reward: str = "l1"
+    confidence_weight: float = 1.0
+    format_weight: float = 1.0
+
+
+_Settings = SFTSettings | RolloutSettings
 
 
 def _check_multiple(settings: _Settings, name: str, divisor: str) -> None:
@@ -331,26 +340,21 @@ def format(completions: Sequence[str], **_: object) -> list[float]:  # TRL logs 
 # --- GRPO ---------------------------------------------------------------------------------------
 
 
-class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPO trainer with a confidence reward that sees whole groups."""
+class _Reinforced(GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPO trainer with rollouts, validation and watchfulness of our own."""
 
-    def __init__(self, settings: GRPOSettings, directory: Path, **arguments: Any) -> None:
-        """Set up as TRL's trainer does.
-
-        Args:
-            settings: The settings.
-            directory: Where validations and alarms are written.
-            arguments: Those of TRL's trainer.
-
-        Raises:
-            TrainingError: If the validation does not divide into batches of whole groups, or
-                asks a question twice.
-        """
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        directory: Path,
+        reward_funcs: Sequence[Callable[..., list[float]]],
+        **arguments: Any,
+    ) -> None:
         self.settings = settings
         self.directory = directory
-        self.rollouts: list[pd.DataFrame] = []  # of the validation in progress
+        self.validated: list[pd.DataFrame] = []  # of the validation in progress
         super().__init__(
-            reward_funcs=[correctness, confidence, format],
+            reward_funcs=list(reward_funcs),
             callbacks=[_Finite(directory), _Seal()],
             rollout_func=_complete if settings.rollouts == "corea" else None,
             **arguments,
@@ -370,6 +374,73 @@ class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"{settings.group_size} each) do not divide into batches of {at_once} "
                 f"({world} processes); expected a multiple"
             )
+
+    @property
+    def _step_now(self) -> int:
+        """The step that is being trained, or that was evaluated."""
+        return int(self.state.global_step) + int(self.model.training)
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """One forward and backward pass.
+
+        Returns:
+            The loss.
+
+        Raises:
+            TrainingError: If the loss is not finite; the weights are as before the step.
+        """
+        loss: torch.Tensor = super().training_step(*arguments, **named)
+        losses = gather(loss.detach().reshape(1))
+        if not torch.isfinite(losses).all().item():
+            (wrong,) = losses[~torch.isfinite(losses)][:1].tolist()
+            examples = list(self._logs["completion"])[-2:]
+            raise _stop(self.directory, self._step_now, "loss", wrong, examples)
+        return loss
+
+    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
+        """Sample validation rollouts with random numbers of their own, and write them.
+
+        Returns:
+            TRL's metrics.
+        """
+        self.validated = []
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.settings.seed + 1 + self.accelerator.process_index)
+            metrics: dict[str, float] = super().evaluate(*arguments, **named)
+        table = pd.concat(self.validated, ignore_index=True)
+        step = self.state.global_step
+        if self.accelerator.is_main_process:
+            path = self.directory / "validation" / f"{step:06d}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, table.to_csv(index=False))
+            stated = table["confidence"].to_numpy()
+            _progress(
+                f"step {step} of {self.settings.steps}: validation pass@1 "
+                f"{table['correct'].mean():.3f}, mean confidence "
+                f"{np.nanmean(stated) if np.isfinite(stated).any() else np.nan:.3f}"
+            )
+        return metrics
+
+
+class RLCCTrainer(_Reinforced):
+    """TRL's GRPO trainer with a confidence reward that sees whole groups."""
+
+    settings: GRPOSettings
+
+    def __init__(self, settings: GRPOSettings, directory: Path, **arguments: Any) -> None:
+        """Set up as TRL's trainer does.
+
+        Args:
+            settings: The settings.
+            directory: Where validations and alarms are written.
+            arguments: Those of TRL's trainer.
+
+        Raises:
+            TrainingError: If the validation does not divide into batches of whole groups, or
+                asks a question twice.
+        """
+        super().__init__(settings, directory, [correctness, confidence, format], **arguments)
 
     def _calculate_rewards(
         self,
@@ -411,7 +482,7 @@ class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
             self._log_rollouts(correct, stated)
             self._watch(correct, stated, completions)
         else:
-            self.rollouts.append(
+            self.validated.append(
                 pd.DataFrame(
                     {
                         "question_id": [self.question_ids[digest] for digest in prompt],
@@ -424,11 +495,6 @@ class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         gathered[:, COMPONENTS.index("confidence")] = torch.as_tensor(earned).to(gathered)
         return gathered
-
-    @property
-    def _step_now(self) -> int:
-        """The step that is being trained, or that was evaluated."""
-        return int(self.state.global_step) + int(self.model.training)
 
     def _log_rollouts(self, correct: _Floats, stated: _Floats) -> None:
         for name, value in rollout_metrics(correct, stated, self.settings.group_size).items():
@@ -450,50 +516,8 @@ class RLCCTrainer(GRPOTrainer):  # type: ignore[misc]
                 report_alarm(self.directory, self._step_now, "collapse", found, examples)
         self._metrics["train"]["collapsed"].append(float(bool(found)))
 
-    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        """One forward and backward pass.
 
-        Returns:
-            The loss.
-
-        Raises:
-            TrainingError: If the loss is not finite; the weights are as before the step.
-        """
-        loss: torch.Tensor = super().training_step(*arguments, **named)
-        losses = gather(loss.detach().reshape(1))
-        if not torch.isfinite(losses).all().item():
-            (wrong,) = losses[~torch.isfinite(losses)][:1].tolist()
-            examples = list(self._logs["completion"])[-2:]
-            raise _stop(self.directory, self._step_now, "loss", wrong, examples)
-        return loss
-
-    def evaluate(self, *arguments: Any, **named: Any) -> dict[str, float]:
-        """Sample validation rollouts with random numbers of their own, and write them.
-
-        Returns:
-            TRL's metrics.
-        """
-        self.rollouts = []
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.settings.seed + 1 + self.accelerator.process_index)
-            metrics: dict[str, float] = super().evaluate(*arguments, **named)
-        table = pd.concat(self.rollouts, ignore_index=True)
-        step = self.state.global_step
-        if self.accelerator.is_main_process:
-            path = self.directory / "validation" / f"{step:06d}.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, table.to_csv(index=False))
-            stated = table["confidence"].to_numpy()
-            _progress(
-                f"step {step} of {self.settings.steps}: validation pass@1 "
-                f"{table['correct'].mean():.3f}, mean confidence "
-                f"{np.nanmean(stated) if np.isfinite(stated).any() else np.nan:.3f}"
-            )
-        return metrics
-
-
-def _complete(prompts: list[str], trainer: RLCCTrainer) -> dict[str, Any]:
+def _complete(prompts: list[str], trainer: _Reinforced) -> dict[str, Any]:
     """A completion of each prompt, in TRL's signature; a prompt that comes again gets others."""
     settings, training = trainer.settings, trainer.model.training
     # validation is the same at every step

@@ -188,13 +188,16 @@ def test_the_private_methods_of_trl_are_as_they_were():
         *("self", "inputs", "prompts", "completions", "completion_ids_list"),
     ]
     overridden = {
-        name for name, value in vars(trainers.RLCCTrainer).items() if inspect.isfunction(value)
+        name
+        for made in (trainers._Reinforced, trainers.RLCCTrainer)
+        for name, value in vars(made).items()
+        if inspect.isfunction(value)
     }
     private = {name for name in overridden if name.startswith("_") and not name.startswith("__")}
     own = {"_log_rollouts", "_watch"}
     assert private - own == {"_calculate_rewards"}
     # a new method of theirs with such a name would be replaced without anybody noticing
-    assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, "_step_now", "rollouts"))
+    assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, "_step_now", "validated"))
 
 
 def test_the_private_state_of_trl_is_as_it_was(trainer):
@@ -387,9 +390,9 @@ def test_rewards_of_the_trainer_are_those_of_the_functions(trainer, name, traini
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     if training:
-        assert not made.rollouts
+        assert not made.validated
     else:
-        (table,) = made.rollouts
+        (table,) = made.validated
         assert table["question_id"].tolist() == [q.question_id for q in questions for _ in range(4)]
         assert table["sample"].tolist() == [0, 1, 2, 3] * 3
         assert table["correct"].tolist() == (rights == 1).tolist()
