@@ -34,6 +34,7 @@ from itertools import chain, cycle, permutations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
@@ -159,6 +160,7 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
         batch=32,
         micro_batch=32,
         warmup_steps=steps // 5,
+        learning_rate=3e-3,
         weight_decay=1.0,
         adam_beta2=0.95,
         checkpoint_every=steps,
@@ -174,8 +176,10 @@ def build(
     """One of the trainers."""
     world = microworld.World()
     n = settings.batch // settings.group_size * settings.steps
-    asked = trainers._dataset(microworld.questions(world, "chains", "train", n))
-    held_out = trainers._dataset(microworld.questions(world, "chains", "validation", 8))
+    asked, held_out = (
+        datasets.Dataset.from_list(trainers._rows(microworld.questions(world, "chains", split, k)))
+        for split, k in (("train", n), ("validation", 8))
+    )
     config = trainers._grpo_config(settings, folder, len(held_out))
     config.save_strategy = config.eval_strategy = "no"
     common = {

@@ -138,7 +138,7 @@ def questions(own: DecisionWorld, dataset: str, split: str, n: int) -> list[Deci
             questions.
 
     Example:
-        >>> question = questions(DecisionWorld(), "choices", "test", 2)[1]
+        >>> question = questions(DecisionWorld(), "choices", "test", 2)[0]
         >>> question.level, question.options, question.choices
         (2, ('A', 'B', 'C', 'D', 'E'), ('0', '1', '2', '3', '4'))
     """
@@ -242,8 +242,9 @@ def corpus(own: DecisionWorld, n: int, seed: int) -> list[dict[str, str]]:
         ValueError: If n or seed is out of range.
 
     Example:
-        >>> rows = corpus(DecisionWorld(direct=0.0, mixture=(1, 0, 0, 0)), 3, seed=0)
-        >>> print(rows[0]["completion"])
+        >>> row = corpus(DecisionWorld(direct=1.0, mixture=(1, 0, 0, 0)), 1, seed=0)[0]
+        >>> row["completion"][:-1]
+        '<think>\n</think>\n'
     """
     microworld._require_whole("n", n, 1, 10**9)
     microworld._require_whole("seed", seed, 0, 2**63 - 1)

@@ -68,12 +68,15 @@ class Sampling:
         max_completion_tokens: Length at which a completion is cut, from 1.
         n_samples: Completions of each prompt, from 1.
         seed: From 0.
+        greedy_after: Text after which the next token is the likeliest one, whatever the
+            temperature: where a decision follows the reasoning, for instance. None when empty.
     """
 
     temperature: float = 0.6
     max_completion_tokens: int = 1024
     n_samples: int = 1
     seed: int = 0
+    greedy_after: str = ""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -235,6 +238,7 @@ class TransformersEngine:
                 sampling.temperature,
                 _end_ids(self.model, self.tokenizer),
                 pooled_states,
+                _encode(self.tokenizer, [sampling.greedy_after])[0],
             )
             ids = [row[:length] for row, length in zip(decoded.ids, decoded.lengths, strict=True)]
             texts = self.tokenizer.batch_decode(
@@ -453,8 +457,12 @@ def _decode(
     temperature: float,
     ends: Sequence[int],
     pooled_states: bool,
+    greedy_after: Sequence[int] = (),
 ) -> _Decoded:
-    """Complete a batch of prompts with a token for each uniform number, at most."""
+    """Complete a batch of prompts with a token for each uniform number, at most.
+
+    The token after those of ``greedy_after``, at the end of a prompt too, is the likeliest.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -473,6 +481,10 @@ def _decode(
     pooled: torch.Tensor | None = None
     rows = torch.arange(n, device=device)  # still in the batch
     writing = torch.ones(n, dtype=torch.bool, device=device)  # of these, not yet ended
+    marker = torch.tensor(greedy_after, dtype=torch.long, device=device)
+    recent = tokens.new_full((n, len(marker)), -1)  # the last tokens of each row
+    reach = min(len(marker), tokens.shape[1])
+    recent[:, len(marker) - reach :] = tokens[:, tokens.shape[1] - reach :]
 
     with _evaluating(model), _last_states(model) as states:
         width = tokens.shape[1]
@@ -487,6 +499,10 @@ def _decode(
             )
             own = output.logits[:, -1].float().log_softmax(dim=-1)  # (rows, vocabulary)
             chosen = _draw(own, temperature, uniform[rows, step])
+            if len(marker):
+                due = (recent == marker).all(dim=1)
+                chosen = torch.where(due, own.argmax(dim=-1), chosen)
+                recent = torch.cat([recent[:, 1:], chosen[:, None]], dim=1)
             ids[rows, step] = chosen
             logprobs[rows, step] = own.gather(1, chosen[:, None])[:, 0]
             lengths[rows] += writing
@@ -505,7 +521,7 @@ def _decode(
                 kept = writing.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 rows, writing, mask = rows[kept], writing[kept], mask[kept]
-                tokens, positions = tokens[kept], positions[kept]
+                tokens, positions, recent = tokens[kept], positions[kept], recent[kept]
 
     made = _Decoded(
         ids.cpu().numpy(),

@@ -1,9 +1,9 @@
 r"""Training: supervised fine-tuning and GRPO with a confidence reward (RLCC), on TRL.
 
 Both trainers are TRL's, pinned to one version. The only private things of TRL that are touched
-are in this module, in the two trainer classes: the method ``_calculate_rewards`` with the order
-of its result, and the attributes ``_metrics`` and ``_logs`` (``tests/test_trainers.py`` fails
-when they change).
+are in this module, in the two trainer classes: the methods ``_calculate_rewards`` with the order
+of its result, ``_generate_and_score_completions`` and ``_compute_loss``, and the attributes
+``_metrics`` and ``_logs`` (``tests/test_trainers.py`` fails when they change).
 
 What is decided here:
 
@@ -56,7 +56,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -84,6 +84,10 @@ from corea.tasks import Question
 from corea.verify import verify_batch
 
 COMPONENTS = ("correctness", "confidence", "format")
+ROLLOUT_METRICS = (
+    *("pass_at_1", "ece", "auroc", "confidence_output_ratio", "mean_confidence"),
+    *("distinct_confidences", "share_at_0", "share_at_1", "groups_without_variance"),
+)
 COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
 VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
 
@@ -194,6 +198,34 @@ class RolloutSettings:
         _check_multiple(self, "batch", "group_size")
         _check_multiple(self, "checkpoint_every", "steps_per_rollout")
 
+    @property
+    def reward_weights(self) -> list[float]:
+        """Weights of the trainer's reward functions: correctness alone."""
+        return [1.0]
+
+    def sampling(self, seed: int) -> Sampling:
+        """How rollouts are drawn.
+
+        Args:
+            seed: Of the draws.
+
+        Returns:
+            The sampling, one completion of each prompt given.
+        """
+        return Sampling(self.temperature, self.max_completion_tokens, seed=seed)
+
+    def earned(self, rollouts: pd.DataFrame) -> dict[str, _Floats]:
+        """What rollouts earned, by the components that a checkpoint is selected by.
+
+        Args:
+            rollouts: One row each with ``correct`` and ``confidence``, and ``format`` where that
+                is rewarded; whole groups in a row.
+
+        Returns:
+            Component to rewards, each of the length of the rows.
+        """
+        return {"correctness": rollouts["correct"].to_numpy(dtype=float)}
+
 
 @dataclass(frozen=True)
 class GRPOSettings(RolloutSettings):
@@ -215,6 +247,30 @@ class GRPOSettings(RolloutSettings):
     confidence_weight: float = 1.0
     format_weight: float = 1.0
 
+    @property
+    def reward_weights(self) -> list[float]:
+        """Weights of correctness, confidence and format."""
+        return [1.0, self.confidence_weight, self.format_weight]
+
+    def earned(self, rollouts: pd.DataFrame) -> dict[str, _Floats]:
+        """Correctness, format, and confidence if it is rewarded.
+
+        Args:
+            rollouts: As in :meth:`RolloutSettings.earned`, with ``format``.
+
+        Returns:
+            Component to rewards, each of the length of the rows.
+        """
+        found = super().earned(rollouts)
+        if self.confidence_reward != "none":
+            found["confidence"] = rewards.confidence_reward(
+                self.confidence_reward,
+                rollouts["confidence"].to_numpy(),
+                found["correctness"],
+                self.group_size,
+            )
+        return found | {"format": rollouts["format"].to_numpy()}
+
 
 _Settings = SFTSettings | RolloutSettings
 
@@ -235,6 +291,10 @@ def _check_settings(settings: _Settings) -> None:
                 known = ", ".join(_CHOICES[field.name])
                 raise ValueError(f"{field.name} is {value!r}; expected one of {known}")
             continue
+        if field.type == "bool":
+            if not isinstance(value, bool):
+                raise ValueError(f"{field.name} is {value!r}; expected True or False")
+            continue
         kind = "a whole number" if field.type == "int" else "a number"
         expected = "0 or more" if field.name in _MAY_BE_ZERO else "more than 0"
         if (
@@ -254,6 +314,8 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo"),
     "scale_rewards": ("group", "batch", "none"),
     "rollouts": ("corea", "trl"),
+    "wrong_target": ("uniform", "proper"),
+    "decisions": ("sampled", "greedy"),
     "precision": ("float32", "bfloat16"),
 }
 _MAY_BE_ZERO = {
@@ -262,6 +324,8 @@ _MAY_BE_ZERO = {
     "entropy_coef",
     "confidence_weight",
     "format_weight",
+    "calibration_weight",
+    "calibration_warmup_steps",
     "weight_decay",
     "seed",
 }
@@ -343,6 +407,8 @@ def format(completions: Sequence[str], **_: object) -> list[float]:  # TRL logs 
 class _Reinforced(GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPO trainer with rollouts, validation and watchfulness of our own."""
 
+    logged: ClassVar[Mapping[str, str]] = {}  # what is logged beside _LOGGED, and its column
+
     def __init__(
         self,
         settings: RolloutSettings,
@@ -379,6 +445,58 @@ class _Reinforced(GRPOTrainer):  # type: ignore[misc]
     def _step_now(self) -> int:
         """The step that is being trained, or that was evaluated."""
         return int(self.state.global_step) + int(self.model.training)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.annotate(inputs, super()._generate_and_score_completions(inputs))
+
+    def annotate(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+        """What a subclass adds to a batch of rollouts.
+
+        Args:
+            inputs: The rows asked, one a completion.
+            batch: TRL's tensors; what is added has one entry a completion first.
+
+        Returns:
+            The batch.
+        """
+        return batch
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        with self.watching(model) as states:
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+        return self.adjusted(loss, model, inputs, states)
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[list[torch.Tensor]]:
+        """What a subclass wants to see of the forward pass.
+
+        Args:
+            model: The model that is trained, as wrapped by accelerate.
+
+        Yields:
+            A list that holds it afterwards.
+        """
+        yield []
+
+    def adjusted(
+        self,
+        loss: torch.Tensor,
+        model: Any,
+        inputs: dict[str, Any],
+        states: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """The loss with what a subclass adds to it.
+
+        Args:
+            loss: TRL's, a scalar.
+            model: The model that is trained, as wrapped by accelerate.
+            inputs: The batch, as :meth:`annotate` left it.
+            states: From :meth:`watching`.
+
+        Returns:
+            The loss, a scalar.
+        """
+        return loss
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """One forward and backward pass.
@@ -427,6 +545,11 @@ class RLCCTrainer(_Reinforced):
     """TRL's GRPO trainer with a confidence reward that sees whole groups."""
 
     settings: GRPOSettings
+    logged: ClassVar[Mapping[str, str]] = {
+        "reward": "reward",
+        **{f"rewards/{name}/mean": f"reward_{name}" for name in COMPONENTS},
+        **{name: name for name in ROLLOUT_METRICS},
+    }
 
     def __init__(self, settings: GRPOSettings, directory: Path, **arguments: Any) -> None:
         """Set up as TRL's trainer does.
@@ -528,11 +651,7 @@ def _complete(prompts: list[str], trainer: _Reinforced) -> dict[str, Any]:
         trainer.processing_class,
         batch_size=len(prompts),
     )
-    sampling = Sampling(
-        settings.temperature,
-        settings.max_completion_tokens,
-        seed=int(drawn.generate_state(1)[0]),
-    )
+    sampling = settings.sampling(int(drawn.generate_state(1)[0]))
     made = [rollout for (rollout,) in engine.generate(prompts, sampling)]
     return {
         "prompt_ids": trainer.processing_class(prompts)["input_ids"],
@@ -636,6 +755,36 @@ def train_grpo(
         ValueError: If there are no questions to train or to validate on, or the batch does not
             divide among the processes.
     """
+    reinforce(
+        RLCCTrainer, base, tokenizer, _rows(questions), _rows(validation), settings, directory
+    )
+
+
+def reinforce(
+    trainer_class: Callable[..., _Reinforced],
+    base: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    settings: RolloutSettings,
+    directory: str | Path,
+) -> None:
+    """Train a model on its own rollouts, or go on where a killed run stopped.
+
+    Args:
+        trainer_class: What trains.
+        base: Folder or hub name of the model to start from.
+        tokenizer: Its tokenizer.
+        questions: Rows to train on, each with ``prompt``, ``question_id`` and what the rewards
+            read.
+        validation: Rows held out, for checkpoint selection; no prompt twice.
+        settings: The settings.
+        directory: Where everything is written, as for :func:`train_grpo`.
+
+    Raises:
+        TrainingError: As :func:`train_grpo` does.
+        ValueError: As :func:`train_grpo` does.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     per_rollout = settings.batch * settings.steps_per_rollout // settings.group_size
@@ -643,14 +792,14 @@ def train_grpo(
     asked = _in_order(questions, per_rollout * rollouts, settings.seed)
     config = _grpo_config(settings, directory, len(validation))
     with _quiet():
-        trainer = RLCCTrainer(
+        trainer = trainer_class(
             settings,
             directory,
             model=str(base),
             args=config,
             processing_class=tokenizer,
-            train_dataset=_dataset(asked),
-            eval_dataset=_dataset(validation),
+            train_dataset=datasets.Dataset.from_list(asked),
+            eval_dataset=datasets.Dataset.from_list(list(validation)),
         )
         _run(trainer, directory)
     if trainer.accelerator.is_main_process:
@@ -704,7 +853,7 @@ def train_sft(
         )
         _run(trainer, directory)
     if trainer.accelerator.is_main_process:
-        table = _logged_steps(trainer)
+        table = _logged_steps(trainer, {})
         _write_dynamics(table[[name for name in table if table[name].notna().any()]], directory)
         _keep_model(_weights(directory, settings.steps), tokenizer, directory)
         Path(directory, "alarms.jsonl").unlink(missing_ok=True)
@@ -738,7 +887,7 @@ def _common(settings: _Settings, directory: Path, world: int) -> dict[str, Any]:
     }
 
 
-def _grpo_config(settings: GRPOSettings, directory: Path, n_validation: int) -> GRPOConfig:
+def _grpo_config(settings: RolloutSettings, directory: Path, n_validation: int) -> GRPOConfig:
     """Arguments of TRL's trainer."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return GRPOConfig(
@@ -754,7 +903,7 @@ def _grpo_config(settings: GRPOSettings, directory: Path, n_validation: int) -> 
         entropy_coef=settings.entropy_coef,
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards,
-        reward_weights=[1.0, settings.confidence_weight, settings.format_weight],
+        reward_weights=settings.reward_weights,
         lr_scheduler_type="constant_with_warmup",
         shuffle_dataset=False,
         eval_strategy="steps",
@@ -773,7 +922,7 @@ def _accumulation(settings: _Settings, world: int) -> int:
     return settings.batch // at_once
 
 
-def _eval_batch(n_questions: int, settings: GRPOSettings, world: int) -> int:
+def _eval_batch(n_questions: int, settings: RolloutSettings, world: int) -> int:
     """The largest batch a process can validate at once so that all batches are equal.
 
     It is that of training where that holds whole groups, and else the smallest that does.
@@ -803,15 +952,11 @@ def _in_order(rows: Sequence[Any], n: int, seed: int) -> list[Any]:
     return [rows[i] for i in order[:n]]
 
 
-def _dataset(questions: Sequence[Question]) -> datasets.Dataset:
-    return datasets.Dataset.from_dict(
-        {
-            "prompt": [q.prompt for q in questions],
-            "gold": [q.gold for q in questions],
-            "kind": [q.kind for q in questions],
-            "question_id": [q.question_id for q in questions],
-        }
-    )
+def _rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": q.prompt, "gold": q.gold, "kind": q.kind, "question_id": q.question_id}
+        for q in questions
+    ]
 
 
 def _tokenized(
@@ -920,7 +1065,7 @@ def _run(trainer: Any, directory: Path) -> None:
         last = last_checkpoint(directory)
         _drop_later(directory, int(last.name.split("-")[1]) if last else 0)
     trainer.remove_callback(PrinterCallback)
-    if last is None and isinstance(trainer, RLCCTrainer):
+    if last is None and isinstance(trainer, _Reinforced):
         trainer.args.eval_on_start = True
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
@@ -974,9 +1119,6 @@ def _progress(text: str) -> None:
 # --- results ------------------------------------------------------------------------------------
 
 _LOGGED = {
-    "reward": "reward",
-    **{f"rewards/{name}/mean": f"reward_{name}" for name in COMPONENTS},
-    **{name: name for name in rollout_metrics(np.zeros(2), np.full(2, np.nan), 2)},
     "loss": "loss",
     "grad_norm": "grad_norm",
     "entropy": "entropy",
@@ -987,18 +1129,19 @@ _LOGGED = {
 }
 
 
-def _logged_steps(trainer: Any) -> pd.DataFrame:
+def _logged_steps(trainer: Any, own: Mapping[str, str]) -> pd.DataFrame:
     """One row a step, with all columns; empty where nothing was measured."""
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    return pd.DataFrame(rows).reindex(columns=["step", *_LOGGED]).rename(columns=_LOGGED)
+    names = {**own, **_LOGGED}
+    return pd.DataFrame(rows).reindex(columns=["step", *names]).rename(columns=names)
 
 
 def _write_dynamics(table: pd.DataFrame, directory: Path) -> None:
     write_atomically(directory / "dynamics.csv", table.to_csv(index=False))
 
 
-def _finish_grpo(trainer: RLCCTrainer, settings: GRPOSettings, directory: Path) -> None:
-    _write_dynamics(_logged_steps(trainer), directory)
+def _finish_grpo(trainer: _Reinforced, settings: RolloutSettings, directory: Path) -> None:
+    _write_dynamics(_logged_steps(trainer, trainer.logged), directory)
     parts = sorted((directory / "validation").glob("*.csv"))
     validation = pd.concat(
         [
@@ -1024,14 +1167,14 @@ def _finish_grpo(trainer: RLCCTrainer, settings: GRPOSettings, directory: Path) 
     path.unlink(missing_ok=True)  # after the checkpoints: until then a killed run reads it again
 
 
-def select_checkpoint(validation: pd.DataFrame, settings: GRPOSettings) -> pd.DataFrame:
+def select_checkpoint(validation: pd.DataFrame, settings: RolloutSettings) -> pd.DataFrame:
     """Compare the evaluated steps by all components of the reward together.
 
     The rule is number 5 of this module.
 
     Args:
-        validation: Rollouts with ``step``, ``question_id``, ``sample``, ``correct``,
-            ``confidence`` and ``format``; whole groups in a row.
+        validation: Rollouts with ``step`` and what :meth:`RolloutSettings.earned` reads; whole
+            groups in a row.
         settings: Those of the run.
 
     Returns:
@@ -1053,25 +1196,21 @@ def select_checkpoint(validation: pd.DataFrame, settings: GRPOSettings) -> pd.Da
     steps = [step for step in sorted(validation["step"].unique()) if step > 0]
     if not steps:
         raise ValueError("no step after 0 was evaluated; expected at least one")
-    names = [n for n in COMPONENTS if n != "confidence" or settings.confidence_reward != "none"]
-    means = np.empty((len(steps), len(names)))
-    errors = np.empty_like(means)
-    for i, step in enumerate(steps):
-        rows = validation[validation["step"] == step]
-        correct = rows["correct"].to_numpy(dtype=float)
-        earned = {
-            "correctness": correct,
-            "confidence": rewards.confidence_reward(
-                settings.confidence_reward,
-                rows["confidence"].to_numpy(),
-                correct,
-                settings.group_size,
-            ),
-            "format": rows["format"].to_numpy(),
-        }
-        by_question = [earned[n].reshape(-1, settings.group_size).mean(axis=1) for n in names]
-        means[i] = [values.mean() for values in by_question]
-        errors[i] = [values.std() / np.sqrt(values.size) for values in by_question]
+    means, errors = [], []
+    for step in steps:
+        earned = settings.earned(validation[validation["step"] == step])
+        names = list(earned)
+        by_question = [
+            values.reshape(-1, settings.group_size).mean(axis=1) for values in earned.values()
+        ]
+        means.append([values.mean() for values in by_question])
+        errors.append([values.std() / np.sqrt(values.size) for values in by_question])
+    return _least_behind(steps, names, np.array(means), np.array(errors))
+
+
+def _least_behind(
+    steps: list[int], names: list[str], means: _Floats, errors: _Floats
+) -> pd.DataFrame:
     scale = np.maximum(errors.max(axis=0), 1e-6)  # no errors at all: any difference counts
     behind = (means.max(axis=0) - means) / scale
     worst = behind.max(axis=1)

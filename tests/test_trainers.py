@@ -195,9 +195,16 @@ def test_the_private_methods_of_trl_are_as_they_were():
     }
     private = {name for name in overridden if name.startswith("_") and not name.startswith("__")}
     own = {"_log_rollouts", "_watch"}
-    assert private - own == {"_calculate_rewards"}
+    assert private - own == {
+        *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss"),
+    }
+    of_one = inspect.signature(trl.GRPOTrainer._generate_and_score_completions)
+    assert [*of_one.parameters] == ["self", "inputs"]
+    of_loss = inspect.signature(trl.GRPOTrainer._compute_loss)
+    assert [*of_loss.parameters] == ["self", "model", "inputs"]
+    added = ("_step_now", "validated", "annotate", "watching", "adjusted", "logged")
     # a new method of theirs with such a name would be replaced without anybody noticing
-    assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, "_step_now", "validated"))
+    assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, *added))
 
 
 def test_the_private_state_of_trl_is_as_it_was(trainer):
@@ -899,7 +906,7 @@ def test_metrics_of_rollouts_are_those_of_calibration(seed):
         "share_at_1": confidences.count(1) / len(rows),
         "groups_without_variance": sum(len(set(g)) == 1 for g in groups) / len(groups),
     }
-    assert list(found) == list(expected)
+    assert list(found) == list(expected) == list(trainers.ROLLOUT_METRICS)
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-12)
     assert all(type(value) is float for value in found.values())
 

@@ -1,0 +1,361 @@
+"""GRPO on decisions: the calibration-aware loss against a plain reference, and TRL's own step."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+trl = pytest.importorskip("trl", reason="training needs the extra `train`")
+
+import datasets  # noqa: E402
+import torch  # noqa: E402
+from transformers import PrinterCallback  # noqa: E402
+
+from corea import decision_trainer, microworld, trainers  # noqa: E402
+from corea.calibration import auroc, expected_calibration_error  # noqa: E402
+from corea.decision_trainer import (  # noqa: E402
+    DECISION_METRICS,
+    DecisionSettings,
+    DecisionTrainer,
+    decision_metrics,
+    train_decisions,
+)
+from corea.decision_world import DecisionWorld, build_tokenizer, corpus, questions  # noqa: E402
+from corea.decisions import DecisionQuestion, OptionError, wrong_target  # noqa: E402
+from corea.generate import (  # noqa: E402
+    Sampling,
+    TransformersEngine,
+    load_model,
+)
+from corea.trainers import SFTSettings, TrainingError, train_sft  # noqa: E402
+
+OWN = DecisionWorld(microworld.World(names=12), direct=0.0, mixture=(1.0, 0.0, 0.0, 0.0))
+TRAINING = questions(OWN, "choices", "train", 40)
+VALIDATION = questions(OWN, "choices", "validation", 4)
+SETTINGS = {
+    "group_size": 4, "steps": 4, "batch": 16, "micro_batch": 8, "learning_rate": 3e-3,
+    "max_completion_tokens": 24, "checkpoint_every": 2, "loss_type": "bnpo",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model that reasons and decides, badly."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer(OWN)
+    config = microworld.model_config("qwen2", 32, 1, 1, len(tokenizer))
+    settings = SFTSettings(steps=120, batch=32, micro_batch=32, checkpoint_every=120)
+    train_sft(microworld.new_model(config, 0), tokenizer, corpus(OWN, 2000, 0), settings, folder)
+    return folder / "model"
+
+
+@pytest.fixture
+def build(base, tmp_path, monkeypatch):
+    """Function that makes the trainer that train_decisions would run, training mode on."""
+
+    def make(name="run", rows=TRAINING, validation=VALIDATION, **settings):
+        class Built(Exception):
+            pass
+
+        def stop(trainer, directory):
+            raise Built(trainer)
+
+        monkeypatch.setattr(trainers, "_run", stop)
+        _, tokenizer = load_model(base, device="cpu")
+        chosen = DecisionSettings(**SETTINGS | settings)
+        with pytest.raises(Built) as caught:
+            train_decisions(base, tokenizer, rows, validation, chosen, tmp_path / name)
+        (made,) = caught.value.args
+        made.remove_callback(PrinterCallback)
+        made.model.train()
+        made.current_gradient_accumulation_steps = 1
+        return made
+
+    return make
+
+
+def rollouts(made, n=16):
+    """An annotated batch, as the trainer makes it."""
+    rows = [row for row in made.train_dataset.to_list()[: n // 4] for _ in range(4)]
+    with trainers._quiet():
+        return made._generate_and_score_completions(rows)
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+def reference_loss(made, batch, weight):
+    """Both parts in plain PyTorch, from the logits of a forward pass of its own."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    del positions  # TRL leaves them to the model, which takes them from 0
+    logits = made.model(input_ids=ids, attention_mask=mask).logits.float()
+    width = batch["prompt_ids"].shape[1]
+    policy, tokens, calibration, n = 0.0, 0, 0.0, 0
+    for i in range(len(ids)):
+        length = int(batch["completion_mask"][i].sum())
+        place = int(batch["decision_place"][i])
+        for t in range(length):
+            logp = (logits[i, width + t - 1] / made.temperature).log_softmax(dim=-1)
+            token = int(batch["completion_ids"][i, t])
+            advantage = batch["advantages"][i]
+            advantage = advantage if advantage.dim() == 0 else advantage[t]
+            if made.settings.mask_decision and t == place:
+                assert advantage == 0
+            ratio = (logp[token] - logp[token].detach()).exp()
+            policy = policy - ratio * advantage
+            tokens += 1
+        if place < 0:
+            continue
+        own = logits[i, width + place - 1].log_softmax(dim=-1)
+        gold = int(batch["gold_option"][i])
+        decided = int(batch["decided"][i])
+        for k, option in enumerate(made.option_ids):
+            if decided == gold:
+                target = float(k == gold)
+            elif made.settings.wrong_target == "uniform":
+                target = 1 / len(made.option_ids)
+            else:
+                target = 0.0 if k == decided else 1 / (len(made.option_ids) - 1)
+            calibration = calibration - target * own[option]
+        n += 1
+    return policy / tokens + weight * calibration / n
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("target", "masked"), [("uniform", True), ("proper", False)])
+def test_gradients_are_those_of_a_plain_reference(build, target, masked, temperature):
+    made = build(
+        calibration_weight=0.3, wrong_target=target, mask_decision=masked, temperature=temperature
+    )
+    batch = rollouts(made)
+    decided = batch["decision_place"] >= 0
+    assert decided.sum() > 4
+    right = (batch["decided"] == batch["gold_option"])[decided]
+    assert 0 < right.sum() < len(right)
+    assert batch["advantages"].abs().sum() > 0
+    parameters = list(made.model.parameters())
+    ours = torch.autograd.grad(made._compute_loss(made.model, batch), parameters)
+    plain = torch.autograd.grad(reference_loss(made, batch, 0.3), parameters)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_calibration_part_does_not_depend_on_the_layout_or_the_loss_type(build):
+    made = build(calibration_weight=0.5)
+    batch = rollouts(made)
+    made.settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.0})
+    without = made._compute_loss(made.model, batch)
+    made.settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.5})
+    part = made._compute_loss(made.model, batch) - without
+    uneven = [slice(0, 5), slice(5, 16)]
+    total = 0.0
+    for chosen in uneven:
+        rows = {k: v[chosen] if v.dim() else v for k, v in batch.items()}
+        made.settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.0})
+        alone = made._compute_loss(made.model, rows)
+        made.settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.5})
+        share = len(range(16)[chosen]) / 16
+        total = total + share * (made._compute_loss(made.model, rows) - alone)
+    assert total.item() == pytest.approx(part.item(), rel=1e-4)
+    made.current_gradient_accumulation_steps = 4
+    made.loss_type = "grpo"
+    made.settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.0})
+    alone = made._compute_loss(made.model, batch)
+    made.settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.5})
+    quarter = made._compute_loss(made.model, batch) - alone
+    assert 4 * quarter.item() == pytest.approx(part.item(), rel=1e-3)
+
+
+def test_without_a_weight_a_step_is_that_of_trl_bit_for_bit(build, tmp_path):
+    made = build(rollouts="trl", steps=2)
+    with trainers._quiet():
+        made.train()
+
+    def correctness(completion_ids, gold, **_):
+        decided = [made._decided(ids)[1] for ids in completion_ids]
+        return [float(i == made.options.index(g)) for i, g in zip(decided, gold, strict=True)]
+
+    fresh = build("stock", rollouts="trl", steps=2)
+    args = fresh.args
+    args.output_dir = str(tmp_path / "stock-checkpoints")
+    args.save_strategy = args.eval_strategy = "no"
+    with trainers._quiet():
+        stock = trl.GRPOTrainer(
+            model=fresh.model.config.name_or_path,
+            reward_funcs=[correctness],
+            args=args,
+            processing_class=fresh.processing_class,
+            train_dataset=fresh.train_dataset,
+        )
+        stock.train()
+    rewards = [row["reward"] for row in stock.state.log_history if "reward" in row]
+    assert 0 < np.mean(rewards) < 1
+    theirs = stock.model.state_dict()
+    for name, weights in made.model.state_dict().items():
+        assert torch.equal(weights, theirs[name]), name
+
+
+def test_masking_takes_the_decision_out_of_the_policy_gradient(build):
+    made = build(mask_decision=True)
+    batch = rollouts(made)
+    for i, place in enumerate(batch["decision_place"].tolist()):
+        row = batch["advantages"][i]
+        kept = torch.ones_like(row, dtype=torch.bool)
+        if place >= 0:
+            assert row[place] == 0
+            kept[place] = False
+        assert len(row[kept].unique()) == 1
+
+
+def test_the_weight_rises_over_its_warm_up(build):
+    made = build(calibration_weight=0.4, calibration_warmup_steps=10)
+    weights = []
+    for step in (0, 5, 10, 20):
+        made.state.global_step = step
+        weights.append(made._weight_now())
+    assert weights == pytest.approx([0.0, 0.2, 0.4, 0.4])
+
+
+def test_targets_are_those_of_the_paper_and_ours(build):
+    for target in ("uniform", "proper"):
+        made = build(target, wrong_target=target)
+        found = made._targets(torch.tensor([2, 1]), torch.tensor([2, 4]))
+        assert found[0].tolist() == [0, 0, 1, 0, 0]
+        wrong = wrong_target(5, target)
+        assert found[1, 1] == pytest.approx(wrong[0])
+        assert found[1, [0, 2, 3, 4]].tolist() == pytest.approx(wrong[1:].tolist())
+
+
+# --- rollouts -------------------------------------------------------------------------------------
+
+
+def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, base):
+    model, tokenizer = load_model(base, device="cpu")
+    engine = TransformersEngine(model, tokenizer, batch_size=64)
+    prompts = [question.prompt(reasoning=True) for question in TRAINING]
+    hot = Sampling(1.5, 24, 4, seed=1)
+    greedy = DecisionSettings(**SETTINGS | {"decisions": "greedy"}).sampling(1).greedy_after
+    marker = tokenizer(greedy, add_special_tokens=False)["input_ids"]
+    made = build()
+    likeliest = {}
+    for name, after in (("sampled", ""), ("greedy", greedy)):
+        sampling = Sampling(hot.temperature, 24, 4, seed=1, greedy_after=after)
+        found = []
+        for prompt, group in zip(prompts, engine.generate(prompts, sampling), strict=True):
+            for rollout in group:
+                place, option = made._decided(rollout.token_ids.tolist())
+                before = rollout.token_ids[: max(place, 0)].tolist()
+                if before[-len(marker) :] == marker:
+                    ids = torch.tensor([tokenizer(prompt)["input_ids"] + before])
+                    with torch.no_grad():
+                        likely = int(model(input_ids=ids).logits[0, -1].argmax())
+                    found.append(made.option_ids[option] == likely)
+        assert len(found) > 10
+        likeliest[name] = np.mean(found)
+    assert likeliest["greedy"] == 1 > likeliest["sampled"]
+
+
+def test_rollouts_are_logged_and_validated(build, tmp_path):
+    made = build(calibration_weight=0.1, mask_decision=True)
+    with trainers._quiet():
+        made.args.eval_on_start = True
+        made.train()
+    logged = [row for row in made.state.log_history if "loss" in row]
+    for row in logged:
+        assert {*DECISION_METRICS, "calibration_loss", "reward"} <= row.keys()
+        assert row["accuracy"] == pytest.approx(row["reward"])
+    for step in (0, 2, 4):
+        table = pd.read_csv(tmp_path / "run" / "validation" / f"{step:06d}.csv")
+        assert len(table) == 4 * len(VALIDATION)
+        assert (table.groupby("question_id", sort=False).size() == 4).all()
+        assert table["question_id"].str.startswith("choices/validation-").all()
+        assert table["confidence"].dropna().between(0, 1).all()
+
+
+def test_training_leaves_a_model_and_selects_by_both(base, tmp_path):
+    _, tokenizer = load_model(base, device="cpu")
+    settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.1, "mask_decision": True})
+    train_decisions(base, tokenizer, TRAINING, VALIDATION, settings, tmp_path)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    choice = pd.read_csv(tmp_path / "selection.csv")
+    assert {"correctness", "calibration", "behind_calibration"} <= set(choice)
+    assert choice["selected"].sum() == 1
+    dynamics = pd.read_csv(tmp_path / "dynamics.csv")
+    assert {"step", *DECISION_METRICS, "calibration_loss", "seconds"} <= set(dynamics)
+    assert dynamics["calibration_loss"].notna().all()
+
+
+def test_what_is_earned_counts_a_missing_decision_as_the_worst():
+    settings = DecisionSettings()
+    rows = pd.DataFrame({"correct": [True, False, False], "confidence": [0.8, 0.5, np.nan]})
+    earned = settings.earned(rows)
+    assert earned["correctness"].tolist() == [1, 0, 0]
+    assert earned["calibration"] == pytest.approx([-0.04, -0.25, -1.0])
+
+
+def test_metrics_of_decisions_are_those_of_calibration():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(50)
+    correct = (rng.random(50) < confidence).astype(float)
+    confidence[:5], correct[:5] = np.nan, 0
+    found = decision_metrics(correct, confidence)
+    assert list(found) == list(DECISION_METRICS)
+    assert found["accuracy"] == correct.mean()
+    assert found["no_decision"] == pytest.approx(0.1)
+    kept = confidence[5:], correct[5:]
+    assert found["ece"] == expected_calibration_error(*kept, binning="equal_mass")
+    assert found["auroc"] == auroc(*kept)
+    nothing = decision_metrics(np.zeros(3), np.full(3, np.nan))
+    assert nothing["no_decision"] == 1
+    assert all(math.isnan(nothing[name]) for name in ("confidence", "ece", "auroc"))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"calibration_weight": -0.1}, "calibration_weight is -0.1; expected a number, 0 or more"),
+        ({"calibration_weight": math.nan}, "calibration_weight is nan"),
+        ({"wrong_target": "other"}, "wrong_target is 'other'; expected one of uniform, proper"),
+        ({"decisions": "both"}, "decisions is 'both'; expected one of sampled, greedy"),
+        ({"mask_decision": 1}, "mask_decision is 1; expected True or False"),
+        ({"calibration_warmup_steps": -1}, "calibration_warmup_steps is -1"),
+        ({"decisions": "greedy", "rollouts": "trl"}, "decisions is 'greedy' with rollouts 'trl'"),
+    ],
+)
+def test_a_wrong_setting_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        DecisionSettings(**SETTINGS | values)
+
+
+def refused(base, tmp_path, error, message, rows=TRAINING, validation=VALIDATION, pad=True):
+    _, tokenizer = load_model(base, device="cpu")
+    if not pad:
+        tokenizer.pad_token = None
+    with pytest.raises(error, match=message):
+        train_decisions(
+            base, tokenizer, rows, validation, DecisionSettings(**SETTINGS), tmp_path / "run"
+        )
+    assert not list(tmp_path.glob("run/checkpoints/checkpoint-*"))
+
+
+def test_what_cannot_be_decided_is_refused_before_training(base, tmp_path):
+    mixed = [*TRAINING, DecisionQuestion("choices", "x", "1", "A", ("0", "1"))]
+    refused(base, tmp_path, OptionError, "questions differ in their options", rows=mixed)
+    refused(base, tmp_path, ValueError, "nothing to train on", rows=[])
+    refused(base, tmp_path, ValueError, "nothing to validate on", validation=[])
+    refused(base, tmp_path, TrainingError, "no token for padding", pad=False)
+    twice = [*VALIDATION[:3], VALIDATION[0]]
+    refused(base, tmp_path, TrainingError, "the same prompt", validation=twice)
+
+
+def test_rows_are_prompts_with_reasoning():
+    (row,) = decision_trainer._rows(TRAINING[:1])
+    assert row["prompt"] == TRAINING[0].prompt(reasoning=True)
+    assert datasets.Dataset.from_list([row])["options"][0] == ["A", "B", "C", "D", "E"]
+    assert isinstance(DecisionTrainer.logged, dict)
