@@ -10,7 +10,7 @@ import corea
 
 MODULES = {p.stem: p for p in sorted(Path(corea.__file__).parent.glob("[!_]*.py"))}
 PROJECT = Path(corea.__file__).parent.parent / "pyproject.toml"
-MAY_NEED_TORCH = {"generate", "learned_confidence", "microworld", "trainers"}
+MAY_NEED_TORCH = {"decision_trainer", "generate", "learned_confidence", "microworld", "trainers"}
 
 
 def loaded_by(statement):
