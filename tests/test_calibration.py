@@ -23,6 +23,7 @@ from corea.calibration import (
     brier_decomposition,
     brier_score,
     confidence_output_ratio,
+    describe_stated,
     expected_calibration_error,
     marginal_calibration_error,
     maximum_calibration_error,
@@ -727,3 +728,22 @@ def test_bad_records_are_named(change, options, message) -> None:
     records = as_records(np.array([0.1, 0.5, 0.9]), np.array([True, False, True]))
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(brier_score, change(records), **options)
+
+
+def test_stated_confidences_are_described_where_there_are_any():
+    found = describe_stated([0.9, np.nan, 0.9, 0.0], [True, True, False, False])
+    assert found["pass_at_1"] == 0.5
+    assert found["confidence_output_ratio"] == 0.75
+    assert found["mean_confidence"] == pytest.approx(0.6)
+    assert found["distinct_confidences"] == 2
+    assert found["share_at_0"] == pytest.approx(1 / 3)
+    assert found["auroc"] == auroc([0.9, 0.9, 0.0], [1, 0, 0])
+    nothing = describe_stated([np.nan, np.nan], [1, 0])
+    assert nothing["pass_at_1"] == 0.5
+    assert np.isnan([nothing[name] for name in ("ece", "auroc", "mean_confidence")]).all()
+    assert np.isnan(describe_stated([0.5, 0.7], [1, 1])["auroc"])
+
+
+def test_stated_confidences_need_an_outcome_each():
+    with pytest.raises(ValueError, match=r"confidence has shape \(2,\) and correct \(1,\)"):
+        describe_stated([0.5, 0.5], [1])

@@ -258,6 +258,16 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, base):
     assert likeliest["greedy"] == 1 > likeliest["sampled"]
 
 
+def test_a_decision_right_after_the_prompt_is_greedy_too(base):
+    engine = TransformersEngine(*load_model(base, device="cpu"), batch_size=64)
+    prompts = [question.supervised()["prompt"] for question in TRAINING[:6]]
+    for after, at_most in (("</think>\n", 1), ("", 8)):
+        groups = engine.generate(prompts, Sampling(2.0, 2, 8, seed=0, greedy_after=after))
+        firsts = [len({int(rollout.token_ids[0]) for rollout in group}) for group in groups]
+        assert max(firsts) <= at_most
+    assert max(firsts) > 1  # without it
+
+
 def test_rollouts_are_logged_and_validated(build, tmp_path):
     made = build(calibration_weight=0.1, mask_decision=True)
     with trainers._quiet():
