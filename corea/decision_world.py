@@ -28,7 +28,7 @@ the ways of asking differ.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,6 @@ _ASKED = (
 _PLAIN = 0.6  # of the sums, as few steps as their names allow
 _N_OPTIONS = {"choices": 5, "fact_choices": 4}
 _UNSAFE = 0  # the digit of names that make a message unsafe
-_PATIENCE = 2000  # draws without a new question after which a level counts as used up
 
 Floats = NDArray[np.float64]
 
@@ -148,23 +147,13 @@ def questions(own: DecisionWorld, dataset: str, split: str, n: int) -> list[Deci
     place = DATASETS.index(dataset), microworld.SPLITS.index(split)
     rng = np.random.default_rng([own.world.seed, 4, *place])
     fewest, most = _NAMES[dataset]
-    counts = list(range(fewest, most + 1))
-    asked: dict[tuple[str, str], DecisionQuestion] = {}
-    turn = 0
-    while len(asked) < n:
-        if not counts:
-            raise ValueError(f"{dataset} ({split}) has {len(asked)} questions; {n} were asked for")
-        count = counts[turn % len(counts)]
-        for _ in range(_PATIENCE):
-            drawn = _draw(own, dataset, split, count, rng)
-            question = _question(own, dataset, f"{split}-{len(asked):05d}", drawn)
-            if (question.text, question.fact) not in asked:
-                asked[question.text, question.fact] = question
-                turn += 1
-                break
-        else:
-            counts.remove(count)
-    return list(asked.values())
+
+    def draw(count: int) -> tuple[tuple[str, str], DecisionQuestion]:
+        made = _question(own, dataset, _draw(own, dataset, split, count, rng))
+        return (made.text, made.fact), made
+
+    drawn = microworld.take_in_turn(n, range(fewest, most + 1), draw, f"{dataset} ({split})")
+    return [replace(made, question_id=f"{split}-{i:05d}") for i, made in enumerate(drawn)]
 
 
 def _draw(
@@ -198,18 +187,17 @@ def _pool(dataset: str, parts: list[str]) -> str:
     return microworld._pool_of(f"{task} {' '.join(sorted(parts))}")
 
 
-def _question(
-    own: DecisionWorld, dataset: str, name: str, drawn: _Sum | _Message
-) -> DecisionQuestion:
+def _question(own: DecisionWorld, dataset: str, drawn: _Sum | _Message) -> DecisionQuestion:
+    """The question, still without a name."""
     level = len(drawn.names) + 1
     if isinstance(drawn, _Message):
         joined = " and " if dataset == "lists" else " "
         gold = VERDICTS[int(any(_digit(own, part) == _UNSAFE for part in drawn.names))]
-        return DecisionQuestion(dataset, name, joined.join(drawn.names), gold, level=level)
+        return DecisionQuestion(dataset, "", joined.join(drawn.names), gold, level=level)
     listed = tuple(str(digit) for digit in range(_N_OPTIONS[dataset]))
     fact = f"{drawn.given} is {_digit(own, drawn.given)}" if drawn.given else ""
     gold = LETTERS[_value(own, drawn)]
-    return DecisionQuestion(dataset, name, str(drawn), gold, listed, fact, level)
+    return DecisionQuestion(dataset, "", str(drawn), gold, listed, fact, level)
 
 
 def _digit(own: DecisionWorld, operand: str) -> int:
@@ -257,9 +245,9 @@ def corpus(own: DecisionWorld, n: int, seed: int) -> list[dict[str, str]]:
         while True:
             drawn = _draw(own, dataset, "corpus", int(rng.integers(fewest, most + 1)), rng)
             thoughts, decision = _write(own, drawn, rng)
-            if decision < len(_question(own, dataset, "", drawn).options):
+            if decision < len(_question(own, dataset, drawn).options):
                 break  # a noisy sum may be none of four options: nobody would write that
-        question = _question(own, dataset, "", drawn)
+        question = _question(own, dataset, drawn)
         direct = rng.random() < own.direct
         opening = NO_THINKING if direct else f"{THINK}\n{thoughts}\n{END_OF_THINKING}\n"
         prompt = question.prompt(reasoning=not direct)

@@ -44,10 +44,11 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,7 @@ _SYLLABLES = tuple(c + v for c, v in product("bdgklmnprstvz", "aeiou"))
 _OPERAND = r"(?:[0-9]|[a-z]+)"
 _CHAIN = re.compile(rf"{_OPERAND}(?:\+{_OPERAND})+")
 _CHAIN_IN_WORDS = re.compile(rf"What is ({_OPERAND}(?: plus {_OPERAND})+)\?")
+Drawn = TypeVar("Drawn")
 _PATIENCE = 2000  # draws without a new question after which a level counts as used up
 
 
@@ -230,23 +232,55 @@ def questions(world: World, dataset: str, split: str, n: int) -> list[Question]:
     _require_whole("n", n, 1, 10**9)
     rng = np.random.default_rng([world.seed, 1, DATASETS.index(dataset), SPLITS.index(split)])
     fewest, most = _NAMES.get(dataset, (1, 1))
-    counts = list(range(fewest, most + 1))
-    asked: dict[str, Question] = {}
-    turn = 0
-    while len(asked) < n:
-        if not counts:
-            raise ValueError(f"{dataset} ({split}) has {len(asked)} questions; {n} were asked for")
-        count = counts[turn % len(counts)]
+
+    def draw(count: int) -> tuple[str, tuple[str, str, int]]:
+        made = _asked(world, dataset, _draw(world, dataset, split, count, rng))
+        return made[0], made
+
+    drawn = take_in_turn(n, range(fewest, most + 1), draw, f"{dataset} ({split})")
+    return [
+        Question(dataset, f"{split}-{i:05d}", text, gold, "choice", level)
+        for i, (text, gold, level) in enumerate(drawn)
+    ]
+
+
+def take_in_turn(
+    n: int, counts: Iterable[int], draw: Callable[[int], tuple[Hashable, Drawn]], name: str
+) -> list[Drawn]:
+    """Different draws, every count in turn; a count that is used up is passed over.
+
+    Args:
+        n: How many.
+        counts: What is drawn for in turn.
+        draw: What is drawn for a count, behind what tells it from others.
+        name: Of what is drawn, for the error.
+
+    Returns:
+        n draws; fewer are the beginning of more.
+
+    Raises:
+        ValueError: If there are fewer.
+
+    Example:
+        >>> letters = iter("aabcd")
+        >>> take_in_turn(3, [0, 1], lambda count: (next(letters), count), "letters")
+        [0, 1, 0]
+    """
+    left, turn = list(counts), 0
+    found: dict[Hashable, Drawn] = {}
+    while len(found) < n:
+        if not left:
+            raise ValueError(f"{name} has {len(found)} questions; {n} were asked for")
+        count = left[turn % len(left)]
         for _ in range(_PATIENCE):
-            text, gold, level = _asked(world, dataset, _draw(world, dataset, split, count, rng))
-            if text not in asked:
-                name = f"{split}-{len(asked):05d}"
-                asked[text] = Question(dataset, name, text, gold, "choice", level)
+            key, drawn = draw(count)
+            if key not in found:
+                found[key] = drawn
                 turn += 1
                 break
         else:
-            counts.remove(count)
-    return list(asked.values())
+            left.remove(count)
+    return list(found.values())
 
 
 def _draw(
