@@ -488,14 +488,19 @@ def smooth_ece(
 
 
 def describe_stated(
-    confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = 10
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    binning: Binning = "equal_width",
 ) -> dict[str, float]:
     """How confidences that completions stated are spread, and how they fit correctness.
 
     Args:
         confidence: In [0, 1], NaN where none was stated, shape (n,).
         correct: Boolean or 0/1, shape (n,).
-        n_bins: Bins of the expected calibration error, of equal width.
+        n_bins: Bins of the expected calibration error.
+        binning: ``"equal_width"`` or ``"equal_mass"``.
 
     Returns:
         ``pass_at_1`` and ``confidence_output_ratio`` of all; of those that state a confidence
@@ -520,11 +525,10 @@ def describe_stated(
     confidences, of_these = stated[there], right[there]
     some = confidences.size > 0
     mixed = some and 0 < of_these.mean() < 1
+    bins: dict[str, Any] = {"n_bins": n_bins, "binning": binning}
     return {
         "pass_at_1": float(right.mean()),
-        "ece": (
-            expected_calibration_error(confidences, of_these, n_bins=n_bins) if some else np.nan
-        ),
+        "ece": expected_calibration_error(confidences, of_these, **bins) if some else np.nan,
         "auroc": auroc(confidences, of_these) if mixed else np.nan,
         "confidence_output_ratio": confidence_output_ratio(stated),
         "mean_confidence": float(confidences.mean()) if some else np.nan,

@@ -1,4 +1,4 @@
-r"""Reinforcement and fine-tuning of decisions, on TRL (paper B, sections 3.1 and 5).
+r"""Reinforcement of decisions, on TRL (paper B, sections 3.1 and 5).
 
 What is decided here:
 
@@ -39,7 +39,7 @@ import torch
 from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 
-from corea.calibration import auroc, expected_calibration_error
+from corea.calibration import describe_stated
 from corea.decisions import (
     END_OF_THINKING,
     DecisionQuestion,
@@ -142,7 +142,6 @@ class DecisionTrainer(_Reinforced):
         self.options = tuple(arguments["train_dataset"][0]["options"])
         self.option_ids = option_ids(arguments["processing_class"], self.options)
         self.texts: dict[int, str] = {}  # of tokens met
-        self.seen: list[tuple[Any, ...]] = []  # decisions since the last step was logged
 
         def correctness(
             completion_ids: Sequence[Sequence[int]], gold: Sequence[str], **_: object
@@ -284,17 +283,7 @@ class DecisionTrainer(_Reinforced):
         rows = gather(local.to(p.device).contiguous()).cpu().numpy()
         right, stated = rows[:, 0], rows[:, 1]
         if not self.model.training:
-            digests = rows[:, 2].astype(int)
-            self.validated.append(
-                pd.DataFrame(
-                    {
-                        "question_id": [self.question_ids[digest] for digest in digests],
-                        "sample": np.arange(len(rows)) % self.settings.group_size,
-                        "correct": right.astype(bool),
-                        "confidence": stated,
-                    }
-                )
-            )
+            self.keep_validated(rows[:, 2], right, stated)
             return
         for name, value in decision_metrics(right, stated).items():
             self._metrics["train"][name].append(value)
@@ -317,20 +306,13 @@ def decision_metrics(correct: Floats, confidence: Floats) -> dict[str, float]:
         >>> found["accuracy"], found["confidence"], found["ece"], found["no_decision"]
         (0.5, 0.75, 0.25, 0.5)
     """
-    there = np.isfinite(confidence)
-    sure, right = confidence[there], correct[there]
-    mixed = right.size and 0 < right.mean() < 1
-    ece = (
-        expected_calibration_error(sure, right, binning="equal_mass")
-        if right.size
-        else float("nan")
-    )
+    found = describe_stated(confidence, correct, binning="equal_mass")
     return {
-        "accuracy": float(correct.mean()),
-        "confidence": float(sure.mean()) if right.size else float("nan"),
-        "ece": ece,
-        "auroc": auroc(sure, right) if mixed else float("nan"),
-        "no_decision": float(1 - there.mean()),
+        "accuracy": found["pass_at_1"],
+        "confidence": found["mean_confidence"],
+        "ece": found["ece"],
+        "auroc": found["auroc"],
+        "no_decision": 1 - found["confidence_output_ratio"],
     }
 
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -244,10 +243,10 @@ def corpus(own: DecisionWorld, n: int, seed: int) -> list[dict[str, str]]:
         fewest, most = _NAMES[dataset]
         while True:
             drawn = _draw(own, dataset, "corpus", int(rng.integers(fewest, most + 1)), rng)
+            question = _question(own, dataset, drawn)
             thoughts, decision = _write(own, drawn, rng)
-            if decision < len(_question(own, dataset, drawn).options):
+            if decision < len(question.options):
                 break  # a noisy sum may be none of four options: nobody would write that
-        question = _question(own, dataset, drawn)
         direct = rng.random() < own.direct
         opening = NO_THINKING if direct else f"{THINK}\n{thoughts}\n{END_OF_THINKING}\n"
         prompt = question.prompt(reasoning=not direct)
@@ -270,10 +269,7 @@ def _write(own: DecisionWorld, drawn: _Sum | _Message, rng: np.random.Generator)
         digits.append(digit)
     if isinstance(drawn, _Message):
         return ", ".join(map(str, digits)), int(_UNSAFE in digits)
-    value, steps = digits[0], []
-    for digit in digits[1:]:
-        steps.append(f"{value}+{digit}={(value + digit) % own.world.modulus}")
-        value = (value + digit) % own.world.modulus
+    steps, value = microworld.add_up(digits, own.world.modulus)
     recalled = "+".join(map(str, digits))
     return f"{recalled}: {', '.join(steps)}." if steps else f"{recalled}.", value
 
@@ -315,13 +311,8 @@ def sampler_accuracy(
         safe = float(np.prod([1 - believed(name)[_UNSAFE] for name in names]))
         return safe if question.gold == VERDICTS[0] else 1 - safe
     given = question.fact.split(" ")[0]
-    value = np.eye(k)[0]
-    for operand in re.findall(r"[0-9]|\b(?:" + "|".join(facts.names) + r")\b", question.text):
-        own_digit = believed(operand, given)
-        after = np.zeros(k)
-        for left, right in product(range(k), repeat=2):
-            after[(left + right) % k] += value[left] * own_digit[right]
-        value = after
+    operands = re.findall(r"[0-9]|\b(?:" + "|".join(facts.names) + r")\b", question.text)
+    value = microworld.distribution_of_sum([believed(operand, given) for operand in operands])
     possible = value[: len(question.options)]
     return float(possible[LETTERS.index(question.gold)] / possible.sum())
 

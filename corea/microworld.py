@@ -44,7 +44,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -332,10 +332,26 @@ def _asked(world: World, dataset: str, drawn: _Chain | _Fact) -> tuple[str, str,
 
 def _steps(world: World, chain: _Chain, known: dict[str, int]) -> tuple[list[str], int]:
     """The steps of a chain where names stand for these digits, and where they lead."""
-    digits = [known[o] if o in known else int(o) for o in chain.operands]
+    return add_up([known[o] if o in known else int(o) for o in chain.operands], world.modulus)
+
+
+def add_up(digits: Sequence[int], modulus: int) -> tuple[list[str], int]:
+    """The steps of a sum, from left to right, and where they lead.
+
+    Args:
+        digits: One or more.
+        modulus: Of the sum.
+
+    Returns:
+        Steps, one fewer than digits, and the sum.
+
+    Example:
+        >>> add_up([3, 4, 1], 5)
+        (['3+4=2', '2+1=3'], 3)
+    """
     value, steps = digits[0], []
     for digit in digits[1:]:
-        result = (value + digit) % world.modulus
+        result = (value + digit) % modulus
         steps.append(f"{value}+{digit}={result}")
         value = result
     return steps, value
@@ -493,23 +509,37 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
         place = facts.names.index(drawn.name)
         noise = float(facts.letter_noise[place])
         return float(_sharpened(noise, 0, len(_LETTERS), temperature)[0])
-    value: NDArray[np.float64] | None = None
+    parts = []
     for operand in drawn.operands:
         if operand.isdigit():
-            own = np.eye(world.modulus)[int(operand)]
+            parts.append(np.eye(world.modulus)[int(operand)])
         else:
             place = facts.names.index(operand)
-            own = _sharpened(
-                float(facts.digit_noise[place]), int(facts.digit[place]), world.modulus, temperature
-            )
-        if value is None:
-            value = own
-            continue
-        after = np.zeros(world.modulus)
-        for left, right in product(range(world.modulus), repeat=2):
-            after[(left + right) % world.modulus] += value[left] * own[right]
+            noise, digit = float(facts.digit_noise[place]), int(facts.digit[place])
+            parts.append(_sharpened(noise, digit, world.modulus, temperature))
+    return float(distribution_of_sum(parts)[int(question.gold)])
+
+
+def distribution_of_sum(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """How a sum modulo k is distributed whose parts are independent.
+
+    Args:
+        parts: One or more distributions over 0 ... k - 1, each of shape (k,).
+
+    Returns:
+        That of their sum, shape (k,).
+
+    Example:
+        >>> distribution_of_sum([np.array([0.0, 1.0]), np.array([0.25, 0.75])]).tolist()
+        [0.75, 0.25]
+    """
+    value, *others = parts
+    for part in others:
+        after = np.zeros(len(value))
+        for left, right in product(range(len(value)), repeat=2):
+            after[(left + right) % len(value)] += value[left] * part[right]
         value = after
-    return float(value[int(question.gold)]) if value is not None else 0.0
+    return value
 
 
 def greedy_accuracy(world: World, question: Question) -> float:

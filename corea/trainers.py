@@ -498,6 +498,25 @@ class _Reinforced(GRPOTrainer):  # type: ignore[misc]
         """
         return loss
 
+    def keep_validated(
+        self, prompts: _Floats, correct: _Floats, confidence: _Floats, **more: _Floats
+    ) -> None:
+        """Keep rollouts of a validation, whole groups in a row.
+
+        Args:
+            prompts: Digests of the prompts, shape (n,).
+            correct: 0 or 1, shape (n,).
+            confidence: NaN where there is none, shape (n,).
+            more: Further columns, each of shape (n,).
+        """
+        columns = {
+            "question_id": [self.question_ids[int(digest)] for digest in prompts],
+            "sample": np.arange(len(prompts)) % self.settings.group_size,
+            "correct": correct.astype(bool),
+            "confidence": confidence,
+        }
+        self.validated.append(pd.DataFrame(columns | more))
+
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """One forward and backward pass.
 
@@ -605,17 +624,7 @@ class RLCCTrainer(_Reinforced):
             self._log_rollouts(correct, stated)
             self._watch(correct, stated, completions)
         else:
-            self.validated.append(
-                pd.DataFrame(
-                    {
-                        "question_id": [self.question_ids[digest] for digest in prompt],
-                        "sample": np.arange(len(prompt)) % self.settings.group_size,
-                        "correct": correct.astype(bool),
-                        "confidence": stated,
-                        "format": form,
-                    }
-                )
-            )
+            self.keep_validated(prompt, correct, stated, format=form)
         gathered[:, COMPONENTS.index("confidence")] = torch.as_tensor(earned).to(gathered)
         return gathered
 

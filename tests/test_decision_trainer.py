@@ -89,8 +89,6 @@ def reference_loss(made, batch, weight):
     """Both parts in plain PyTorch, from the logits of a forward pass of its own."""
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    del positions  # TRL leaves them to the model, which takes them from 0
     logits = made.model(input_ids=ids, attention_mask=mask).logits.float()
     width = batch["prompt_ids"].shape[1]
     policy, tokens, calibration, n = 0.0, 0, 0.0, 0
