@@ -264,7 +264,7 @@ def _write(own: DecisionWorld, drawn: _Sum | _Message, rng: np.random.Generator)
     for operand in operands:
         digit = _digit(own, operand)
         if not operand.isdigit() and not (isinstance(drawn, _Sum) and operand == drawn.given):
-            noise = facts.digit_noise[facts.names.index(operand)]
+            noise = facts.noise[facts.names.index(operand)]
             digit = int(rng.integers(own.world.modulus)) if rng.random() < noise else digit
         digits.append(digit)
     if isinstance(drawn, _Message):
@@ -303,7 +303,7 @@ def sampler_accuracy(
 
     def believed(operand: str, given: str = "") -> Floats:
         sure = operand.isdigit() or operand == given
-        noise = 0.0 if sure else float(facts.digit_noise[facts.names.index(operand)])
+        noise = 0.0 if sure else float(facts.noise[facts.names.index(operand)])
         return microworld._sharpened(noise, _digit(own, operand), k, temperature)
 
     if not question.choices:

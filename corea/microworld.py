@@ -13,8 +13,8 @@ papers' methods run whole on two cores, and where the truth is known. What is pu
    for reinforcement on a few thousand questions to teach them.
 3. Four datasets: ``chains`` (1 to 4 steps, none to 3 names, the only one used in reinforcement),
    ``long_chains`` (5 or 6 steps, 1 to 4 names), ``words`` (as chains, in words) and ``facts``
-   (which of four letters a name has: nothing to compute, and no name's digit helps). The
-   corpus contains all four forms.
+   (which letter a name has: A for 0, B for 1 and so on; nothing to add up). The corpus
+   contains all four forms.
 4. The confidence stated in the corpus is overconfident: 1.0 or 0.9, unless its writer
    hesitates, when it is anything from 0.0 to 1.0. It is weakly informed: the writer hesitates
    more often, the noisier the names that were used. In an uninformed corpus the very same
@@ -66,7 +66,7 @@ PAD_ID, EOS_ID = 0, 1
 _PAD, _END = "<|pad|>", "<|end|>"
 _STEPS = {"chains": (1, 4), "long_chains": (5, 6), "words": (1, 4)}  # fewest and most
 _NAMES = {"chains": (0, 3), "long_chains": (1, 4), "words": (0, 3)}  # of names in a chain
-_LETTERS = ("A", "B", "C", "D")
+_LETTERS = "ABCDEFGHIJ"  # of the digits
 _ASKED = (
     *("Which letter is {}", "What letter is {}", "Which letter has {}", "What letter has {}"),
     *("{} has which letter", "{} has what letter", "{} is which letter", "{} is what letter"),
@@ -91,7 +91,7 @@ class World:
     """
 
     modulus: int = 5  # digits are 0 ... modulus - 1; few, so that arithmetic is soon learnt
-    names: int = 240  # names to know, each with a digit and a letter
+    names: int = 240  # names to know, each with a digit
     noise_levels: tuple[float, ...] = (0.0, 0.4, 0.6, 0.75, 0.9, 1.0)  # how often it is random
     name_shares: tuple[float, ...] = (0.25, 0.1, 0.1, 0.1, 0.05, 0.4)  # of the names, for each
     hesitation: float = 0.7  # probability to hesitate where a completion is surely wrong
@@ -130,7 +130,7 @@ class Preset:
 
 _KNOWS_MORE = (0.55, 0.1, 0.1, 0.05, 0.05, 0.15)
 PRESETS = {
-    "tiny": Preset(hidden_size=32, n_layers=3, n_heads=1),
+    "tiny": Preset(hidden_size=32, n_layers=5, n_heads=1),
     "small": Preset(hidden_size=64, n_layers=3, n_heads=2),
     "large": Preset(hidden_size=128, n_layers=4, n_heads=4, name_shares=_KNOWS_MORE),
 }
@@ -141,14 +141,12 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class _Facts:
-    """What names stand for, and the noise of each, as arrays over names."""
+    """What names stand for, and how noisy each is, as arrays over names."""
 
     names: tuple[str, ...]
     digit: NDArray[np.int64]
-    digit_noise: NDArray[np.float64]
-    letter: NDArray[np.int64]
-    letter_level: NDArray[np.int64]
-    letter_noise: NDArray[np.float64]
+    level: NDArray[np.int64]  # place in the world's noise levels
+    noise: NDArray[np.float64]
 
 
 @cache
@@ -157,16 +155,11 @@ def _facts(world: World) -> _Facts:
     n, n_syllables = world.names, len(_SYLLABLES)
     chosen = rng.permutation(n_syllables**2)[:n]
     names = tuple(_SYLLABLES[i // n_syllables] + _SYLLABLES[i % n_syllables] for i in chosen)
-    noise = np.asarray(world.noise_levels)
-    digit, letter = rng.integers(world.modulus, size=n), rng.integers(len(_LETTERS), size=n)
-    of_digit, of_letter = (_levels(world.name_shares, n, rng) for _ in range(2))
-    return _Facts(names, digit, noise[of_digit], letter, of_letter, noise[of_letter])
-
-
-def _levels(shares: tuple[float, ...], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Noise levels in these shares, exact up to rounding, in random order."""
-    ends = np.rint(np.cumsum(shares) / sum(shares) * n)
-    return rng.permutation(np.searchsorted(ends, np.arange(n), side="right"))
+    digit = rng.integers(world.modulus, size=n)
+    # shares exact up to rounding, in random order
+    ends = np.rint(np.cumsum(world.name_shares) / sum(world.name_shares) * n)
+    level = rng.permutation(np.searchsorted(ends, np.arange(n), side="right"))
+    return _Facts(names, digit, level, np.asarray(world.noise_levels)[level])
 
 
 # Questions
@@ -199,6 +192,11 @@ class _Fact:
 
     def __str__(self) -> str:
         return self.form.format(self.name)
+
+    @property
+    def names(self) -> list[str]:
+        """The one name."""
+        return [self.name]
 
 
 def questions(world: World, dataset: str, split: str, n: int) -> list[Question]:
@@ -323,7 +321,7 @@ def _asked(world: World, dataset: str, drawn: _Chain | _Fact) -> tuple[str, str,
     facts = _facts(world)
     if isinstance(drawn, _Fact):
         place = facts.names.index(drawn.name)
-        return f"{drawn}?", _LETTERS[facts.letter[place]], int(facts.letter_level[place]) + 1
+        return f"{drawn}?", _LETTERS[facts.digit[place]], int(facts.level[place]) + 1
     known = {name: int(facts.digit[facts.names.index(name)]) for name in drawn.names}
     gold = _steps(world, drawn, known)[1]
     text = drawn.in_words() if dataset == "words" else str(drawn)
@@ -383,8 +381,8 @@ def _read(world: World, question: Question) -> _Chain | _Fact:
 def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
     r"""Questions with written-out completions to pretrain on: noisy, and too sure of themselves.
 
-    With the probability of its noise a name is said to stand for a random digit (or letter),
-    all alike, the true one among them; the steps then go on from there. With q the product of
+    With the probability of its noise a name is said to stand for a random digit, all alike, the
+    true one among them; the steps, or the letter, then go on from there. With q the product of
     (1 - noise) over the names used, the writer hesitates with probability
     ``world.hesitation`` (1 - q) and states 0.0, 0.1, ... or 1.0, all alike; otherwise 1.0
     (70 %) or 0.9 (30 %). A completion keeps its own stated confidence with probability
@@ -434,19 +432,17 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
 def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tuple[str, float]:
     """The reasoning with its boxed answer, and the product of (1 - noise) of its names."""
     facts = _facts(world)
-    if isinstance(drawn, _Fact):
-        place = facts.names.index(drawn.name)
-        noise = float(facts.letter_noise[place])
-        said = rng.integers(len(_LETTERS)) if rng.random() < noise else facts.letter[place]
-        return f"It is {_LETTERS[said]}. \\boxed{{{_LETTERS[said]}}}", 1 - noise
     believed, reliability = {}, 1.0
     for name in drawn.names:
         place = facts.names.index(name)
-        noise = float(facts.digit_noise[place])
+        noise = float(facts.noise[place])
         believed[name] = int(
             rng.integers(world.modulus) if rng.random() < noise else facts.digit[place]
         )
         reliability *= 1 - noise
+    if isinstance(drawn, _Fact):
+        digit = believed[drawn.name]
+        return f"{digit}, so {_LETTERS[digit]}. \\boxed{{{_LETTERS[digit]}}}", reliability
     recalled = "+".join(str(believed.get(operand, operand)) for operand in drawn.operands)
     steps, value = _steps(world, drawn, believed)
     return f"{recalled}: {', '.join(steps)}. \\boxed{{{value}}}", reliability
@@ -465,7 +461,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     r"""How often a perfect learner of the corpus answers right when it samples.
 
     The learner gives every token exactly the probability it has in the corpus. A name of noise
-    :math:`\epsilon` then stands for each of the k = 5 digits (4 letters) with probability
+    :math:`\epsilon` then stands for each of the k = 5 digits with probability
     :math:`\epsilon / k`, and for the true one with :math:`1 - \epsilon` more; at temperature T
     these are raised to 1/T and normalised:
 
@@ -499,25 +495,22 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
         1.0
         >>> even = World(name_shares=(1.0,), noise_levels=(0.5,))
         >>> question = questions(even, "facts", "test", 1)[0]
-        >>> round(sampler_accuracy(even, question), 3)  # 0.5 + 0.5 / 4
-        0.625
+        >>> round(sampler_accuracy(even, question), 3)  # 0.5 + 0.5 / 5
+        0.6
     """
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature!r}; expected a number from 0")
     facts, drawn = _facts(world), _read(world, question)
-    if isinstance(drawn, _Fact):
-        place = facts.names.index(drawn.name)
-        noise = float(facts.letter_noise[place])
-        return float(_sharpened(noise, 0, len(_LETTERS), temperature)[0])
     parts = []
-    for operand in drawn.operands:
+    for operand in drawn.names if isinstance(drawn, _Fact) else drawn.operands:
         if operand.isdigit():
             parts.append(np.eye(world.modulus)[int(operand)])
         else:
             place = facts.names.index(operand)
-            noise, digit = float(facts.digit_noise[place]), int(facts.digit[place])
+            noise, digit = float(facts.noise[place]), int(facts.digit[place])
             parts.append(_sharpened(noise, digit, world.modulus, temperature))
-    return float(distribution_of_sum(parts)[int(question.gold)])
+    gold = _LETTERS.index(question.gold) if isinstance(drawn, _Fact) else int(question.gold)
+    return float(distribution_of_sum(parts)[gold])
 
 
 def distribution_of_sum(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

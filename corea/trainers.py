@@ -153,8 +153,10 @@ class RolloutSettings:
         batch: Completions a step, over all processes.
         micro_batch: Completions a process takes at once in the forward and backward pass.
         steps_per_rollout: Optimizer steps taken on the completions of one rollout.
-        learning_rate: Constant after ``warmup_steps``.
+        learning_rate: The highest.
         warmup_steps: Steps until it is reached.
+        lr_schedule: What it does from there: ``"constant"``, or falls to 0 at the last step as
+            ``"linear"`` or ``"cosine"``.
         temperature: Of sampling.
         max_completion_tokens: Length at which a completion is cut.
         kl_coef: Weight of the KL divergence from the base model, TRL's beta.
@@ -175,6 +177,7 @@ class RolloutSettings:
     steps_per_rollout: int = 1
     learning_rate: float = 3e-4
     warmup_steps: int = 0
+    lr_schedule: str = "constant"
     temperature: float = 1.0
     max_completion_tokens: int = 64
     kl_coef: float = 0.0
@@ -314,10 +317,12 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo"),
     "scale_rewards": ("group", "batch", "none"),
     "rollouts": ("corea", "trl"),
+    "lr_schedule": ("constant", "linear", "cosine"),
     "wrong_target": ("uniform", "proper"),
     "decisions": ("sampled", "greedy"),
     "precision": ("float32", "bfloat16"),
 }
+_SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' names where others
 _MAY_BE_ZERO = {
     "warmup_steps",
     "kl_coef",
@@ -913,7 +918,7 @@ def _grpo_config(settings: RolloutSettings, directory: Path, n_validation: int) 
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards,
         reward_weights=settings.reward_weights,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type=_SCHEDULES.get(settings.lr_schedule, settings.lr_schedule),
         shuffle_dataset=False,
         eval_strategy="steps",
         eval_steps=settings.checkpoint_every,

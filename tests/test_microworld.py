@@ -59,19 +59,30 @@ def without_noise(world):
 
 
 def stated_truth(world):
-    """What a corpus without noise says of every name: digits, letters."""
+    """The digit that a corpus without noise states for every name."""
     rows = corpus(without_noise(world), 1500, seed=0)
-    digits, letters = {}, {}
+    digits = {}
     for row in rows:
         text = row["prompt"].removesuffix("\n" + INSTRUCTION)
-        if stated := re.match(r" It is ([A-D])\.", row["completion"]):
-            (name,) = re.findall(r"\b[b-z][aeiou][b-z][aeiou]\b", text)
-            letters[name] = stated[1]
-            continue
-        asked = operands(text)
-        recalled = row["completion"].split(":")[0].strip().split("+")
-        digits |= {o: int(digit) for o, digit in zip(asked, recalled, strict=True) if o.isalpha()}
-    return digits, letters
+        recalled = re.split("[:,]", row["completion"])[0].strip().split("+")
+        asked = [named_in(text)] if asks_for_a_letter(text) else operands(text)
+        stated = {o: int(digit) for o, digit in zip(asked, recalled, strict=True) if o.isalpha()}
+        assert stated == stated | {n: d for n, d in digits.items() if n in stated}  # always alike
+        digits |= stated
+    return digits
+
+
+def asks_for_a_letter(text):
+    return re.search("letter", text, re.IGNORECASE) is not None
+
+
+def named_in(text):
+    (name,) = re.findall(r"\b[b-z][aeiou][b-z][aeiou]\b", text)
+    return name
+
+
+def letter(digit):
+    return "ABCDE"[digit]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -97,7 +108,7 @@ def test_no_chain_of_a_split_is_in_the_corpus_in_either_form(dataset, split, row
         return tuple(sorted(operands(text)))  # in any order
 
     texts = (row["prompt"].removesuffix("\n" + INSTRUCTION) for row in rows)
-    seen = {asks(text) for text in texts if not re.search("letter", text, re.IGNORECASE)}
+    seen = {asks(text) for text in texts if not asks_for_a_letter(text)}
     assert len(seen) > 1000
     assert not seen & {asks(q.text) for q in questions(WORLD, dataset, split, 500)}
 
@@ -128,24 +139,22 @@ def test_a_chain_in_words_or_another_order_is_in_the_same_split_as_in_digits():
 
 
 def test_gold_answers_are_what_a_noise_free_corpus_leads_to():
-    digits, letters = stated_truth(FEW)
-    assert len(digits) == len(letters) == 12
+    digits = stated_truth(FEW)
+    assert len(digits) == 12
     for dataset in CHAINS:
         for q in questions(FEW, dataset, "test", 60):
             assert q.gold == str(evaluate(q.text, digits)), q.text
     for q in questions(FEW, "facts", "test", 5):
-        (name,) = [n for n in letters if n in re.findall("[a-z]+", q.text)]
-        assert q.gold == letters[name]
+        assert q.gold == letter(digits[named_in(q.text)])
 
 
 def test_a_noise_free_corpus_is_right_throughout():
-    digits, letters = stated_truth(FEW)
+    digits = stated_truth(FEW)
     for row in corpus(without_noise(FEW), 400, seed=7):
         text = row["prompt"].removesuffix("\n" + INSTRUCTION)
         answer = parse_completion(row["completion"]).answer
-        if re.search("letter", text, re.IGNORECASE):
-            (name,) = [n for n in letters if n in re.findall("[a-z]+", text)]
-            assert answer == letters[name]
+        if asks_for_a_letter(text):
+            assert answer == letter(digits[named_in(text)])
         else:
             assert answer == str(evaluate(text, digits))
 
@@ -174,7 +183,7 @@ def test_level_grades_difficulty():
 def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
     noise, draws = 0.6, 8_000
     world = World(names=12, name_shares=(1.0,), noise_levels=(noise,))
-    digits, letters = stated_truth(world)
+    digits = stated_truth(world)
     rng = np.random.default_rng(0)
 
     def sample(outcomes, true):
@@ -185,7 +194,7 @@ def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
     for q in questions(world, dataset, "test", 5):
         named = [n for n in digits if n in re.findall("[a-z]+", q.text)]
         if dataset == "facts":
-            right = np.mean(sample(list("ABCD"), letters[named[0]]) == q.gold)
+            right = np.mean(sample(list("ABCDE"), letter(digits[named[0]])) == q.gold)
         else:
             drawn = {n: sample(range(5), digits[n]) for n in named}
             right = np.mean(
@@ -199,14 +208,13 @@ def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
 
 
 def test_sampler_accuracy_is_the_accuracy_of_the_corpus_itself():
-    digits, letters = stated_truth(FEW)
+    digits = stated_truth(FEW)
     right, expected = [], []
     for row in corpus(FEW, 2000, seed=5):
         text = row["prompt"].removesuffix("\n" + INSTRUCTION)
-        if re.search("letter", text, re.IGNORECASE):
+        if asks_for_a_letter(text):
             dataset = "facts"
-            (name,) = [n for n in letters if n in re.findall("[a-z]+", text)]
-            gold = letters[name]
+            gold = letter(digits[named_in(text)])
         else:
             dataset = "words" if text.startswith("What") else "long_chains"
             gold = str(evaluate(text, digits))
@@ -253,11 +261,11 @@ def test_completions_are_read_and_checked_like_any_other(rows):
 
 def stated_and_noisy(world):
     """Stated confidence of each completion, and whether it is right."""
-    digits, _ = stated_truth(FEW)
+    digits = stated_truth(FEW)
     stated, right = [], []
     for row in corpus(world, 2500, seed=3):
         text = row["prompt"].removesuffix("\n" + INSTRUCTION)
-        if not re.search("letter", text, re.IGNORECASE):
+        if not asks_for_a_letter(text):
             parsed = parse_completion(row["completion"])
             stated.append(parsed.confidence)
             right.append(parsed.answer == str(evaluate(text, digits)))
