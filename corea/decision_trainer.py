@@ -21,7 +21,9 @@ What is decided here:
    paper's) that is drawn like every other token; with ``"greedy"`` it is the likeliest token
    after the reasoning that was drawn, so that a low confidence does not turn rewards into noise.
 5. Completions without a valid decision earn 0 and take part in GRPO only.
-6. A checkpoint is selected on a validation split (the paper: on the test set), by correctness and
+6. Whether the two parts pull apart is measured as the cosine of their gradients with respect to
+   all trained weights; with several processes or parts of a batch, the mean over them.
+7. A checkpoint is selected on a validation split (the paper: on the test set), by correctness and
    the Brier score of the decisions' confidence together, by the rule of :mod:`corea.trainers`.
 """
 
@@ -66,6 +68,8 @@ class DecisionSettings(RolloutSettings):
         calibration_warmup_steps: Steps over which the weight rises from 0.
         mask_decision: Whether the advantage of the decision token is 0.
         decisions: ``"sampled"`` (the paper's) or ``"greedy"``.
+        cosine_every: Steps between measurements of the angle of the two gradients; 0: never. One
+            costs two backward passes.
 
     Example:
         >>> DecisionSettings(calibration_weight=-0.1)
@@ -79,6 +83,7 @@ class DecisionSettings(RolloutSettings):
     calibration_warmup_steps: int = 0
     mask_decision: bool = False
     decisions: str = "sampled"
+    cosine_every: int = 0
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -122,8 +127,8 @@ class DecisionTrainer(_Reinforced):
     """TRL's GRPO trainer on decisions, with the calibration-aware loss."""
 
     settings: DecisionSettings
-    logged: ClassVar = {"reward": "reward", "calibration_loss": "calibration_loss"} | {
-        name: name for name in DECISION_METRICS
+    logged: ClassVar = {"reward": "reward"} | {
+        name: name for name in ("calibration_loss", "gradient_cosine", *DECISION_METRICS)
     }
 
     def __init__(self, settings: DecisionSettings, directory: Path, **arguments: Any) -> None:
@@ -254,6 +259,10 @@ class DecisionTrainer(_Reinforced):
             )
             total, n = summed.reshape(-1, 2).sum(dim=0).tolist()
             self._metrics["train"]["calibration_loss"].append(total / n if n else float("nan"))
+            every = self.settings.cosine_every
+            if every and self.state.global_step % every == 0:
+                cosine = _cosine(loss, part, model)
+                self._metrics["train"]["gradient_cosine"].append(gather(cosine).mean().item())
             part = part / self.current_gradient_accumulation_steps
         weight = self._weight_now()
         return loss + weight * part if weight else loss
@@ -287,6 +296,27 @@ class DecisionTrainer(_Reinforced):
             return
         for name, value in decision_metrics(right, stated).items():
             self._metrics["train"][name].append(value)
+
+
+def _cosine(first: torch.Tensor, second: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Cosine of the gradients of two losses of the same forward pass, shape (1,)."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    one, other = (
+        torch.cat(
+            [
+                torch.zeros(weight.numel(), device=weight.device)
+                if part is None
+                else part.flatten()
+                for part, weight in zip(
+                    torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True),
+                    weights,
+                    strict=True,
+                )
+            ]
+        )
+        for loss in (first, second)
+    )
+    return torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0).reshape(1)
 
 
 def decision_metrics(correct: Floats, confidence: Floats) -> dict[str, float]:

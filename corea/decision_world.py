@@ -8,8 +8,9 @@ is evidence about real language models. What is put in:
    the same order: a tiny model does not learn to read shuffled options. With reasoning the sum is
    written out and the letter is that of its last digit; without, the letter follows at once,
    which is a matter of knowing one name, or of adding in one's head.
-2. ``fact_choices`` (OpenBookQA; never trained on after pretraining): sums in words, with four
-   options, and with the digit of one of the names given as a fact.
+2. ``fact_choices`` (OpenBookQA; never trained on after pretraining): the same in words, with
+   four options and a fact: of two names the digit of one, of a single name that of another,
+   which is of no use.
 3. ``messages`` (OpenAI Moderation): one to four names; a message is unsafe if any of its names
    stands for 0. The reasoning is the digit of each name in turn.
 4. ``lists`` (XSTest; never trained on after pretraining): longer messages in another form.
@@ -22,7 +23,7 @@ is evidence about real language models. What is put in:
    so that its probability is what is known.
 
 Splits are by a hash of what is asked, as in the microworld, and share the names. For single names
-the ways of asking differ.
+the ways of asking differ, or the fact beside them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 DATASETS = ("choices", "fact_choices", "messages", "lists")
 CHOICES = DATASETS[:2]
-_STEPS = {"choices": (0, 2), "fact_choices": (1, 2)}  # fewest and most
+_STEPS = {"choices": (0, 2), "fact_choices": (0, 2)}  # fewest and most
 _NAMES = {"choices": (1, 2), "fact_choices": (1, 2), "messages": (1, 4), "lists": (3, 5)}
 _ASKED = (
     *("{}", "Which digit is {}?", "What digit is {}?", "Which digit has {}?", "{} is which digit?"),
@@ -90,7 +91,7 @@ class DecisionWorld:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A sum of digits and names, of which one may be given as a fact, in this form."""
+    """A sum of digits and names in this form; the digit of a name may be given as a fact."""
 
     operands: tuple[str, ...]
     form: str
@@ -173,10 +174,14 @@ def _draw(
         places = np.sort(rng.choice(steps + 1, size=count, replace=False))
         for place, name in zip(places, chosen, strict=True):
             operands[place] = name
-        given = chosen[0] if dataset == "fact_choices" else ""
+        given = ""
+        if dataset == "fact_choices":
+            given = chosen[0]
+            if count == 1:
+                given = next(name for name in rng.permutation(names) if name not in chosen)
         form = "What is {}?" if given else "{}" if steps else _ASKED[rng.integers(len(_ASKED))]
         drawn = _Sum(tuple(operands), form, given)
-        asked = [form] if len(operands) == 1 else []
+        asked = [given, form] if len(operands) == 1 else []
         if _value(own, drawn) < _N_OPTIONS[dataset] and _pool(dataset, operands + asked) == pool:
             return drawn
 

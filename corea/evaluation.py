@@ -22,9 +22,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,8 @@ from corea.tasks import Question
 from corea.verify import KINDS, verify_batch
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from corea.generate import Engine, Rollout, Sampling
 
 _ROWS, _STATES, _REQUEST = "rows.parquet", "states.safetensors", "request.json"
@@ -56,6 +58,9 @@ _RECORDS = (
     "expected_mass",
     "average_probability",
 )
+
+Asked = TypeVar("Asked", bound="DataclassInstance")
+Answers = tuple[pd.DataFrame, NDArray[np.float32] | None]
 
 _log = logging.getLogger(__name__)
 
@@ -104,33 +109,28 @@ def evaluate(
         raise ValueError("system is empty; expected a name")
     if part_size is None:
         part_size = max(1, engine.batch_size // sampling.n_samples)
-    if not isinstance(part_size, int) or part_size < 1:
-        raise ValueError(f"part_size is {part_size!r}; expected a whole number from 1")
-    directory = Path(directory)
-    parts = [questions[i : i + part_size] for i in range(0, len(questions), part_size)]
-    request = {
-        "system": system,
-        "model": engine.fingerprint,
-        "questions": _digest([dataclasses.astuple(question) for question in questions]),
-        "n_questions": len(questions),
-        "part_size": part_size,
-        "sampling": dataclasses.asdict(sampling),
-        "confidence_grid": list(confidence_grid),
-        "pooled_states": pooled_states,
-    }
-    there, damaged = _parts_there(directory, request)
-    for number, part in enumerate(parts):
-        if number in there:
-            continue
+
+    def answer(part: Sequence[Question]) -> Answers:
         rollouts = engine.generate(
             [question.prompt for question in part],
             sampling,
             pooled_states=pooled_states,
             confidence_grid=confidence_grid,
         )
-        _write_part(directory / _name(number), request, system, part, rollouts)
+        require_rollouts(rollouts, len(part), sampling.n_samples)
+        rows = pd.DataFrame(_rows(system, part, rollouts))
+        states = [_state(rollout) for group in rollouts for rollout in group if pooled_states]
+        return rows, np.stack(states) if states else None
+
+    request = {
+        "system": system,
+        "model": engine.fingerprint,
+        "sampling": dataclasses.asdict(sampling),
+        "confidence_grid": list(confidence_grid),
+        "pooled_states": pooled_states,
+    }
+    notes = ask_in_parts(questions, answer, request, directory, part_size)
     samples = read_samples(directory)
-    notes = [f"{message}; it was made again" for message in damaged]
     undecided, cut = int(samples["undecided"].sum()), int((~samples["finished"]).sum())
     if undecided:
         notes.append(f"{undecided:,} answer(s) could not be checked and count as wrong")
@@ -139,6 +139,64 @@ def evaluate(
     # to_dict would make numpy values of what records read as Python's
     columns = {name: samples[name].tolist() for name in _RECORDS}
     return records_from_columns(columns, source=system, notes=notes)
+
+
+def ask_in_parts(
+    questions: Sequence[Asked],
+    answer: Callable[[Sequence[Asked]], Answers],
+    request: Mapping[str, Any],
+    directory: str | Path,
+    part_size: int,
+) -> list[str]:
+    """Have questions answered part by part, but for the parts that are there.
+
+    Args:
+        questions: Dataclasses, from one.
+        answer: Answers a part: its rows, and what is kept of the hidden states, if anything.
+        request: What else decides the answers; JSON.
+        directory: Where parts are kept.
+        part_size: Questions of a part, from 1.
+
+    Returns:
+        A note for each part that was damaged and made again.
+
+    Raises:
+        EvaluationError: If the directory holds a part of another request.
+        ValueError: If ``part_size`` is no whole number from 1.
+    """
+    if not isinstance(part_size, int) or part_size < 1:
+        raise ValueError(f"part_size is {part_size!r}; expected a whole number from 1")
+    whole = {
+        **request,
+        "questions": _digest([dataclasses.astuple(question) for question in questions]),
+        "n_questions": len(questions),
+        "part_size": part_size,
+    }
+    directory = Path(directory)
+    there, damaged = _parts_there(directory, whole)
+    for number, start in enumerate(range(0, len(questions), part_size)):
+        if number not in there:
+            rows, states = answer(questions[start : start + part_size])
+            _write_part(directory / _name(number), whole, rows, states)
+    return [f"{message}; it was made again" for message in damaged]
+
+
+def require_rollouts(rollouts: Sequence[Sequence[Rollout]], n_questions: int, n: int) -> None:
+    """Check that an engine answered everything.
+
+    Args:
+        rollouts: Of each question.
+        n_questions: How many were asked.
+        n: Rollouts of each.
+
+    Raises:
+        EvaluationError: If there are more or fewer.
+    """
+    if [len(group) for group in rollouts] != [n] * n_questions:
+        raise EvaluationError(
+            f"the engine gave {[len(group) for group in rollouts]} rollouts; expected {n} for each "
+            f"of {n_questions} prompts"
+        )
 
 
 def read_samples(directory: str | Path) -> pd.DataFrame:
@@ -205,26 +263,17 @@ def _require_questions(questions: Sequence[Question]) -> None:
 def _write_part(
     path: Path,
     request: Mapping[str, Any],
-    system: str,
-    questions: Sequence[Question],
-    rollouts: Sequence[Sequence[Rollout]],
+    rows: pd.DataFrame,
+    states: NDArray[np.float32] | None,
 ) -> None:
-    """Check the answers of a part and write all of it, under its name only once it is whole."""
-    n_samples = request["sampling"]["n_samples"]
-    if [len(group) for group in rollouts] != [n_samples] * len(questions):
-        raise EvaluationError(
-            f"the engine gave {[len(group) for group in rollouts]} rollouts; expected "
-            f"{n_samples} for each of {len(questions)} prompts"
-        )
-    rows = pd.DataFrame(_rows(system, questions, rollouts))
+    """Write all of a part, under its name only once it is whole."""
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     rows.to_parquet(partial / _ROWS, index=False)
-    if request["pooled_states"]:
+    if states is not None:
         from safetensors.numpy import save_file
 
-        states = np.stack([_state(rollout) for group in rollouts for rollout in group])
         save_file({"states": states}, partial / _STATES)
     write_atomically(partial / _REQUEST, json.dumps(request, indent=1, sort_keys=True) + "\n")
     seal(partial)

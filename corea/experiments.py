@@ -169,6 +169,7 @@ def measure(
     *,
     groups: Mapping[str, Sequence[str]] = GROUPS,
     n_bins: int = 10,
+    binning: calibration.Binning = "equal_width",
     n_resamples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -180,7 +181,8 @@ def measure(
         records: From :func:`corea.runs.run_records`: records with ``seed``; systems under
             another name from :func:`corea.confidence.with_signal` may be among them.
         groups: Name of each group to its datasets.
-        n_bins: Bins of the ECE, of equal width.
+        n_bins: Bins of the ECE.
+        binning: ``"equal_width"``, as in paper A, or ``"equal_mass"``, as in paper B.
         n_resamples: Bootstrap resamples, by question; drawn only where a system was not
             trained with the same two or more seeds as all others.
         seed: Of the resampling.
@@ -202,12 +204,12 @@ def measure(
         >>> float(now["pass_at_1"]), float(now["ece"]), float(now["auroc"])
         (50.0, 0.25, 1.0)
     """
-    weights = _Weights(records, n_resamples, seed)
+    weights = QuestionWeights(records, n_resamples, seed)
     parts = []
     for (system, run_seed), rows in records.groupby(["system", "seed"], sort=False):
         by_dataset = _by_dataset(rows, groups, f"{system!r} with seed {run_seed}")
         measured = {
-            name: _calibration_values(part, weights.of_rows(part, name), n_bins)
+            name: _calibration_values(part, weights.of_rows(part, name), n_bins, binning)
             for name, part in by_dataset.items()
         }
         for group, datasets in groups.items():
@@ -216,7 +218,9 @@ def measure(
     return pd.concat(parts, ignore_index=True)
 
 
-def _calibration_values(rows: pd.DataFrame, weight: Floats, n_bins: int) -> dict[str, Floats]:
+def _calibration_values(
+    rows: pd.DataFrame, weight: Floats, n_bins: int, binning: calibration.Binning
+) -> dict[str, Floats]:
     """Every metric under each row of weights at once, shape (resamples,)."""
     rows = rows.reset_index(drop=True)
     # by rising confidence, so that bins and equal confidences are runs; missing ones last
@@ -234,7 +238,7 @@ def _calibration_values(rows: pd.DataFrame, weight: Floats, n_bins: int) -> dict
     if not n_stated:
         return values | {m: some * np.nan for m in METRICS if m not in values}
     # weights do not move a row to another bin, so the bins are made once, by their one rule
-    bins = calibration.bin_by_confidence(confidence, correct, n_bins=n_bins)
+    bins = calibration.bin_by_confidence(confidence, correct, n_bins=n_bins, binning=binning)
     filled = bins.count[bins.count > 0].astype(int)
     starts = np.cumsum(filled) - filled
     gaps = np.add.reduceat(weight * (confidence - correct), starts, axis=1)
@@ -384,7 +388,7 @@ def measure_cascades(
         of_large = first[first["seed"] == first["seed"].iloc[0]].assign(seed=own_seeds[0])
     everything = {**alone, large: of_large, **by_cascade}
     together = pd.concat([rows.assign(system=name) for name, rows in everything.items()])
-    weights = _Weights(together, n_resamples, seed)
+    weights = QuestionWeights(together, n_resamples, seed)
 
     def values(name: str, dataset: str, rows: pd.DataFrame, weight: Floats) -> dict[str, Floats]:
         if name in cascades:
@@ -478,7 +482,7 @@ def measure_thresholds(
         RecordsError: As :func:`cascade_questions`.
     """
     paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
-    weights = _Weights(paired, n_resamples, seed)
+    weights = QuestionWeights(paired, n_resamples, seed)
     metrics = ("pass_at_1", "cost", "deferral_rate")
     parts = []
     for (name, run_seed), rows in paired.groupby(["system", "seed"], sort=False):
@@ -523,7 +527,7 @@ def measure_areas(
         RecordsError: As :func:`cascade_questions`.
     """
     paired = _cascade_rows(records, cascades, large=large, output_price=4.0)
-    weights = _Weights(paired, n_resamples, seed)
+    weights = QuestionWeights(paired, n_resamples, seed)
 
     parts = []
     for (name, run_seed), rows in paired.groupby(["system", "seed"], sort=False):
@@ -746,10 +750,21 @@ def _long(values: Mapping[str, Floats], **labels: object) -> pd.DataFrame:
     )
 
 
-class _Weights:
+class QuestionWeights:
     """How often each question counts in each resample; row 0 is every question once."""
 
     def __init__(self, table: pd.DataFrame, n_resamples: int, seed: int) -> None:
+        """Decide whether there is anything to draw.
+
+        Args:
+            table: Records of all systems with ``seed``.
+            n_resamples: How many; none are drawn where every system has the same two or more
+                seeds.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: If ``n_resamples`` is below 1.
+        """
         if n_resamples < 1:
             raise ValueError(f"n_resamples is {n_resamples}; expected a number from 1")
         seeds = [frozenset(rows["seed"]) for _, rows in table.groupby("system", sort=False)]
@@ -759,7 +774,18 @@ class _Weights:
         self._of_dataset: dict[str, tuple[pd.Index[str], Floats]] = {}
 
     def of_rows(self, rows: pd.DataFrame, dataset: str) -> Floats:
-        """Weight of each row of a system on a dataset, shape (1 + resamples, rows)."""
+        """Weight of each row of a system on a dataset.
+
+        Args:
+            rows: Records of one system and seed on the dataset.
+            dataset: Its name.
+
+        Returns:
+            Shape (1 + resamples, rows).
+
+        Raises:
+            ValueError: If there are resamples and an earlier system was asked other questions.
+        """
         questions = pd.Index(np.sort(rows["question_id"].unique()))
         if dataset not in self._of_dataset:
             n = len(questions)

@@ -37,7 +37,7 @@ _METHODS = (
     ("Base", "SLM", "SLM-Verb"),
     ("RLVR", "RLVR-SLM", "RLVR-SLM-Verb", "GRPO"),
     ("RLCR", "Brier", "Brier-SLM", "Brier-SLM-Verb"),
-    ("L1", "L1-SLM", "L1-SLM-Verb", "COREA", "Ours"),
+    ("L1", "L1-SLM", "L1-SLM-Verb", "COREA", "Ours", "CA-GRPO"),
     ("RLVR-Classifier", "RLVR-SLM-Probe", "Probe", "KL", "KL-SLM"),
     ("Answer-Prob", "RLVR-SLM-AvgProb", "L2", "L2-SLM"),
     ("Router+RLVR-SLM", "Router", "SFT", "Sample_L1", "Sample_L1-SLM"),

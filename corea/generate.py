@@ -383,6 +383,54 @@ def candidate_logprobs(
     return scores
 
 
+def next_logprobs(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    *,
+    batch_size: int = 64,
+) -> tuple[_Floats, NDArray[np.int64]]:
+    """Log-probability of each of a few tokens behind each row, in one forward pass over the rows.
+
+    Args:
+        model: A causal language model.
+        rows: Ids of each text, length n, none empty.
+        tokens: Ids of the K tokens.
+        batch_size: Rows the model works on at once.
+
+    Returns:
+        Natural log-probabilities over the full vocabulary at temperature 1, shape (n, K), and
+        the likeliest of all tokens, shape (n,).
+
+    Raises:
+        ValueError: If a row is empty.
+        FloatingPointError: If the model gives a distribution that is not finite.
+    """
+    import torch
+
+    _require_whole("batch_size", batch_size, 1)
+    if (empty := next((i for i, row in enumerate(rows) if not len(row)), None)) is not None:
+        raise ValueError(f"rows[{empty}] is empty; expected ids")
+    scores, likeliest = np.empty((len(rows), len(tokens))), np.empty(len(rows), dtype=np.int64)
+    with _evaluating(model):
+        wanted = torch.tensor(list(tokens), device=model.device)
+        for batch in _batches([len(row) for row in rows], batch_size):
+            ids, mask, positions = _left_padded([rows[i] for i in batch], model.device)
+            output = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+            own = output.logits[:, -1].float().log_softmax(dim=-1)
+            scores[batch] = own[:, wanted].double().cpu().numpy()
+            likeliest[batch] = own.argmax(dim=-1).cpu().numpy()
+    if np.isnan(scores).any():
+        raise FloatingPointError("the model gives log-probabilities that are not numbers")
+    return scores, likeliest
+
+
 def load_model(
     path: str | Path, *, device: str | None = None, dtype: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 from corea.store import MANIFEST, ROOT, make
 
 if TYPE_CHECKING:
+    from corea.decision_trainer import DecisionSettings
+    from corea.decision_world import DecisionWorld
+    from corea.decisions import DecisionQuestion
     from corea.generate import Sampling
     from corea.microworld import Preset, World
     from corea.tasks import Question
@@ -155,6 +158,178 @@ def evaluated(
     return make("evaluation", spec, build, modules=("evaluation", "generate"), root=root)
 
 
+def decision_pretrained(
+    base: str | Path,
+    own: DecisionWorld,
+    settings: SFTSettings,
+    *,
+    root: str | Path = ROOT,
+) -> Path:
+    """A model of the microworld that has learnt to decide, with and without reasoning.
+
+    From random weights the decision world's corpus teaches nothing in this many steps; a model
+    that can recall and add already learns it.
+
+    Args:
+        base: Folder of the microworld model to start from.
+        own: What the corpus says.
+        settings: Of the training; the seed is also that of the corpus.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``model/`` and ``dynamics.csv``.
+    """
+
+    def build(folder: Path) -> None:
+        import torch
+
+        from corea import decision_world, trainers
+        from corea.generate import load_model
+
+        model, known = load_model(base, device="cpu")
+        tokenizer = decision_world.build_tokenizer(own)
+        if tokenizer.convert_ids_to_tokens(range(len(known))) != known.convert_ids_to_tokens(
+            range(len(known))
+        ):
+            raise ValueError(f"{Path(base).as_posix()}: its tokenizer is that of another world")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # new embeddings are drawn like the old ones
+            model.resize_token_embeddings(len(tokenizer))
+        rows = decision_world.corpus(own, settings.batch * settings.steps, settings.seed)
+        trainers.train_sft(model, tokenizer, rows, settings, folder)
+
+    spec = {"base": identity(base), "world": asdict(own), "settings": asdict(settings)}
+    modules = ("trainers", "microworld", "decision_world", "decisions")
+    return make("decision-pretrain", spec, build, modules=modules, root=root)
+
+
+def supervised(
+    base: str | Path,
+    questions: Sequence[DecisionQuestion],
+    settings: SFTSettings,
+    *,
+    root: str | Path = ROOT,
+) -> Path:
+    """A model fine-tuned on right decisions, without reasoning.
+
+    Source: paper B, equation (1).
+
+    Args:
+        base: Folder or hub name of the model to start from.
+        questions: To train on.
+        settings: Of the training.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``model/`` and ``dynamics.csv``.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.decisions import option_ids
+        from corea.generate import load_model
+        from corea.trainers import train_sft
+
+        model, tokenizer = load_model(base)
+        for options in dict.fromkeys(question.options for question in questions):
+            option_ids(tokenizer, options)
+        rows = [question.supervised() for question in questions]
+        train_sft(model, tokenizer, rows, settings, folder)
+
+    spec = {
+        "base": identity(base),
+        "questions": digest(questions),
+        "settings": asdict(settings),
+    }
+    return make("decision-sft", spec, build, modules=("trainers", "decisions"), root=root)
+
+
+def decisions_reinforced(
+    base: str | Path,
+    questions: Sequence[DecisionQuestion],
+    validation: Sequence[DecisionQuestion],
+    settings: DecisionSettings,
+    *,
+    root: str | Path = ROOT,
+) -> Path:
+    """A model trained by GRPO on decisions, with or without the calibration-aware loss.
+
+    Args:
+        base: Folder or hub name of the model to start from.
+        questions: To train on.
+        validation: Held out, for checkpoint selection.
+        settings: Of the training.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
+        ``alarms.csv``.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.decision_trainer import train_decisions
+        from corea.generate import load_model
+
+        _, tokenizer = load_model(base, device="cpu")
+        train_decisions(base, tokenizer, questions, validation, settings, folder)
+
+    spec = {
+        "base": identity(base),
+        "questions": digest(questions),
+        "validation": digest(validation),
+        "settings": asdict(settings),
+    }
+    modules = ("decision_trainer", "trainers", "generate", "decisions")
+    return make("decision-grpo", spec, build, modules=modules, root=root)
+
+
+def decided(
+    model: str | Path,
+    questions: Sequence[DecisionQuestion],
+    sampling: Sampling,
+    *,
+    reasoning: bool,
+    batch_size: int,
+    root: str | Path = ROOT,
+) -> Path:
+    """The decisions of a model, with the probabilities of the options.
+
+    Args:
+        model: Folder or hub name.
+        questions: To decide.
+        sampling: How reasoning is drawn.
+        reasoning: Whether to reason first.
+        batch_size: Rows at once.
+        root: Folder of the store.
+
+    Returns:
+        The folder :func:`corea.decision_evaluation.evaluate_decisions` wrote.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.decision_evaluation import evaluate_decisions
+        from corea.generate import TransformersEngine, load_model
+
+        engine = TransformersEngine(*load_model(model), batch_size=batch_size)
+        evaluate_decisions(
+            engine,
+            questions,
+            system="model",
+            sampling=sampling,
+            reasoning=reasoning,
+            directory=folder,
+        )
+
+    spec = {
+        "model": identity(model),
+        "questions": digest(questions),
+        "sampling": asdict(sampling),
+        "reasoning": reasoning,
+        "batch_size": batch_size,
+    }
+    modules = ("decision_evaluation", "evaluation", "generate", "decisions")
+    return make("decisions", spec, build, modules=modules, root=root)
+
+
 def router(
     base: str | Path,
     questions: Sequence[Question],
@@ -251,7 +426,7 @@ def identity(model: str | Path) -> str:
     return total.hexdigest()
 
 
-def digest(questions: Sequence[Question]) -> str:
+def digest(questions: Sequence[Question] | Sequence[DecisionQuestion]) -> str:
     """A digest of questions in their order.
 
     Args:

@@ -331,6 +331,7 @@ _MAY_BE_ZERO = {
     "format_weight",
     "calibration_weight",
     "calibration_warmup_steps",
+    "cosine_every",
     "weight_decay",
     "seed",
 }

@@ -21,6 +21,23 @@ PARAMETERS = ("code", 'profile = "tiny"\nseed = 0\noutput_dir = ""\nsize = 3', "
 
 
 @pytest.fixture(scope="session")
+def decider(tmp_path_factory):
+    """Folder of a model that reasons about choices and decides, badly."""
+    from decide_in_process import OWN
+
+    from corea import microworld
+    from corea.decision_world import build_tokenizer, corpus
+    from corea.trainers import SFTSettings, train_sft
+
+    folder = tmp_path_factory.mktemp("decider")
+    tokenizer = build_tokenizer(OWN)
+    config = microworld.model_config("qwen2", 32, 1, 1, len(tokenizer))
+    settings = SFTSettings(steps=120, batch=32, micro_batch=32, checkpoint_every=120)
+    train_sft(microworld.new_model(config, 0), tokenizer, corpus(OWN, 2000, 0), settings, folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
 def write_notebook():
     """Function that writes a notebook from (type, source, *tags) of its cells."""
 

@@ -1,6 +1,10 @@
 """GRPO on decisions: the calibration-aware loss against a plain reference, and TRL's own step."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +14,11 @@ trl = pytest.importorskip("trl", reason="training needs the extra `train`")
 
 import datasets  # noqa: E402
 import torch  # noqa: E402
+from decide_in_process import TRAINING, VALIDATION  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 
-from corea import decision_trainer, microworld, trainers  # noqa: E402
+from corea import decision_trainer, trainers  # noqa: E402
 from corea.calibration import auroc, expected_calibration_error  # noqa: E402
 from corea.decision_trainer import (  # noqa: E402
     DECISION_METRICS,
@@ -21,37 +27,22 @@ from corea.decision_trainer import (  # noqa: E402
     decision_metrics,
     train_decisions,
 )
-from corea.decision_world import DecisionWorld, build_tokenizer, corpus, questions  # noqa: E402
 from corea.decisions import DecisionQuestion, OptionError, wrong_target  # noqa: E402
 from corea.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
     load_model,
 )
-from corea.trainers import SFTSettings, TrainingError, train_sft  # noqa: E402
+from corea.trainers import TrainingError  # noqa: E402
 
-OWN = DecisionWorld(microworld.World(names=12), direct=0.0, mixture=(1.0, 0.0, 0.0, 0.0))
-TRAINING = questions(OWN, "choices", "train", 40)
-VALIDATION = questions(OWN, "choices", "validation", 4)
 SETTINGS = {
     "group_size": 4, "steps": 4, "batch": 16, "micro_batch": 8, "learning_rate": 3e-3,
     "max_completion_tokens": 24, "checkpoint_every": 2, "loss_type": "bnpo",
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A model that reasons and decides, badly."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer(OWN)
-    config = microworld.model_config("qwen2", 32, 1, 1, len(tokenizer))
-    settings = SFTSettings(steps=120, batch=32, micro_batch=32, checkpoint_every=120)
-    train_sft(microworld.new_model(config, 0), tokenizer, corpus(OWN, 2000, 0), settings, folder)
-    return folder / "model"
-
-
 @pytest.fixture
-def build(base, tmp_path, monkeypatch):
+def build(decider, tmp_path, monkeypatch):
     """Function that makes the trainer that train_decisions would run, training mode on."""
 
     def make(name="run", rows=TRAINING, validation=VALIDATION, **settings):
@@ -62,10 +53,10 @@ def build(base, tmp_path, monkeypatch):
             raise Built(trainer)
 
         monkeypatch.setattr(trainers, "_run", stop)
-        _, tokenizer = load_model(base, device="cpu")
+        _, tokenizer = load_model(decider, device="cpu")
         chosen = DecisionSettings(**SETTINGS | settings)
         with pytest.raises(Built) as caught:
-            train_decisions(base, tokenizer, rows, validation, chosen, tmp_path / name)
+            train_decisions(decider, tokenizer, rows, validation, chosen, tmp_path / name)
         (made,) = caught.value.args
         made.remove_callback(PrinterCallback)
         made.model.train()
@@ -196,6 +187,72 @@ def test_without_a_weight_a_step_is_that_of_trl_bit_for_bit(build, tmp_path):
         assert torch.equal(weights, theirs[name]), name
 
 
+def joined(parts):
+    """Batches of several processes as one: prompts padded on the left, completions on the right."""
+    whole = {}
+    for name in parts[0]:
+        tensors = [part[name] for part in parts]
+        if tensors[0].dim() == 2:
+            width = max(t.shape[1] for t in tensors)
+            left = name.startswith("prompt")
+            tensors = [
+                torch.nn.functional.pad(
+                    t, (width - t.shape[1], 0) if left else (0, width - t.shape[1])
+                )
+                for t in tensors
+            ]
+        whole[name] = torch.cat(tensors) if tensors[0].dim() else tensors[0]
+    return whole
+
+
+def test_two_processes_have_the_gradient_of_one(build, decider, tmp_path):
+    settings = SETTINGS | {
+        "calibration_weight": 0.4, "mask_decision": True, "loss_type": "dapo",
+        "wrong_target": "proper",
+    }  # fmt: skip
+    script = Path(__file__).with_name("decide_in_process.py")
+    subprocess.run(
+        [sys.executable, script, decider, tmp_path, json.dumps(settings)], check=True, timeout=300
+    )
+    parts = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    batch = joined(parts)
+    n_decided = [int((part["decision_place"] >= 0).sum()) for part in parts]
+    assert len(batch["decided"]) == 16
+    assert all(n_decided)
+    assert batch["advantages"].abs().sum() > 0
+    assert batch["decisions"].unique().tolist() == [sum(n_decided) / 16]  # on both
+    made = build(**settings | {"micro_batch": 16})
+    parameters = dict(made.model.named_parameters())
+    loss = made._compute_loss(made.model, batch)
+    found = load_file(tmp_path / "gradients.safetensors")
+    assert found.keys() == parameters.keys()
+    alone = torch.autograd.grad(loss, list(parameters.values()))
+    for name, gradient in zip(parameters, alone, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_cosine_is_that_of_both_gradients(build):
+    made = build(calibration_weight=0.3, cosine_every=2)
+    batch = rollouts(made)
+    made._metrics["train"].clear()
+    made.state.global_step = 1
+    made._compute_loss(made.model, batch)
+    assert "gradient_cosine" not in made._metrics["train"]
+    made.state.global_step = 2
+    made._compute_loss(made.model, batch)
+    (found,) = made._metrics["train"]["gradient_cosine"]
+    parameters = list(made.model.parameters())
+
+    def gradient(loss):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    policy = gradient(reference_loss(made, batch, 0.0))
+    both = gradient(reference_loss(made, batch, 1.0))
+    expected = torch.nn.functional.cosine_similarity(policy, both - policy, dim=0)
+    assert found == pytest.approx(expected.item(), abs=1e-4)
+    assert -1 < found < 1
+
+
 def test_masking_takes_the_decision_out_of_the_policy_gradient(build):
     made = build(mask_decision=True)
     batch = rollouts(made)
@@ -230,8 +287,8 @@ def test_targets_are_those_of_the_paper_and_ours(build):
 # --- rollouts -------------------------------------------------------------------------------------
 
 
-def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, base):
-    model, tokenizer = load_model(base, device="cpu")
+def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, decider):
+    model, tokenizer = load_model(decider, device="cpu")
     engine = TransformersEngine(model, tokenizer, batch_size=64)
     prompts = [question.prompt(reasoning=True) for question in TRAINING]
     hot = Sampling(1.5, 24, 4, seed=1)
@@ -256,8 +313,8 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, base):
     assert likeliest["greedy"] == 1 > likeliest["sampled"]
 
 
-def test_a_decision_right_after_the_prompt_is_greedy_too(base):
-    engine = TransformersEngine(*load_model(base, device="cpu"), batch_size=64)
+def test_a_decision_right_after_the_prompt_is_greedy_too(decider):
+    engine = TransformersEngine(*load_model(decider, device="cpu"), batch_size=64)
     prompts = [question.supervised()["prompt"] for question in TRAINING[:6]]
     for after, at_most in (("</think>\n", 1), ("", 8)):
         groups = engine.generate(prompts, Sampling(2.0, 2, 8, seed=0, greedy_after=after))
@@ -283,10 +340,10 @@ def test_rollouts_are_logged_and_validated(build, tmp_path):
         assert table["confidence"].dropna().between(0, 1).all()
 
 
-def test_training_leaves_a_model_and_selects_by_both(base, tmp_path):
-    _, tokenizer = load_model(base, device="cpu")
+def test_training_leaves_a_model_and_selects_by_both(decider, tmp_path):
+    _, tokenizer = load_model(decider, device="cpu")
     settings = DecisionSettings(**SETTINGS | {"calibration_weight": 0.1, "mask_decision": True})
-    train_decisions(base, tokenizer, TRAINING, VALIDATION, settings, tmp_path)
+    train_decisions(decider, tokenizer, TRAINING, VALIDATION, settings, tmp_path)
     assert (tmp_path / "model" / "model.safetensors").is_file()
     choice = pd.read_csv(tmp_path / "selection.csv")
     assert {"correctness", "calibration", "behind_calibration"} <= set(choice)
@@ -352,14 +409,14 @@ def refused(base, tmp_path, error, message, rows=TRAINING, validation=VALIDATION
     assert not list(tmp_path.glob("run/checkpoints/checkpoint-*"))
 
 
-def test_what_cannot_be_decided_is_refused_before_training(base, tmp_path):
+def test_what_cannot_be_decided_is_refused_before_training(decider, tmp_path):
     mixed = [*TRAINING, DecisionQuestion("choices", "x", "1", "A", ("0", "1"))]
-    refused(base, tmp_path, OptionError, "questions differ in their options", rows=mixed)
-    refused(base, tmp_path, ValueError, "nothing to train on", rows=[])
-    refused(base, tmp_path, ValueError, "nothing to validate on", validation=[])
-    refused(base, tmp_path, TrainingError, "no token for padding", pad=False)
+    refused(decider, tmp_path, OptionError, "questions differ in their options", rows=mixed)
+    refused(decider, tmp_path, ValueError, "nothing to train on", rows=[])
+    refused(decider, tmp_path, ValueError, "nothing to validate on", validation=[])
+    refused(decider, tmp_path, TrainingError, "no token for padding", pad=False)
     twice = [*VALIDATION[:3], VALIDATION[0]]
-    refused(base, tmp_path, TrainingError, "the same prompt", validation=twice)
+    refused(decider, tmp_path, TrainingError, "the same prompt", validation=twice)
 
 
 def test_rows_are_prompts_with_reasoning():

@@ -19,6 +19,7 @@ from corea.generate import (  # noqa: E402
     candidate_logprobs,
     expected_confidence,
     load_model,
+    next_logprobs,
 )
 
 TEXTS = [rf"{a}+{b}: {a}+{b}={a + b}. \boxed{{{a + b}}} \confidence{{0.{a}}}" for a in range(10) for b in range(9)]  # fmt: skip
@@ -593,3 +594,22 @@ def test_a_damaged_model_is_named(folder, file, damage, message, capfd):
 def test_a_folder_that_is_not_there_is_named(path):
     with pytest.raises(ModelError, match="no such folder"):
         load_model(path)
+
+
+# --- the next token -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_next_logprobs_are_those_of_each_row_alone(batch_size):
+    model, rows, tokens = make_model(), [[5, 6, 7], [8], [9, 10, 11, 12, 13]], [4, 70, 299]
+    scores, likeliest = next_logprobs(model, rows, tokens, batch_size=batch_size)
+    for row, score, first in zip(rows, scores, likeliest, strict=True):
+        with torch.no_grad():
+            own = model(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(dim=-1)
+        assert score == pytest.approx(own[tokens].numpy(), abs=1e-5)
+        assert first == own.argmax()
+
+
+def test_next_logprobs_name_an_empty_row():
+    with pytest.raises(ValueError, match=r"rows\[1\] is empty"):
+        next_logprobs(make_model(), [[5], []], [4])
