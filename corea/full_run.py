@@ -1,15 +1,16 @@
-"""Small result tables of one full run of the book, kept in the package.
+"""Small result tables of full runs of the book, kept in the package.
 
-A reader's own run is small. The chapters therefore show beside it what the full run gave,
-read from ``data/full_run/<run>/<table>.csv``; ``data/full_run/provenance.json`` says where
-those numbers come from. They are put there, from the root of the repository, by::
+A reader's own run is small. The chapters therefore show beside it what a full run gave, read from
+``data/full_run/<run>/<table>.csv``; ``data/full_run/<run>/provenance.json`` says where those
+numbers come from. They are put there, from the root of the repository, by::
 
     make book PROFILE=laptop-full
     make publish PROFILE=laptop-full        # python -m corea.full_run laptop-full [RUN ...]
 
 Without runs on the command line these are the runs of the notebooks that import this module.
 
-1. What is published replaces all that was: tables of two full runs are never mixed.
+1. What is published of a notebook replaces all that was of it: one chapter never shows tables of
+   two full runs. Those of other notebooks stay.
 2. The commit and the versions are those with which the notebooks were executed, the runs that
    the published ones read included, not those of the moment of publishing. A commit that ends
    in ``+changes`` was not clean; several commits are all named.
@@ -36,6 +37,7 @@ from corea.pipeline import FULL_RUN, PipelineError, Profile, imported_modules, l
 
 FOLDER = Path(__file__).parent / "data" / "full_run"
 LARGEST = 64 * 1024  # bytes of a table
+_PROVENANCE = "provenance.json"
 
 
 def published(run: str, table: str) -> pd.DataFrame | None:
@@ -56,32 +58,23 @@ def published(run: str, table: str) -> pd.DataFrame | None:
     return pd.read_csv(path) if path.is_file() else None
 
 
-def facts() -> dict[str, str]:
-    """Where the tables of the full run come from.
+def facts(run: str) -> dict[str, str]:
+    """Where the published tables of a run come from.
+
+    Args:
+        run: Name of the run.
 
     Returns:
-        Field name to value, as :func:`corea.provenance.provenance` gives them for the
-        executed notebooks, with their number and wall time in all; empty if no full run is
-        in the package.
+        Field name to value, as :func:`corea.provenance.provenance` gives them for the notebooks
+        executed for it, with their number and wall time in all; empty if nothing of it is in the
+        package.
+
+    Example:
+        >>> facts("no_such_run")
+        {}
     """
-    content: dict[str, str] = _provenance().get("facts", {})
-    return content
-
-
-def wall_times() -> dict[str, float]:
-    """Seconds that each notebook of the full run took.
-
-    Returns:
-        Run to seconds, for the published runs and all that they read, each run after those
-        that it reads; empty if no full run is in the package.
-    """
-    content: dict[str, float] = _provenance().get("seconds", {})
-    return content
-
-
-def _provenance() -> dict[str, Any]:
-    path = FOLDER / "provenance.json"
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path = FOLDER / run / _PROVENANCE
+    content: dict[str, str] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return content
 
 
@@ -117,12 +110,15 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
 
     with tempfile.TemporaryDirectory(dir=FOLDER.parent, prefix=".full_run-") as temporary:
         fresh, earlier = Path(temporary, "fresh"), Path(temporary, "earlier")
+        if FOLDER.exists():
+            shutil.copytree(FOLDER, fresh, ignore=lambda _, names: set(names) & set(chosen))
         for run, paths in tables.items():
             (fresh / run).mkdir(parents=True)
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
-        content = json.dumps(_described(notes), indent=1, ensure_ascii=False) + "\n"
-        (fresh / "provenance.json").write_text(content, "utf-8")
+            own = {name: notes[name] for name in [*profile.all_needs(run), run]}
+            content = json.dumps(_described(own), indent=1, ensure_ascii=False) + "\n"
+            (fresh / run / _PROVENANCE).write_text(content, "utf-8")
         if FOLDER.exists():
             FOLDER.rename(earlier)
         try:
@@ -131,7 +127,7 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             if earlier.exists():
                 earlier.rename(FOLDER)
             raise
-    return sorted(path for path in FOLDER.rglob("*") if path.is_file())
+    return sorted(path for run in chosen for path in (FOLDER / run).iterdir())
 
 
 def _notes(profile: Profile, run: str) -> dict[str, Any]:
@@ -174,16 +170,16 @@ def _unfit(tables: Mapping[str, Sequence[Path]]) -> Iterator[str]:
                 yield f"{path} is not readable as CSV: {visible(error)}"
 
 
-def _described(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _described(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Content of ``provenance.json``: the notes of all runs, each different value once."""
     facts: dict[str, dict[str, None]] = {}
     for noted in notes.values():
         for field, value in noted["corea"].items():
             facts.setdefault(field, {})[value] = None
-    seconds = {run: round(noted["papermill"]["duration"], 1) for run, noted in notes.items()}
-    total = f"{sum(seconds.values()) / 60:.0f} minutes, the sum over {len(seconds)} notebooks"
+    seconds = sum(noted["papermill"]["duration"] for noted in notes.values())
+    total = f"{seconds / 60:.0f} minutes, the sum over {len(notes)} notebooks"
     joined = {field: "; ".join(values) for field, values in facts.items()}
-    return {"facts": {**joined, "wall time": total}, "seconds": seconds}
+    return {**joined, "wall time": total}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,9 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PipelineError as error:
         print(error)
         return 1
-    commit = facts()["commit"]
-    print(*written, f"made from commit {commit}", sep="\n")
-    if "+changes" in commit or "unknown" in commit:
+    print(*written, sep="\n")
+    commits = {facts(path.parent.name)["commit"] for path in written}
+    print(f"made from commit {'; '.join(sorted(commits))}")
+    if any("+changes" in commit or "unknown" in commit for commit in commits):
         print("Nobody else has that source: better commit it and make the full run from it.")
     return 0
 

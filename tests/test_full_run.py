@@ -61,38 +61,43 @@ def executed(tmp_path, monkeypatch, write_notebook):
 
 def test_nothing_is_published_at_first(executed):
     assert full_run.published("compare", "standalone") is None
-    assert full_run.facts() == {}
-    assert full_run.wall_times() == {}
+    assert full_run.facts("compare") == {}
 
 
 def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
     written = full_run.publish(load_profile("tiny"))
     assert [path.relative_to(full_run.FOLDER).as_posix() for path in written] == [
-        "alone/one.csv", "alone/two.csv", "compare/standalone.csv", "provenance.json",
+        "alone/one.csv", "alone/provenance.json", "alone/two.csv", "compare/provenance.json",
+        "compare/standalone.csv",
     ]  # fmt: skip
     expected = pd.DataFrame({"x": [0.1, None], "name": ["a", "b"]})
     pd.testing.assert_frame_equal(full_run.published("compare", "standalone"), expected)
     assert full_run.published("compare", "dynamics") is None
     assert full_run.published("train_l1", "dynamics") is None
-    assert full_run.facts() == {
+    assert full_run.facts("compare") == {
         "profile": "tiny",
         "seed": "3",
-        "commit": "abc; def+changes",
+        "commit": "abc",
         "numpy": "2.3",
-        "wall time": "5 minutes, the sum over 3 notebooks",
+        "wall time": "3 minutes, the sum over 2 notebooks",
     }
-    assert full_run.wall_times() == {"train_l1": 90.1, "compare": 90.1, "alone": 90.1}
-    assert list(full_run.wall_times()) == ["train_l1", "compare", "alone"]
+    assert full_run.facts("alone")["commit"] == "def+changes"
     assert [path.name for path in full_run.FOLDER.parent.iterdir()] == ["full_run"]
 
 
-def test_published_run_replaces_the_earlier_one_whole(executed):
+def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
     full_run.publish(load_profile("tiny"))
+    before = snapshot()
+    Path("build/tiny/tables/alone/two.csv").unlink()
+    executed("alone", 7, commit="fed", tables={"one.csv": "x\n3\n"})
     written = full_run.publish(load_profile("tiny"), ["alone"])
-    assert [path.parent.name for path in written] == ["alone", "alone", "full_run"]
-    assert full_run.published("compare", "standalone") is None
-    assert full_run.facts()["commit"] == "def+changes"
-    assert full_run.wall_times() == {"alone": 90.1}
+    assert [path.name for path in written] == ["one.csv", "provenance.json"]
+    assert full_run.published("alone", "two") is None
+    assert full_run.published("alone", "one")["x"].tolist() == [3]
+    assert full_run.facts("alone")["commit"] == "fed"
+    after = snapshot()
+    kept = {path: text for path, text in before.items() if path.parent.name == "compare"}
+    assert kept == {path: text for path, text in after.items() if path.parent.name == "compare"}
 
 
 def snapshot():
@@ -175,7 +180,7 @@ def test_earlier_run_is_back_when_the_new_one_cannot_be_put_in_place(executed, m
 def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(executed, capsys):
     assert full_run.main(["tiny", "compare"]) == 0
     *files, commit = capsys.readouterr().out.splitlines()
-    assert [Path(file).name for file in files] == ["standalone.csv", "provenance.json"]
+    assert [Path(file).name for file in files] == ["provenance.json", "standalone.csv"]
     assert commit == "made from commit abc"
     assert full_run.main(["tiny", "alone"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nobody else has that source")
@@ -188,9 +193,9 @@ def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(
 
 
 def test_what_is_in_the_package_is_whole():
-    tables = sorted(full_run.FOLDER.rglob("*.csv"))
-    assert (full_run.facts() != {}) == (tables != [])
-    for path in tables:
+    for path in sorted(full_run.FOLDER.rglob("*.csv")):
         assert path.stat().st_size <= full_run.LARGEST
         assert not full_run.published(path.parent.name, path.stem).empty
-        assert path.parent.name in full_run.wall_times()
+        found = full_run.facts(path.parent.name)
+        assert {"profile", "commit", "seed", "wall time"} <= found.keys()
+        assert "+changes" not in found["commit"]
