@@ -8,7 +8,8 @@ per question and sample. What is different:
    and ``p_1`` ... ``p_5`` those of the options over the full vocabulary (missing beyond K).
 2. The decision itself is greedy whatever the reasoning before it was drawn at, so that it is the
    option the model holds for likeliest. Paper B does not say how it decides; its method wants the
-   intended label to be "selected as the greedy output" (section 5).
+   intended label to be "selected as the greedy output" (section 5). It can be drawn like every
+   other token instead, as rollouts in training are.
 3. A completion without a valid decision is wrong, has no answer and no confidence.
 4. Foreign reasoning is put behind the question as text, up to the line on which the decision
    stands, or a part of it that the model then goes on from, greedily.
@@ -53,6 +54,7 @@ def evaluate_decisions(
     sampling: Sampling,
     reasoning: bool,
     directory: str | Path,
+    decisions: str = "greedy",
     part_size: int | None = None,
 ) -> Records:
     """Have a model decide all questions, or those that an earlier, interrupted call left.
@@ -61,9 +63,10 @@ def evaluate_decisions(
         engine: What decides.
         questions: What is asked; no two of the same dataset and name.
         system: Name of what decides, in the records.
-        sampling: How reasoning is drawn; the decision is greedy (choice 2).
+        sampling: How reasoning is drawn.
         reasoning: Whether to reason first.
         directory: Where parts are kept, for :func:`corea.evaluation.read_samples`.
+        decisions: ``"greedy"`` or ``"sampled"`` (choice 2).
         part_size: Questions of a part; when None, as many as fill one batch of the engine.
 
     Returns:
@@ -71,10 +74,12 @@ def evaluate_decisions(
         no valid decision.
 
     Raises:
-        ValueError: If a question is there twice, or there is none.
+        ValueError: If a question is there twice or there is none, or ``decisions`` is neither.
         OptionError: If options are not one token each.
         EvaluationError: If the directory holds a part of another request.
     """
+    if decisions not in ("greedy", "sampled"):
+        raise ValueError(f"decisions is {decisions!r}; expected greedy or sampled")
     if not questions:
         raise ValueError("no questions; expected at least one")
     names = [(question.dataset, question.question_id) for question in questions]
@@ -83,16 +88,17 @@ def evaluate_decisions(
         raise ValueError(f"two questions are {twice}")
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(engine.tokenizer, options)
-    greedy = dataclasses.replace(sampling, greedy_after=f"{END_OF_THINKING}\n")
+    marker = f"{END_OF_THINKING}\n" if decisions == "greedy" else ""
+    sampling = dataclasses.replace(sampling, greedy_after=marker)
 
     def answer(part: Sequence[DecisionQuestion]) -> Answers:
         prompts = [_prompt(question, reasoning=reasoning) for question in part]
-        return _decide(engine, part, prompts, greedy).assign(system=system), None
+        return _decide(engine, part, prompts, sampling).assign(system=system), None
 
     request = {
         "system": system,
         "model": engine.fingerprint,
-        "sampling": dataclasses.asdict(greedy),
+        "sampling": dataclasses.asdict(sampling),
         "reasoning": reasoning,
     }
     size = max(1, engine.batch_size // sampling.n_samples) if part_size is None else part_size

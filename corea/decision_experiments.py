@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from corea.calibration import marginal_calibration_error, static_calibration_error
 from corea.decision_evaluation import OPTIONS
 from corea.decisions import LETTERS, VERDICTS
-from corea.experiments import QuestionWeights
+from corea.experiments import QuestionWeights, as_interval
 from corea.published import published_table
 
 Floats = NDArray[np.float64]
@@ -139,6 +139,51 @@ def measure_options(
                         "metric": metric,
                         "resample": np.arange(len(values)),
                         "value": values,
+                    }
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_means(
+    rows: pd.DataFrame, columns: Sequence[str], *, n_resamples: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """Means of columns, as measurements.
+
+    Args:
+        rows: With ``system``, ``seed``, ``dataset``, ``question_id`` and the columns; a value that
+            is missing is left out of its mean.
+        columns: Numbers or flags.
+        n_resamples: As for :func:`corea.experiments.measure`.
+        seed: Of the resampling.
+
+    Returns:
+        Measurements, as of :func:`corea.experiments.measure`, with the columns as metrics.
+
+    Example:
+        >>> rows = pd.DataFrame({"system": "Base", "seed": 0, "dataset": "choices",
+        ...     "question_id": ["1", "2"], "flipped": [True, False]})
+        >>> measure_means(rows, ["flipped"], n_resamples=5).loc[0, "value"].item()
+        0.5
+    """
+    weights = QuestionWeights(rows, n_resamples, seed)
+    parts = []
+    for (system, run_seed, dataset), own in rows.groupby(["system", "seed", "dataset"], sort=False):
+        weight = weights.of_rows(own, str(dataset))
+        for column in columns:
+            values = own[column].to_numpy(dtype=float)
+            there = ~np.isnan(values)
+            total = weight[:, there].sum(axis=1)
+            means = weight[:, there] @ values[there] / np.where(total > 0, total, np.nan)
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "system": system,
+                        "seed": run_seed,
+                        "dataset": dataset,
+                        "metric": column,
+                        "resample": np.arange(len(means)),
+                        "value": means,
                     }
                 )
             )
@@ -286,6 +331,30 @@ def split_questions(
     chosen = np.random.default_rng(seed).permutation(questions)[:n]
     first = rows["question_id"].isin(chosen)
     return rows[first], rows[~first]
+
+
+def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """Measured values side by side: a row per dataset and system, a column per metric.
+
+    Args:
+        table: From :func:`corea.experiments.intervals`.
+        metrics: Metric to its heading, in order.
+
+    Returns:
+        Columns ``dataset, system`` and the headings, whose cells are intervals (None where a
+        value is missing); in the order in which datasets and systems first occur.
+    """
+    cells = {
+        (row["dataset"], row["system"], row["metric"]): as_interval(row)
+        for row in table.to_dict("records")
+    }
+    rows = [
+        {"dataset": dataset, "system": system}
+        | {heading: cells.get((dataset, system, metric)) for metric, heading in metrics.items()}
+        for dataset in table["dataset"].unique()
+        for system in table.loc[table["dataset"] == dataset, "system"].unique()
+    ]
+    return pd.DataFrame(rows)
 
 
 def in_order(systems: Iterable[str], order: Sequence[str]) -> list[str]:

@@ -46,7 +46,11 @@ from corea.decisions import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
 DATASETS = ("choices", "fact_choices", "messages", "lists")
 CHOICES = DATASETS[:2]
@@ -352,3 +356,32 @@ def build_tokenizer(own: DecisionWorld | None = None) -> PreTrainedTokenizerFast
         + [AddedToken(word, normalized=False, special=False, single_word=True) for word in VERDICTS]
     )
     return tokenizer
+
+
+def extend(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: DecisionWorld, *, seed: int
+) -> PreTrainedTokenizerFast:
+    """Give a model of the microworld the tokens of decisions.
+
+    Args:
+        model: The model; its embeddings grow, in place, by random ones.
+        tokenizer: Its tokenizer.
+        own: Whose names it knows.
+        seed: Of the new embeddings.
+
+    Returns:
+        The tokenizer with the new tokens.
+
+    Raises:
+        ValueError: If the model's tokenizer is that of another world.
+    """
+    import torch
+
+    extended = build_tokenizer(own)
+    known = range(len(tokenizer))
+    if extended.convert_ids_to_tokens(known) != tokenizer.convert_ids_to_tokens(known):
+        raise ValueError("the model's tokenizer is that of another world")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(len(extended), mean_resizing=False)
+    return extended

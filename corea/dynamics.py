@@ -75,6 +75,10 @@ LABELS: Mapping[str, str] = {
     "share_at_0": "share at 0",
     "share_at_1": "share at 1",
     "groups_without_variance": "groups without variance",
+    "confidence": "confidence of the decision",
+    "no_decision": "share without a decision",
+    "calibration_loss": "calibration-aware loss",
+    "gradient_cosine": "cosine of the gradients",
 }
 """What the columns are called in a figure."""
 

@@ -181,20 +181,11 @@ def decision_pretrained(
     """
 
     def build(folder: Path) -> None:
-        import torch
-
         from corea import decision_world, trainers
         from corea.generate import load_model
 
-        model, known = load_model(base, device="cpu")
-        tokenizer = decision_world.build_tokenizer(own)
-        if tokenizer.convert_ids_to_tokens(range(len(known))) != known.convert_ids_to_tokens(
-            range(len(known))
-        ):
-            raise ValueError(f"{Path(base).as_posix()}: its tokenizer is that of another world")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)  # new embeddings are drawn like the old ones
-            model.resize_token_embeddings(len(tokenizer))
+        model, tokenizer = load_model(base, device="cpu")
+        tokenizer = decision_world.extend(model, tokenizer, own, seed=settings.seed)
         rows = decision_world.corpus(own, settings.batch * settings.steps, settings.seed)
         trainers.train_sft(model, tokenizer, rows, settings, folder)
 
@@ -289,6 +280,7 @@ def decided(
     *,
     reasoning: bool,
     batch_size: int,
+    decisions: str = "greedy",
     root: str | Path = ROOT,
 ) -> Path:
     """The decisions of a model, with the probabilities of the options.
@@ -299,6 +291,7 @@ def decided(
         sampling: How reasoning is drawn.
         reasoning: Whether to reason first.
         batch_size: Rows at once.
+        decisions: ``"greedy"`` or ``"sampled"``, after the reasoning.
         root: Folder of the store.
 
     Returns:
@@ -317,6 +310,7 @@ def decided(
             sampling=sampling,
             reasoning=reasoning,
             directory=folder,
+            decisions=decisions,
         )
 
     spec = {
@@ -325,9 +319,67 @@ def decided(
         "sampling": asdict(sampling),
         "reasoning": reasoning,
         "batch_size": batch_size,
+        "decisions": decisions,
     }
     modules = ("decision_evaluation", "evaluation", "generate", "decisions")
     return make("decisions", spec, build, modules=modules, root=root)
+
+
+def swapped(
+    model: str | Path,
+    questions: Sequence[DecisionQuestion],
+    decisions: Path,
+    shares: Sequence[float],
+    *,
+    max_completion_tokens: int,
+    batch_size: int,
+    seed: int,
+    root: str | Path = ROOT,
+) -> Path:
+    """What a model decides behind the reasoning of other questions.
+
+    Args:
+        model: Folder or hub name.
+        questions: The questions.
+        decisions: The model's own decisions on them, from :func:`decided`.
+        shares: Of the foreign reasoning.
+        max_completion_tokens: Length at which a model that goes on is cut.
+        batch_size: Rows at once.
+        seed: Of the donors.
+        root: Folder of the store.
+
+    Returns:
+        Folder with ``swapped.parquet``, as :func:`corea.decision_evaluation.swap_reasoning`
+        returns it.
+    """
+
+    def build(folder: Path) -> None:
+        from corea.decision_evaluation import swap_reasoning
+        from corea.evaluation import read_samples
+        from corea.generate import TransformersEngine, load_model
+
+        engine = TransformersEngine(*load_model(model), batch_size=batch_size)
+        table = swap_reasoning(
+            engine,
+            questions,
+            read_samples(decisions),
+            shares=shares,
+            max_completion_tokens=max_completion_tokens,
+            seed=seed,
+        )
+        table.to_parquet(folder / "swapped.parquet", index=False)
+
+    spec = {
+        "model": identity(model),
+        "questions": digest(questions),
+        "decisions": decisions.name,
+        "shares": list(shares),
+        "max_completion_tokens": max_completion_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    modules = ("decision_evaluation", "evaluation", "generate", "decisions")
+    return make("swap", spec, build, modules=modules, root=root)
 
 
 def router(

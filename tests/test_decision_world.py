@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from corea import microworld
 from corea.decision_world import (
     DATASETS,
     DecisionWorld,
     _digit,
     build_tokenizer,
     corpus,
+    extend,
     questions,
 )
 from corea.decision_world import sampler_accuracy as known_accuracy
@@ -198,3 +200,23 @@ def test_a_temperature_below_zero_is_refused():
     (question,) = questions(OWN, "choices", "test", 1)
     with pytest.raises(ValueError, match="temperature is -1"):
         known_accuracy(OWN, question, -1.0)
+
+
+def test_a_model_of_the_microworld_gets_the_tokens_of_decisions():
+    torch = pytest.importorskip("torch")
+    known = microworld.build_tokenizer(FEW.world)
+    config = microworld.model_config("qwen2", 32, 1, 1, len(known))
+    models = [microworld.new_model(config, 0) for _ in range(3)]
+    before = models[0].get_input_embeddings().weight.clone()
+    state = torch.random.get_rng_state()
+    extended = extend(models[0], known, FEW, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len(extended) > len(known)
+    for weights in (models[0].get_input_embeddings().weight, models[0].lm_head.weight):
+        assert len(weights) == len(extended)
+        assert weights[len(known) :].std() > 0.01
+    assert torch.equal(models[0].get_input_embeddings().weight[: len(known)], before)
+    extend(models[1], known, FEW, seed=1)
+    assert torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)
+    with pytest.raises(ValueError, match="tokenizer is that of another world"):
+        extend(models[2], known, replace(FEW, world=World(names=13)), seed=1)
