@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 OPTIONS = tuple(f"p_{k + 1}" for k in range(MAX_OPTIONS))
 """Columns of the options' probabilities."""
 
+_SWAPPED = {
+    **dict.fromkeys(("dataset", "question_id", "own", "foreign", "donor", "answer"), "str"),
+    **dict.fromkeys(("own_confidence", "share", "confidence", "renormalised"), "float64"),
+    "flipped": "bool",
+}
 _TEXTS = ["prompt", "opening", "completion", "kind", "finished", "undecided"]
 
 
@@ -231,7 +236,8 @@ def swap_reasoning(
         seed: Of the donors.
 
     Returns:
-        A row per question that was decided and has a donor, and share: ``dataset, question_id,
+        A row per question that was decided and has a donor (none, if all questions of a dataset
+        were decided alike), and share: ``dataset, question_id,
         share, own`` (its decision), ``own_confidence``, ``foreign`` (the donor's), ``donor``,
         ``answer`` (what is decided now, None for no option), ``flipped`` (whether that is the
         donor's), ``confidence`` and ``renormalised`` (of what is decided now).
@@ -268,9 +274,9 @@ def swap_reasoning(
                     "reasoning": donor["opening"],
                 }
             )
+    if not pairs:
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _SWAPPED.items()})
     swapped = pd.DataFrame(pairs)
-    if swapped.empty:
-        return swapped
     asked = [by_name[pair] for pair in zip(swapped["dataset"], swapped["question_id"], strict=True)]
     prompts = [question.prompt(reasoning=True) for question in asked]
     tables = []

@@ -17,15 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from corea.calibration import marginal_calibration_error, static_calibration_error
+from corea.calibration import (
+    expected_calibration_error,
+    marginal_calibration_error,
+    static_calibration_error,
+)
 from corea.decision_evaluation import OPTIONS
 from corea.decisions import LETTERS, VERDICTS
-from corea.experiments import QuestionWeights, as_interval
+from corea.experiments import QuestionWeights, as_interval, claim, differences, measure
 from corea.published import published_table
 
 Floats = NDArray[np.float64]
@@ -50,8 +55,25 @@ PAPER_MODELS = ("Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B")
 METHODS = ("none", "temperature", "platt", "isotonic")
 """Recalibrations of :func:`recalibrated`."""
 
+NAMES: Mapping[str, str] = MappingProxyType({name: name.capitalize() for name in METHODS})
+"""What they are called in tables."""
+
+FINDINGS: Mapping[str, tuple[str, str, str, float, bool]] = MappingProxyType(
+    {
+        "SFT gains accuracy over the base": ("SFT", "Base", "pass_at_1", 0.0, True),
+        "GRPO gains accuracy over the base": ("GRPO", "Base", "pass_at_1", 0.0, True),
+        "GRPO gains more accuracy than SFT": ("GRPO", "SFT", "pass_at_1", 0.0, True),
+        "SFT is better calibrated than GRPO": ("SFT", "GRPO", "ece", 0.0, False),
+        "CA-GRPO is better calibrated than GRPO": ("CA-GRPO", "GRPO", "ece", 0.0, False),
+        "CA-GRPO is as accurate as GRPO": ("CA-GRPO", "GRPO", "pass_at_1", -2.0, True),
+    }
+)
+"""What paper B finds of two systems: system, baseline, metric, bound of the difference, and whether
+it is a lower one. Source: its key finding 1 and takeaway; the two points are ours."""
+
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
 _TINY = 1e-6
+_OF_QUESTION = ["system", "seed", "dataset", "question_id"]
 
 
 def paper_rows(
@@ -93,6 +115,36 @@ def paper_rows(
     )
     columns = ["dataset", "system", "metric", "value", "spread", "half_unit"]
     return found[columns].drop_duplicates().reset_index(drop=True)
+
+
+def measure_decisions(
+    records: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 200, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy and calibration on every dataset, each for the systems that have it.
+
+    Args:
+        records: Of decisions, with ``seed``.
+        n_bins: Bins of the ECE, of equal mass.
+        n_resamples: As for :func:`corea.experiments.measure`.
+        seed: Of the resampling.
+
+    Returns:
+        Measurements, as of :func:`corea.experiments.measure`.
+    """
+    return pd.concat(
+        [
+            measure(
+                rows,
+                groups={str(dataset): (str(dataset),)},
+                n_bins=n_bins,
+                binning="equal_mass",
+                n_resamples=n_resamples,
+                seed=seed,
+            )
+            for dataset, rows in records.groupby("dataset", sort=False)
+        ],
+        ignore_index=True,
+    )
 
 
 def measure_options(
@@ -200,6 +252,62 @@ def _options(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.intp]]:
     return probabilities, np.array([names.index(label) for label in rows["gold"]], dtype=np.intp)
 
 
+# --- rollouts ---------------------------------------------------------------------------------
+
+
+def flag_rollouts(rollouts: pd.DataFrame, *, sure: float = 0.99, near: float = 0.1) -> pd.DataFrame:
+    """Whether rollouts are sure of their decision, and calibrated for their question.
+
+    Args:
+        rollouts: Sampled decisions with ``system`` and ``seed``, several of each question.
+        sure: Probability above which a decision is sure; paper B's Table 2 has 0.99.
+        near: How far a probability may be from the share of the question's decisions that are
+            right.
+
+    Returns:
+        The rollouts with ``accuracy`` (that share), ``sure``, ``sure_and_wrong`` and
+        ``calibrated``; 0 or 1, missing where nothing was decided, and the last also for questions
+        that are always or never right, where nothing between is to be known.
+
+    Example:
+        >>> rollouts = pd.DataFrame({"system": "Base", "seed": 0, "dataset": "choices",
+        ...     "question_id": "1", "correct": [True, False], "confidence": [0.995, 0.55]})
+        >>> flag_rollouts(rollouts)[["sure", "calibrated"]].to_numpy().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    accuracy = rollouts.groupby(_OF_QUESTION)["correct"].transform("mean")
+    p, missing = rollouts["confidence"], rollouts["confidence"].isna()
+    mixed = accuracy.between(0, 1, inclusive="neither")
+    is_sure = (p > sure).astype(float).mask(missing)
+    return rollouts.assign(
+        accuracy=accuracy,
+        sure=is_sure,
+        sure_and_wrong=is_sure.where(~rollouts["correct"], 0.0).mask(missing),
+        calibrated=((p - accuracy).abs() <= near).astype(float).mask(missing | ~mixed),
+    )
+
+
+def within_questions(rollouts: pd.DataFrame) -> pd.DataFrame:
+    """How the probabilities of a question's rollouts spread, and whether right ones have more.
+
+    Args:
+        rollouts: As for :func:`flag_rollouts`.
+
+    Returns:
+        A row per system, seed, dataset and question with a decision: ``spread`` (10th to 90th
+        percentile) and ``advantage`` (mean probability of the right decisions less that of the
+        wrong ones; missing where one kind is).
+    """
+    own = rollouts[rollouts["confidence"].notna()]
+
+    def of(rows: pd.DataFrame) -> Any:
+        return rows.groupby(_OF_QUESTION, sort=False)["confidence"]
+
+    spread = of(own).quantile(0.9) - of(own).quantile(0.1)
+    advantage = of(own[own["correct"]]).mean() - of(own[~own["correct"]]).mean()
+    return pd.DataFrame({"spread": spread, "advantage": advantage}).reset_index()
+
+
 # --- recalibration behind the training --------------------------------------------------------
 
 
@@ -238,15 +346,31 @@ def recalibrated(method: str, fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-    known = fit[fit["confidence"].notna()]
-    there = rows["confidence"].notna().to_numpy()
-    found = np.full(len(rows), np.nan)
     if method == "none":
         return rows["confidence"].to_numpy(dtype=float)
-    if known.empty:
-        raise ValueError("nothing to fit to: expected at least one record with a confidence")
-    found[there] = _METHODS[method](known, rows[there])
+    if not can_fit(method, fit):
+        raise ValueError(
+            f"nothing to fit {method} to: expected records with a confidence, and for platt both "
+            "right and wrong ones"
+        )
+    there = rows["confidence"].notna().to_numpy()
+    found = np.full(len(rows), np.nan)
+    found[there] = _METHODS[method](fit[fit["confidence"].notna()], rows[there])
     return found
+
+
+def can_fit(method: str, fit: pd.DataFrame) -> bool:
+    """Whether there is what a recalibration needs to be fitted.
+
+    Args:
+        method: One of :data:`METHODS`.
+        fit: Records of decisions.
+
+    Returns:
+        Whether any has a confidence, and for Platt scaling whether these are right and wrong.
+    """
+    correct = fit.loc[fit["confidence"].notna(), "correct"]
+    return method == "none" or correct.nunique() > (1 if method == "platt" else 0)
 
 
 def _temperature(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
@@ -278,8 +402,6 @@ def _log_sum_exp(values: Floats) -> Floats:
 def _platt(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     from sklearn.linear_model import LogisticRegression
 
-    if fit["correct"].nunique() < 2:
-        raise ValueError("Platt scaling needs right and wrong records; these are all of one kind")
     model = LogisticRegression(C=np.inf).fit(_logit(fit["confidence"]), fit["correct"])
     result: Floats = model.predict_proba(_logit(rows["confidence"]))[:, 1]
     return result
@@ -303,6 +425,84 @@ def _isotonic(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
 _METHODS: Mapping[str, Callable[[pd.DataFrame, pd.DataFrame], Floats]] = MappingProxyType(
     {"temperature": _temperature, "platt": _platt, "isotonic": _isotonic}
 )
+
+
+def recalibrate_all(records: pd.DataFrame, n_fit: int, *, seed: int = 0) -> pd.DataFrame:
+    """Records of every system after every recalibration.
+
+    Args:
+        records: Of decisions, with ``seed``.
+        n_fit: Questions of a task's first dataset that are fitted to; the others and the second
+            dataset are what is recalibrated.
+        seed: Of the split.
+
+    Returns:
+        The records, once per method, with ``method``, ``name`` (the system) and ``system`` (both);
+        without a confidence where a method cannot be fitted (:func:`can_fit`).
+    """
+    parts = []
+    for (system, _), rows in records.groupby(["system", "seed"], sort=False):
+        for task, (_, shifted) in TASKS.items():
+            if task not in set(rows["dataset"]):
+                continue
+            fit, rest = split_questions(rows, task, n_fit, seed=seed)
+            new = pd.concat([rest, rows[rows["dataset"] == shifted]], ignore_index=True)
+            parts += [
+                new.assign(
+                    confidence=(recalibrated(method, fit, new) if can_fit(method, fit) else np.nan),
+                    method=method,
+                    name=str(system),
+                    system=f"{system}, {NAMES[method]}",
+                )
+                for method in METHODS
+            ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def label_curve(
+    records: pd.DataFrame, counts: Sequence[int], *, n_draws: int, n_bins: int = 10, seed: int = 0
+) -> pd.DataFrame:
+    """Error of each recalibration against the number of labelled questions.
+
+    Args:
+        records: Of decisions, with ``seed``.
+        counts: Numbers of labelled questions; the largest are set apart, and the others of the
+            dataset are evaluated.
+        n_draws: Draws of fewer than the largest number, for each.
+        n_bins: Bins of the ECE, of equal mass.
+        seed: Of the split and the draws.
+
+    Returns:
+        A row per dataset, system, method and number ``n`` (0 for no recalibration): ``mean``,
+        ``low`` and ``high`` (5th and 95th percentile) of the ECE over draws and seeds, those left
+        out to which a method cannot be fitted.
+    """
+    points = []
+
+    def note(rows: pd.DataFrame, confidence: Floats, **labels: object) -> None:
+        error = expected_calibration_error(
+            confidence, rows["correct"], n_bins=n_bins, binning="equal_mass"
+        )
+        points.append({**labels, "ece": error})
+
+    for (system, _), rows in records.groupby(["system", "seed"], sort=False):
+        for task in [name for name in TASKS if name in set(rows["dataset"])]:
+            pool, rest = split_questions(rows, task, max(counts), seed=seed)
+            rest = rest[rest["confidence"].notna()]
+            labels = {"dataset": task, "system": system}
+            note(rest, rest["confidence"].to_numpy(), **labels, method="none", n=0)
+            for n in counts:
+                for draw in range(n_draws if n < max(counts) else 1):
+                    fit = pool
+                    if n < max(counts):
+                        fit, _ = split_questions(pool, task, n, seed=seed + 1 + draw)
+                    for method in METHODS[1:]:
+                        if can_fit(method, fit):
+                            new = recalibrated(method, fit, rest)
+                            note(rest, new, **labels, method=method, n=n)
+    grouped = pd.DataFrame(points).groupby(["dataset", "system", "method", "n"], sort=False)["ece"]
+    ends = {"mean": grouped.mean(), "low": grouped.quantile(0.05), "high": grouped.quantile(0.95)}
+    return pd.DataFrame(ends).reset_index()
 
 
 def split_questions(
@@ -354,6 +554,84 @@ def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
         for dataset in table["dataset"].unique()
         for system in table.loc[table["dataset"] == dataset, "system"].unique()
     ]
+    return pd.DataFrame(rows)
+
+
+def printed_shares(table: int) -> dict[str, str]:
+    """Paper B's Tables 2 and 3, which have one number per model, as text.
+
+    Args:
+        table: 2 or 3.
+
+    Returns:
+        Dataset here to the numbers of the three base models.
+
+    Example:
+        >>> printed_shares(3)["messages"]
+        '100.00 / 92.36 / 96.85 %'
+    """
+    rows = published_table("B", table)
+    return {
+        ours: " / ".join(f"{v:.2f}" for v in rows.loc[rows["dataset"] == theirs, "value"]) + " %"
+        for theirs, ours in COUNTERPARTS.items()
+        if theirs in set(rows["dataset"])
+    }
+
+
+def with_committed(
+    shown: pd.DataFrame, committed: pd.DataFrame | None, metrics: Mapping[str, str]
+) -> pd.DataFrame:
+    """A table of :func:`lay_out` with what the committed full run has in the same cells.
+
+    Args:
+        shown: The table.
+        committed: :func:`corea.experiments.intervals` of the full run, or None.
+        metrics: Metric to its heading.
+
+    Returns:
+        The table, with a column more per metric if there is a full run.
+    """
+    if committed is None:
+        return shown
+    cells = committed.set_index(["dataset", "system", "metric"])
+    keys = list(shown[["dataset", "system"]].itertuples(index=False, name=None))
+    shown = shown.copy()
+    for metric, heading in metrics.items():
+        found = [
+            as_interval(cells.loc[(*key, metric)].to_dict())
+            if (*key, metric) in cells.index
+            else None
+            for key in keys
+        ]
+        shown[f"committed full run: {heading}"] = pd.Series(found, shown.index, dtype="object")
+    return shown
+
+
+def claims(measured: pd.DataFrame) -> pd.DataFrame:
+    """Which of paper B's findings hold, dataset by dataset.
+
+    Args:
+        measured: From :func:`measure_decisions`; a finding about systems that were not measured
+            on a dataset is left out there.
+
+    Returns:
+        Rows of :func:`corea.experiments.claim`; the paper's numbers are those of its smallest
+        model.
+    """
+    paper = paper_rows(4).set_index(["dataset", "system", "metric"])["value"]
+    rows = []
+    for dataset, own in measured.groupby("dataset", sort=False):
+        there = set(own["system"])
+        for what, (system, baseline, metric, bound, lower) in FINDINGS.items():
+            if not {system, baseline} <= there:
+                continue
+            [row] = differences(own[own["metric"] == metric], [(system, baseline)]).to_dict(
+                "records"
+            )
+            named = ["Ours" if name == "CA-GRPO" else name for name in (system, baseline)]
+            first, second = (paper[dataset, name, metric] for name in named)
+            side = "at_least" if lower else "at_most"
+            rows.append(claim(what, str(dataset), row, first - second, **{side: bound}))
     return pd.DataFrame(rows)
 
 

@@ -122,6 +122,29 @@ def confidence_opening(text: str) -> str | None:
     return text[: opening.end()] if opening else None
 
 
+def answer_opening(text: str) -> str | None:
+    r"""A completion up to and with the brace in which its answer stands.
+
+    Source: rules 1 and 2 of this module.
+
+    Args:
+        text: A completion, any string.
+
+    Returns:
+        The beginning of the text that ends with that brace, or None where there is none.
+
+    Raises:
+        TypeError: If ``text`` is no string.
+
+    Example:
+        >>> answer_opening(r"Not \boxed{4}, so \boxed{5}. \confidence{0.9}")
+        'Not \\boxed{4}, so \\boxed{'
+    """
+    _require_text(text)
+    box = _last(_BOXED, text, 0)
+    return text[: box.end()] if box else None
+
+
 def parse_decision(text: str, options: Sequence[str]) -> str | None:
     r"""Read the one option after the reasoning.
 

@@ -132,22 +132,25 @@ def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
         run lacks is missing.
 
     Raises:
-        RunError: If a run was not made yet, or two runs are the same system with the same seed.
+        RunError: If a run was not made yet, or two runs are the same system with the same seed on
+            the same dataset.
     """
     tables: list[pd.DataFrame] = []
-    seen: dict[tuple[str, int], str | Path] = {}
+    seen: dict[tuple[str, int, str], str | Path] = {}
     for run in runs:
         model = read_model(run)
         path = Path(run) / "records.parquet"
         if not path.is_file():
             raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
-        identity = (model.system, model.seed)
-        if identity in seen:
-            raise RunError(
-                f"{run} and {seen[identity]} are both {model.system!r} with seed {model.seed}"
-            )
-        seen[identity] = run
         table = read_records(path).table
+        for dataset in table["dataset"].unique():
+            identity = (model.system, model.seed, dataset)
+            if identity in seen:
+                raise RunError(
+                    f"{run} and {seen[identity]} are both {model.system!r} with seed {model.seed} "
+                    f"on {dataset!r}"
+                )
+            seen[identity] = run
         facts = ("method", "role", "architecture", "group_size", "seed", "parameters")
         table = table.assign(
             system=model.system,

@@ -1,0 +1,222 @@
+"""Decisions compared: measurements, recalibration, and paper B beside them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from corea import decision_experiments as de
+from corea.calibration import expected_calibration_error
+from corea.decisions import LETTERS
+from corea.experiments import intervals
+from corea.published import published_table
+
+
+def decisions(dataset="choices", system="GRPO", n=200, *, seed=0, sharpness=1.0, samples=1):
+    """Records of decisions: calibrated ones at sharpness 1, too sure above it."""
+    rng = np.random.default_rng([seed, len(system)])
+    options = 2 if dataset in ("messages", "lists") else 5
+    names = ("Safe", "Unsafe") if options == 2 else LETTERS
+    rows = []
+    for i in range(n):
+        logits = rng.normal(0, 2, options)
+        p = np.exp(logits) / np.exp(logits).sum()
+        gold = rng.choice(options, p=p)
+        sharp = np.exp(sharpness * logits) / np.exp(sharpness * logits).sum()
+        for sample in range(samples):
+            place = int(sharp.argmax())
+            rows.append(
+                {
+                    "dataset": dataset, "question_id": f"{i:04d}", "system": system, "seed": seed,
+                    "sample": sample, "correct": place == gold, "confidence": sharp[place],
+                    "answer": names[place], "gold": names[gold],
+                }
+                | {f"p_{k + 1}": sharp[k] if k < options else np.nan for k in range(5)}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --- the paper ----------------------------------------------------------------------------------
+
+
+def test_paper_rows_are_the_printed_numbers_in_our_units():
+    rows = de.paper_rows(4, systems={"GRPO": "GRPO", "Ours": "mine"}).set_index(
+        ["dataset", "system", "metric"]
+    )["value"]
+    printed = published_table("B", 4)
+    printed = printed[printed["model"] == "Qwen3-1.7B"].set_index(["dataset", "system", "metric"])
+    assert len(rows) == 16
+    for theirs, ours in de.COUNTERPARTS.items():
+        accuracy = printed.loc[(theirs, "Ours", "accuracy"), "value"]
+        assert rows[ours, "mine", "pass_at_1"] == accuracy
+        error = printed.loc[(theirs, "GRPO", "ece"), "value"]
+        assert rows[ours, "GRPO", "ece"] == pytest.approx(error / 100)
+
+
+def test_settings_of_a_table_are_part_of_the_system():
+    names = set(de.paper_rows(5)["system"])
+    assert names == {f"{s}{m}" for s in ("GRPO", "Ours") for m in ("", ", Isotonic", ", Platt")}
+
+
+def test_printed_shares_are_those_of_all_three_models():
+    assert de.printed_shares(2)["choices"] == "97.62 / 98.93 / 99.85 %"
+
+
+def test_claims_hold_by_their_intervals():
+    seeds = [
+        decisions(system=name, seed=seed, sharpness=sharpness)
+        for seed in (1, 2, 3)
+        for name, sharpness in (("SFT", 1.0), ("GRPO", 4.0), ("Base", 4.0))
+    ]
+    found = de.claims(de.measure_decisions(pd.concat(seeds, ignore_index=True)))
+    found = found.set_index("claim")
+    assert found.loc["SFT is better calibrated than GRPO", "holds"] == "yes"
+    assert found.loc["SFT is better calibrated than GRPO", "paper"] == pytest.approx(
+        0.0736 - 0.2439
+    )
+    assert "CA-GRPO is better calibrated than GRPO" not in found.index
+    assert found.loc["GRPO gains accuracy over the base", "holds"] != "no"
+
+
+def test_committed_cells_stand_beside_those_of_the_run():
+    table = intervals(de.measure_decisions(decisions(n=40), n_resamples=10))
+    shown = de.lay_out(table, {"ece": "ECE"})
+    pd.testing.assert_frame_equal(de.with_committed(shown, None, {"ece": "ECE"}), shown)
+    both = de.with_committed(shown, table, {"ece": "ECE"})
+    assert both["committed full run: ECE"].tolist() == shown["ECE"].tolist()
+    other = de.with_committed(shown, table.assign(system="else"), {"ece": "ECE"})
+    assert other["committed full run: ECE"].tolist() == [None]
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def test_errors_of_options_and_decisions_are_those_of_calibration():
+    rows = decisions(n=300, sharpness=2.0)
+    rows.loc[:9, ["confidence", "answer", *de.OPTIONS]] = np.nan
+    rows.loc[:9, "correct"] = False
+    measured = pd.concat(
+        [de.measure_decisions(rows, n_resamples=3), de.measure_options(rows, n_resamples=3)]
+    )
+    now = measured[measured["resample"] == 0].set_index("metric")["value"]
+    kept = rows[10:]
+    assert now["pass_at_1"] == pytest.approx(100 * rows["correct"].mean())
+    assert now["ece"] == pytest.approx(
+        expected_calibration_error(kept["confidence"], kept["correct"], binning="equal_mass")
+    )
+    gold = [LETTERS.index(label) for label in kept["gold"]]
+    options = kept[list(de.OPTIONS)].to_numpy()
+    assert now["sce"] == pytest.approx(de.static_calibration_error(options, gold))
+    assert now["mce"] == pytest.approx(de.marginal_calibration_error(options, gold))
+    assert measured["resample"].nunique() == 4
+
+
+def test_systems_need_not_have_the_same_datasets():
+    rows = pd.concat([decisions(n=30), decisions("messages", "SFT", 30)], ignore_index=True)
+    measured = de.measure_decisions(rows, n_resamples=2)
+    cells = set(measured[["dataset", "system"]].itertuples(index=False, name=None))
+    assert cells == {("choices", "GRPO"), ("messages", "SFT")}
+
+
+def test_means_leave_out_what_is_missing():
+    rows = decisions(n=4).assign(x=[1.0, np.nan, 0.0, 0.0])
+    measured = de.measure_means(rows, ["x"], n_resamples=2)
+    assert measured.loc[0, "value"] == pytest.approx(1 / 3)
+    nothing = de.measure_means(rows.assign(x=np.nan), ["x"], n_resamples=2)
+    assert nothing["value"].isna().all()
+
+
+# --- rollouts -----------------------------------------------------------------------------------
+
+
+def test_rollouts_are_flagged_by_question():
+    rows = pd.DataFrame(
+        {
+            "system": "Base", "seed": 0, "dataset": "choices",
+            "question_id": ["a"] * 4 + ["b"] * 2,
+            "correct": [True, True, False, False, True, True],
+            "confidence": [0.995, 0.5, 0.999, np.nan, 0.2, 1.0],
+        }
+    )  # fmt: skip
+    found = de.flag_rollouts(rows)
+    assert found["accuracy"].tolist() == [0.5] * 4 + [1.0] * 2
+    assert found["sure"].tolist()[:3] == [1, 0, 1]
+    assert found["sure_and_wrong"].tolist()[:3] == [0, 0, 1]
+    assert found["calibrated"].tolist()[:3] == [0, 1, 0]
+    assert found.loc[3, ["sure", "sure_and_wrong", "calibrated"]].isna().all()
+    assert found.loc[4:, "calibrated"].isna().all()  # always right
+    within = de.within_questions(rows).set_index("question_id")
+    assert within.loc["a", "advantage"] == pytest.approx((0.995 + 0.5) / 2 - 0.999)
+    assert np.isnan(within.loc["b", "advantage"])
+    assert within.loc["b", "spread"] == pytest.approx(0.8 * 0.8)
+
+
+# --- recalibration ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", ["choices", "messages"])
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic"])
+def test_recalibration_mends_what_is_too_sure(method, dataset):
+    fit = decisions(dataset, n=2000, seed=1, sharpness=3.0)
+    rows = decisions(dataset, n=2000, seed=2, sharpness=3.0)
+    before = expected_calibration_error(rows["confidence"], rows["correct"])
+    after = expected_calibration_error(de.recalibrated(method, fit, rows), rows["correct"])
+    assert before > 0.1
+    assert after < 0.04
+
+
+def test_the_temperature_is_the_one_that_made_it_too_sure():
+    fit = decisions(n=4000, seed=1, sharpness=3.0)
+    rows = decisions(n=50, seed=2, sharpness=3.0)
+    calibrated = decisions(n=50, seed=2, sharpness=1.0)
+    found = de.recalibrated("temperature", fit, rows)
+    assert found == pytest.approx(calibrated["confidence"], abs=0.03)
+
+
+def test_what_decided_nothing_stays_without_a_confidence():
+    rows = decisions(n=20)
+    rows.loc[3, ["confidence", "answer", *de.OPTIONS]] = np.nan
+    for method in de.METHODS:
+        found = de.recalibrated(method, decisions(n=60, seed=4), rows)
+        assert np.flatnonzero(np.isnan(found)).tolist() == [3]
+
+
+def test_recalibration_that_cannot_be_fitted_says_so():
+    rows = decisions(n=20)
+    right = rows.assign(correct=True)
+    assert not de.can_fit("platt", right)
+    assert de.can_fit("isotonic", right)
+    with pytest.raises(ValueError, match="nothing to fit platt to: expected records with"):
+        de.recalibrated("platt", right, rows)
+    with pytest.raises(ValueError, match="nothing to fit isotonic to"):
+        de.recalibrated("isotonic", rows.assign(confidence=np.nan), rows)
+    with pytest.raises(ValueError, match="method is 'beta'; expected one of none, temperature"):
+        de.recalibrated("beta", rows, rows)
+
+
+def test_every_system_is_recalibrated_on_questions_it_was_not_fitted_to():
+    rows = pd.concat([decisions(n=60), decisions("fact_choices", n=30)], ignore_index=True)
+    rows = pd.concat([rows, rows.assign(system="SFT")], ignore_index=True)
+    mapped = de.recalibrate_all(rows, 20)
+    fit, rest = de.split_questions(rows, "choices", 20)
+    assert not set(fit["question_id"]) & set(rest["question_id"])
+    own = mapped[mapped["system"] == "SFT, Platt"]
+    assert sorted(own.loc[own["dataset"] == "choices", "question_id"]) == sorted(
+        rest.loc[rest["system"] == "SFT", "question_id"]
+    )
+    assert (own["dataset"] == "fact_choices").sum() == 30
+    assert set(mapped["system"]) == {
+        f"{s}, {de.NAMES[m]}" for s in ("GRPO", "SFT") for m in de.METHODS
+    }
+
+
+def test_more_labels_mean_less_error():
+    curve = de.label_curve(decisions(n=700, sharpness=4.0), [10, 300], n_draws=8)
+    error = curve.set_index(["method", "n"])["mean"]
+    assert error["isotonic", 300] < error["isotonic", 10] < error["none", 0]
+    assert (curve["low"] <= curve["high"]).all()
+
+
+@pytest.mark.parametrize("n", [0, 30])
+def test_a_split_without_questions_is_refused(n):
+    with pytest.raises(ValueError, match=f"n is {n}; 'choices' has 30 questions"):
+        de.split_questions(decisions(n=30), "choices", n)
