@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.patches import Patch
 
 from corea.decisions import optimal_confidence
 from corea.display import visible
@@ -44,12 +45,13 @@ def plot_probabilities(rows: pd.DataFrame, systems: Sequence[str]) -> Figure:
                 weights=[np.full(len(part), 1 / len(own)) for part in values],
                 stacked=True,
                 color=[shade[name], "0.7"],
-                label=["right", "wrong"],
             )
             axes.set(title=visible(name), xlabel="probability of the decision")
+            axes.set_xticks([0, 0.5, 1])
         grid[0][0].set_ylabel("share")
         if "correct" in rows:
-            grid[0][0].legend(loc="upper left")
+            patches = [Patch(color=shade[there[0]]), Patch(color="0.7")]
+            drawing.legend(patches, ["right", "wrong"], loc="outside lower center", ncols=2)
     return drawing
 
 
@@ -77,7 +79,9 @@ def plot_growing(growing: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         for row, (metric, label) in zip(grid, labels.items(), strict=True):
             of_metric = growing[growing["metric"] == metric]
             for axes, task in zip(row, tasks, strict=True):
-                for name, line in of_metric[of_metric["dataset"] == task].groupby("system"):
+                for name, line in of_metric[of_metric["dataset"] == task].groupby(
+                    "system", sort=False
+                ):
                     color = shade[str(name)]
                     axes.plot(line["share"], line["value"], "o-", color=color, label=visible(name))
                     axes.fill_between(

@@ -1,0 +1,63 @@
+"""Figures of the chapters on decisions: what is drawn is what was given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_decision_experiments import decisions
+
+from corea import decision_figures as figures
+from corea.decision_experiments import label_curve
+
+
+def test_probabilities_have_a_panel_a_system_and_add_up():
+    rows = pd.concat([decisions(n=50), decisions(system="Base", n=40)], ignore_index=True)
+    rows.loc[0, "confidence"] = np.nan
+    drawing = figures.plot_probabilities(rows, ["Base", "SFT", "GRPO"])
+    assert [axes.get_title() for axes in drawing.axes] == ["Base", "GRPO"]
+    for axes in drawing.axes:
+        assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(1)
+    assert [text.get_text() for text in drawing.legends[0].get_texts()] == ["right", "wrong"]
+    alone = figures.plot_probabilities(rows.drop(columns="correct"), ["GRPO"])
+    assert not alone.legends
+
+
+def test_names_of_strangers_are_shown_as_text():
+    drawing = figures.plot_probabilities(decisions(system="$x$\x00", n=9), ["$x$\x00"])
+    assert "\x00" not in drawing.axes[0].get_title()
+
+
+def test_growing_shares_are_lines_in_order():
+    rows = [
+        {"dataset": d, "system": s, "metric": m, "share": x, "value": x / 2, "low": 0, "high": 1}
+        for d in ("choices", "messages") for s in ("Base", "GRPO")
+        for m in ("flipped", "confidence") for x in (0.0, 0.5, 1.0)
+    ]  # fmt: skip
+    drawing = figures.plot_growing(pd.DataFrame(rows), {"flipped": "flips", "confidence": "p"})
+    assert len(drawing.axes) == 4
+    for axes in drawing.axes:
+        assert [line.get_label() for line in axes.lines] == ["Base", "GRPO"]
+        assert axes.lines[0].get_ydata().tolist() == [0, 0.25, 0.5]
+    assert [axes.get_ylabel() for axes in drawing.axes] == ["flips", "", "p", ""]
+
+
+def test_label_curves_have_the_start_as_a_dotted_line():
+    curve = label_curve(decisions(n=60), [5, 20], n_draws=2)
+    drawing = figures.plot_label_curves(curve, {"platt": "Platt", "isotonic": "Isotonic"})
+    assert [axes.get_title() for axes in drawing.axes] == ["choices, Platt", "choices, Isotonic"]
+    start = curve.loc[curve["method"] == "none", "mean"].item()
+    for axes in drawing.axes:
+        assert [line.get_linestyle() for line in axes.lines] == ["-", ":"]
+        assert axes.lines[1].get_ydata()[0] == start
+
+
+def test_targets_lie_where_they_are_derived():
+    axes = figures.plot_targets(4).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert lines["uniform when wrong"][[0, -1]].tolist() == [0.25, 1]
+    assert lines["proper when wrong"].tolist() == pytest.approx(np.linspace(0, 1, 101))
+
+
+def test_correlations_are_written_in_their_cells():
+    table = pd.DataFrame([[1.0, -0.25], [-0.25, 1.0]], ["a", "b"], ["a", "b"])
+    axes = figures.plot_correlations({"L1-SLM": table}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["1.00", "-0.25", "-0.25", "1.00"]
