@@ -130,10 +130,11 @@ def combine(records: pd.DataFrame, dataset: str, *, seed: int = 0) -> pd.DataFra
     Returns:
         The other half, once per signal and per name in :data:`COMBINED`: ``dataset, question_id,
         sample, correct, seed, of`` (the system), ``signal``, ``system`` (both) and
-        ``confidence``.
+        ``confidence``. The regressions are left out for a system and seed that is always right or
+        always wrong on the half that is fitted to.
 
     Raises:
-        ValueError: If the half that is fitted to is all right or all wrong.
+        ValueError: If a system has no two questions with all signals.
     """
     parts = []
     own = records[records["dataset"] == dataset]
@@ -142,11 +143,6 @@ def combine(records: pd.DataFrame, dataset: str, *, seed: int = 0) -> pd.DataFra
         columns = [SIGNALS[name] for name in names]
         rows = rows.dropna(subset=columns).reset_index(drop=True)
         fit, rest = split_questions(rows, dataset, rows["question_id"].nunique() // 2, seed=seed)
-        if fit["correct"].nunique() < 2:
-            raise ValueError(
-                f"{system!r} with seed {run_seed} is always right or always wrong on half of "
-                f"{dataset!r}; expected both"
-            )
         scores = dict(zip(names, _mapped(fit, rest, columns).T, strict=True))
         scores |= _combined(
             _mapped(fit, fit, columns), fit["correct"], np.array([*scores.values()]).T
@@ -183,12 +179,12 @@ def _combined(seen: Floats, correct: pd.Series[bool], new: Floats) -> dict[str, 
     from sklearn.linear_model import LogisticRegression
 
     apart, apart_new = (values.std(axis=1, keepdims=True) for values in (seen, new))
+    found = {COMBINED[0]: new.mean(axis=1), COMBINED[1]: 1 - apart_new[:, 0]}
+    if correct.nunique() < 2:
+        return found
     alone = LogisticRegression(max_iter=1000).fit(seen, correct)
     both = LogisticRegression(max_iter=1000).fit(np.hstack([seen, apart]), correct)
-    values = (
-        new.mean(axis=1),
-        1 - apart_new[:, 0],
-        alone.predict_proba(new)[:, 1],
-        both.predict_proba(np.hstack([new, apart_new]))[:, 1],
-    )
-    return dict(zip(COMBINED, values, strict=True))
+    return found | {
+        COMBINED[2]: alone.predict_proba(new)[:, 1],
+        COMBINED[3]: both.predict_proba(np.hstack([new, apart_new]))[:, 1],
+    }
