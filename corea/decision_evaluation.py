@@ -136,12 +136,14 @@ def _decide(
     options: list[tuple[str, ...]] = []
     chosen: list[str | None] = []
     ends = {tokenizer.eos_token_id}
+    texts: dict[int, str] = {}  # of tokens met
     for question, prompt, group in zip(questions, prompts, rollouts, strict=True):
         prompt_ids = tokenizer(prompt)["input_ids"]
         known = option_ids(tokenizer, question.options)
         for sample, rollout in enumerate(group):
             ids = rollout.token_ids.tolist()
-            place = decision_position([tokenizer.decode([i]) for i in ids], ids, known, ends)
+            texts |= {i: tokenizer.decode([i]) for i in set(ids) - texts.keys()}
+            place = decision_position([texts[i] for i in ids], ids, known, ends)
             decided = None if place is None else question.options[known.index(ids[place])]
             before.append(prompt_ids + ids[: 0 if place is None else place])
             options.append(question.options)

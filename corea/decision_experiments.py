@@ -30,7 +30,14 @@ from corea.calibration import (
 )
 from corea.decision_evaluation import OPTIONS
 from corea.decisions import LETTERS, VERDICTS
-from corea.experiments import QuestionWeights, as_interval, claim, differences, measure
+from corea.experiments import (
+    QuestionWeights,
+    as_interval,
+    as_measurements,
+    claim,
+    differences,
+    measure,
+)
 from corea.published import published_table
 
 Floats = NDArray[np.float64]
@@ -72,6 +79,7 @@ FINDINGS: Mapping[str, tuple[str, str, str, float, bool]] = MappingProxyType(
 it is a lower one. Source: its key finding 1 and takeaway; the two points are ours."""
 
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
+_ERRORS = {"sce": static_calibration_error, "mce": marginal_calibration_error}
 _TINY = 1e-6
 _OF_QUESTION = ["system", "seed", "dataset", "question_id"]
 
@@ -172,28 +180,18 @@ def measure_options(
         weight = weights.of_rows(rows, str(dataset))
         there = rows["answer"].notna().to_numpy()
         probabilities, gold = _options(rows[there])
-        for metric, error in (
-            ("sce", static_calibration_error),
-            ("mce", marginal_calibration_error),
-        ):
-            values = [
-                error(probabilities, gold, n_bins=n_bins, weight=row[there])
-                if row[there].any()
-                else np.nan
-                for row in weight
-            ]
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "system": system,
-                        "seed": run_seed,
-                        "dataset": dataset,
-                        "metric": metric,
-                        "resample": np.arange(len(values)),
-                        "value": values,
-                    }
-                )
+        values = {
+            metric: np.array(
+                [
+                    error(probabilities, gold, n_bins=n_bins, weight=row[there])
+                    if row[there].any()
+                    else np.nan
+                    for row in weight
+                ]
             )
+            for metric, error in _ERRORS.items()
+        }
+        parts.append(as_measurements(values, system=system, seed=run_seed, dataset=dataset))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -222,23 +220,13 @@ def measure_means(
     parts = []
     for (system, run_seed, dataset), own in rows.groupby(["system", "seed", "dataset"], sort=False):
         weight = weights.of_rows(own, str(dataset))
+        means = {}
         for column in columns:
             values = own[column].to_numpy(dtype=float)
             there = ~np.isnan(values)
             total = weight[:, there].sum(axis=1)
-            means = weight[:, there] @ values[there] / np.where(total > 0, total, np.nan)
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "system": system,
-                        "seed": run_seed,
-                        "dataset": dataset,
-                        "metric": column,
-                        "resample": np.arange(len(means)),
-                        "value": means,
-                    }
-                )
-            )
+            means[column] = weight[:, there] @ values[there] / np.where(total > 0, total, np.nan)
+        parts.append(as_measurements(means, system=system, seed=run_seed, dataset=dataset))
     return pd.concat(parts, ignore_index=True)
 
 

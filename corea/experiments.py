@@ -214,7 +214,7 @@ def measure(
         }
         for group, datasets in groups.items():
             means = _group_means(measured, by_dataset, datasets)
-            parts.append(_long(means, system=system, seed=run_seed, dataset=group))
+            parts.append(as_measurements(means, system=system, seed=run_seed, dataset=group))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -412,7 +412,7 @@ def measure_cascades(
             mean["pass_at_1_change"] = mean["pass_at_1"] - mean["large_pass_at_1"]
             mean["cost_change"] = 100 * (mean["cost"] / mean["large_alone_cost"] - 1)
             shown = {metric: mean[metric] for metric in CASCADE_METRICS}
-            parts.append(_long(shown, system=name, seed=run_seed, dataset=group))
+            parts.append(as_measurements(shown, system=name, seed=run_seed, dataset=group))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -492,7 +492,7 @@ def measure_thresholds(
             outcome = _outcome(part, threshold, routed=cascades[str(name)].routed)
             values = {m: weight @ outcome[m] / weight.sum(axis=1) for m in metrics}
             labels = {"system": name, "seed": run_seed, "dataset": dataset}
-            parts.append(_long(values, **labels, threshold=float(threshold)))
+            parts.append(as_measurements(values, **labels, threshold=float(threshold)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -544,7 +544,7 @@ def measure_areas(
             }
         for group, datasets in groups.items():
             means = _group_means(measured, by_dataset, datasets)
-            parts.append(_long(means, system=name, seed=run_seed, dataset=group))
+            parts.append(as_measurements(means, system=name, seed=run_seed, dataset=group))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -738,7 +738,20 @@ def _group_means(
     }
 
 
-def _long(values: Mapping[str, Floats], **labels: object) -> pd.DataFrame:
+def as_measurements(values: Mapping[str, Floats], **labels: object) -> pd.DataFrame:
+    """Values of metrics as rows of measurements.
+
+    Args:
+        values: Metric to its values, resample 0 first; all of one length.
+        **labels: What they are of: ``system``, ``seed`` and ``dataset``.
+
+    Returns:
+        A row per metric and resample.
+
+    Example:
+        >>> as_measurements({"ece": np.array([0.1])}, system="SLM", seed=0).to_dict("records")
+        [{'system': 'SLM', 'seed': 0, 'metric': 'ece', 'resample': 0, 'value': 0.1}]
+    """
     n = len(next(iter(values.values())))
     return pd.DataFrame(
         {
