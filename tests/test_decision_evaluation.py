@@ -40,11 +40,21 @@ def distribution(engine, text):
         return engine.model(input_ids=ids).logits[0, -1].float().softmax(dim=-1)
 
 
+def readable(engine, samples):
+    """Rows whose text is encoded as the tokens it was decoded from."""
+    n = [
+        len(engine.tokenizer(row["prompt"] + row["completion"])["input_ids"])
+        for row in samples.to_dict("records")
+    ]
+    ended = samples["finished"].astype(int)  # the closing token is not in the text
+    return samples[n == samples["prompt_tokens"] + samples["completion_tokens"] - ended]
+
+
 def test_confidence_is_the_probability_at_the_decision(engine, decided):
     records, samples = decided
     assert len(records.table) == len(samples) == 2 * len(ASKED)
     by_name = {(q.dataset, q.question_id): q for q in ASKED}
-    there = samples[samples["answer"].notna()]
+    there = readable(engine, samples[samples["answer"].notna()])
     assert len(there) > 20
     for row in there.to_dict("records"):
         question = by_name[row["dataset"], row["question_id"]]
@@ -61,7 +71,7 @@ def test_confidence_is_the_probability_at_the_decision(engine, decided):
 
 def test_decisions_are_greedy_though_reasoning_is_not(engine, decided):
     _, samples = decided
-    marked = samples[samples["opening"].str.endswith("</think>\n")]
+    marked = readable(engine, samples[samples["opening"].str.endswith("</think>\n")])
     assert len(marked) > 20
     for row in marked.to_dict("records"):
         p = distribution(engine, row["prompt"] + row["opening"])
@@ -175,13 +185,19 @@ def test_half_of_the_reasoning_is_half_of_its_tokens(engine, decided, monkeypatc
     monkeypatch.setattr(TransformersEngine, "generate", spy)
     found = swap_reasoning(engine, ASKED, decided[1], shares=(0.5,))
     first = decided[1].query("sample == 0").set_index(["dataset", "question_id"])
+    checked = 0
     for row, prompt in zip(found.to_dict("records"), seen, strict=True):
         donated = first.loc[(row["dataset"], row["donor"]), "opening"]
+        whole = donated.startswith("<think>\n") and donated.endswith("\n</think>\n")
+        if not whole or "\ufffd" in donated:  # no reasoning, or half a letter
+            continue
+        checked += 1
         thought = donated.partition("\n</think>")[0].removeprefix("<think>\n")
         n = len(engine.tokenizer(thought)["input_ids"])
         begun = prompt.rpartition("<think>\n")[2]
         assert thought.startswith(begun)
         assert len(engine.tokenizer(begun)["input_ids"]) == round(n / 2)
+    assert checked > 5
 
 
 # --- bad input --------------------------------------------------------------------------------

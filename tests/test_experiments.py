@@ -106,7 +106,7 @@ def test_resampled_values_are_the_metrics_under_weights():
     )
     weight = rng.integers(0, 4, (20, 60)).astype(float)
     weight[19, rows["correct"]] = 0  # only wrong answers: no AUROC
-    found = experiments._calibration_values(rows, weight, 10)
+    found = experiments._calibration_values(rows, weight, 10, "equal_width")
     stated = rows["confidence"].notna().to_numpy()
     pair = rows["confidence"][stated], rows["correct"][stated]
     for i, w in enumerate(weight):
@@ -688,7 +688,7 @@ def test_chapter_on_made_up_runs(chapter, name, made):
         assert not [c for c in pd.read_csv(path) if c.startswith("full_run")]
 
 
-@pytest.mark.parametrize(("name", "n_tables"), [("corea_baselines", 11), ("second_pairing", 4)])
+@pytest.mark.parametrize(("name", "n_tables"), [("corea_baselines", 12), ("second_pairing", 5)])
 def test_a_chapter_shows_the_committed_full_run(chapter, one_seed, monkeypatch, name, n_tables):
     _, folder = chapter(name, "one_seed")
 
@@ -697,6 +697,7 @@ def test_a_chapter_shows_the_committed_full_run(chapter, one_seed, monkeypatch, 
         return pd.read_csv(folder / f"{table}.csv")
 
     monkeypatch.setattr(full_run, "published", published_table)
+    monkeypatch.setattr(full_run, "facts", lambda run: {"profile": "laptop-full"})
     shown = []
     run_cells(name, parameters_of(name, one_seed), shown)
     with_it = [html for html in "".join(shown).split("<caption>") if "committed full run" in html]
