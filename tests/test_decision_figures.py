@@ -1,5 +1,6 @@
 """Figures of the chapters on decisions: what is drawn is what was given."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +8,13 @@ from test_decision_experiments import decisions
 
 from corea import decision_figures as figures
 from corea.decision_experiments import label_curve
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """No figure stays open for the tests after these."""
+    yield
+    plt.close("all")
 
 
 def test_probabilities_have_a_panel_a_system_and_add_up():

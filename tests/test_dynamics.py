@@ -617,11 +617,12 @@ def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
 
 def test_the_committed_full_run_stands_beside_ones_own(folders, tmp_path, monkeypatch):
     parameters = chapter_parameters("reward_ablation", folders, (0,), tmp_path)
+    monkeypatch.setattr(full_run, "FOLDER", tmp_path / "none")
     text = "".join(execute("reward_ablation", parameters))
     assert "committed full run" not in text
     written = pd.read_csv(tmp_path / "rewards.csv")
     monkeypatch.setattr(full_run, "published", lambda run, table: written.assign(value=0.4321))
-    monkeypatch.setattr(full_run, "facts", lambda: {"commit": "abc"})
+    monkeypatch.setattr(full_run, "facts", lambda run: {"commit": "abc"})
     text = "".join(execute("reward_ablation", parameters))
     assert "0.432" in text
     assert "committed full run: commit" in text
