@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corea.store import MANIFEST, ROOT, make
 
@@ -95,20 +95,13 @@ def reinforced(
         ``alarms.csv``.
     """
 
-    def build(folder: Path) -> None:
-        from corea.generate import load_model
+    def train(*arguments: Any) -> None:
         from corea.trainers import train_grpo
 
-        _, tokenizer = load_model(base, device="cpu")
-        train_grpo(base, tokenizer, questions, validation, settings, folder)
+        train_grpo(*arguments)
 
-    spec = {
-        "base": identity(base),
-        "questions": digest(questions),
-        "validation": digest(validation),
-        "settings": asdict(settings),
-    }
-    return make("grpo", spec, build, modules=("trainers", "generate"), root=root)
+    modules = ("trainers", "generate")
+    return _on_rollouts("grpo", modules, train, base, questions, validation, settings, root)
 
 
 def evaluated(
@@ -256,12 +249,34 @@ def decisions_reinforced(
         ``alarms.csv``.
     """
 
-    def build(folder: Path) -> None:
+    def train(*arguments: Any) -> None:
         from corea.decision_trainer import train_decisions
+
+        train_decisions(*arguments)
+
+    modules = ("decision_trainer", "trainers", "generate", "decisions")
+    return _on_rollouts(
+        "decision-grpo", modules, train, base, questions, validation, settings, root
+    )
+
+
+def _on_rollouts(
+    kind: str,
+    modules: tuple[str, ...],
+    train: Callable[..., None],
+    base: str | Path,
+    questions: Sequence[Question] | Sequence[DecisionQuestion],
+    validation: Sequence[Question] | Sequence[DecisionQuestion],
+    settings: GRPOSettings | DecisionSettings,
+    root: str | Path,
+) -> Path:
+    """A model reinforced on questions, selected on held-out ones."""
+
+    def build(folder: Path) -> None:
         from corea.generate import load_model
 
         _, tokenizer = load_model(base, device="cpu")
-        train_decisions(base, tokenizer, questions, validation, settings, folder)
+        train(base, tokenizer, questions, validation, settings, folder)
 
     spec = {
         "base": identity(base),
@@ -269,8 +284,7 @@ def decisions_reinforced(
         "validation": digest(validation),
         "settings": asdict(settings),
     }
-    modules = ("decision_trainer", "trainers", "generate", "decisions")
-    return make("decision-grpo", spec, build, modules=modules, root=root)
+    return make(kind, spec, build, modules=modules, root=root)
 
 
 def decided(
