@@ -545,6 +545,26 @@ def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """Measured values of models of several sizes, in the layout of paper B's Tables 1 and 4.
+
+    Args:
+        table: From :func:`corea.experiments.intervals`, with ``size``.
+        metrics: Metric to its heading, in order.
+
+    Returns:
+        As :func:`lay_out`, with a column per size and metric (``"small ECE"``), sizes in the order
+        in which they first occur; what one size alone has is missing for the others.
+    """
+    parts = [
+        lay_out(own, {metric: f"{size} {heading}" for metric, heading in metrics.items()})
+        for size, own in table.groupby("size", sort=False)
+    ]
+    return pd.concat(
+        [part.set_index(["dataset", "system"]) for part in parts], axis=1
+    ).reset_index()
+
+
 def printed_shares(table: int) -> dict[str, str]:
     """Paper B's Tables 2 and 3, which have one number per model, as text.
 

@@ -338,10 +338,16 @@ def build_tokenizer(own: DecisionWorld | None = None) -> PreTrainedTokenizerFast
     Returns:
         The tokenizer. Every option, ``<think>`` and ``</think>`` are one token each.
     """
-    from tokenizers import AddedToken
-
     own = DecisionWorld() if own is None else own
     tokenizer = microworld.build_tokenizer(own.world)
+    _add_tokens(tokenizer, own)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, own: DecisionWorld) -> None:
+    """Make one token each of what prompts of decisions have in common, of marks and verdicts."""
+    from tokenizers import AddedToken
+
     whole = [THINK, END_OF_THINKING]
     for dataset in DATASETS:
         for reasoning in (True, False):
@@ -355,33 +361,31 @@ def build_tokenizer(own: DecisionWorld | None = None) -> PreTrainedTokenizerFast
         [AddedToken(text, normalized=False, special=False) for text in dict.fromkeys(whole)]
         + [AddedToken(word, normalized=False, special=False, single_word=True) for word in VERDICTS]
     )
-    return tokenizer
 
 
 def extend(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: DecisionWorld, *, seed: int
-) -> PreTrainedTokenizerFast:
+) -> None:
     """Give a model of the microworld the tokens of decisions.
 
     Args:
         model: The model; its embeddings grow, in place, by random ones.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, which gets them in place.
         own: Whose names it knows.
         seed: Of the new embeddings.
 
-    Returns:
-        The tokenizer with the new tokens.
-
     Raises:
-        ValueError: If the model's tokenizer is that of another world.
+        ValueError: If a name of the world is not one of the tokenizer's tokens.
     """
     import torch
 
-    extended = build_tokenizer(own)
-    known = range(len(tokenizer))
-    if extended.convert_ids_to_tokens(known) != tokenizer.convert_ids_to_tokens(known):
-        raise ValueError("the model's tokenizer is that of another world")
+    vocabulary = tokenizer.get_vocab()
+    for name in microworld._facts(own.world).names:
+        if name not in vocabulary:
+            raise ValueError(
+                f"{name!r} is no token of the model's tokenizer; expected a model of this world"
+            )
+    _add_tokens(tokenizer, own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model.resize_token_embeddings(len(extended), mean_resizing=False)
-    return extended
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -178,7 +178,7 @@ def decision_pretrained(
         from corea.generate import load_model
 
         model, tokenizer = load_model(base, device="cpu")
-        tokenizer = decision_world.extend(model, tokenizer, own, seed=settings.seed)
+        decision_world.extend(model, tokenizer, own, seed=settings.seed)
         rows = decision_world.corpus(own, settings.batch * settings.steps, settings.seed)
         trainers.train_sft(model, tokenizer, rows, settings, folder)
 

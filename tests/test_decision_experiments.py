@@ -90,6 +90,26 @@ def test_committed_cells_stand_beside_those_of_the_run():
 # --- measuring ----------------------------------------------------------------------------------
 
 
+def test_sizes_stand_side_by_side():
+    small, large = decisions(), pd.concat([decisions(seed=1), decisions(system="SFT")])
+    tables = [
+        intervals(de.measure_decisions(rows, n_resamples=10)).assign(size=size)
+        for size, rows in (("small", small), ("large", large))
+    ]
+    laid = de.lay_out_sizes(pd.concat(tables), {"pass_at_1": "Acc%", "ece": "ECE"})
+    assert laid.columns.tolist() == [
+        "dataset", "system", "small Acc%", "small ECE", "large Acc%", "large ECE",
+    ]  # fmt: skip
+    assert laid[["dataset", "system"]].to_numpy().tolist() == [
+        ["choices", "GRPO"], ["choices", "SFT"],
+    ]  # fmt: skip
+    for size, table in zip(("small", "large"), tables, strict=True):
+        value = table.set_index(["system", "metric"])["value"]["GRPO", "ece"]
+        assert laid.loc[0, f"{size} ECE"].estimate == value
+    assert pd.isna(laid.loc[1, "small ECE"])
+    assert laid.loc[1, "large ECE"] is not None
+
+
 def test_errors_of_options_and_decisions_are_those_of_calibration():
     rows = decisions(n=300, sharpness=2.0)
     rows.loc[:9, ["confidence", "answer", *de.OPTIONS]] = np.nan

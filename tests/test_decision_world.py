@@ -204,19 +204,33 @@ def test_a_temperature_below_zero_is_refused():
 
 def test_a_model_of_the_microworld_gets_the_tokens_of_decisions():
     torch = pytest.importorskip("torch")
-    known = microworld.build_tokenizer(FEW.world)
-    config = microworld.model_config("qwen2", 32, 1, 1, len(known))
+    tokenizers = [microworld.build_tokenizer(FEW.world) for _ in range(3)]
+    n_known = len(tokenizers[0])
+    config = microworld.model_config("qwen2", 32, 1, 1, n_known)
     models = [microworld.new_model(config, 0) for _ in range(3)]
     before = models[0].get_input_embeddings().weight.clone()
     state = torch.random.get_rng_state()
-    extended = extend(models[0], known, FEW, seed=1)
+    extend(models[0], tokenizers[0], FEW, seed=1)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert len(extended) > len(known)
+    assert tokenizers[0].get_vocab() == build_tokenizer(FEW).get_vocab()
     for weights in (models[0].get_input_embeddings().weight, models[0].lm_head.weight):
-        assert len(weights) == len(extended)
-        assert weights[len(known) :].std() > 0.01
-    assert torch.equal(models[0].get_input_embeddings().weight[: len(known)], before)
-    extend(models[1], known, FEW, seed=1)
+        assert len(weights) == len(tokenizers[0]) > n_known
+        assert weights[n_known:].std() > 0.01
+    assert torch.equal(models[0].get_input_embeddings().weight[:n_known], before)
+    extend(models[1], tokenizers[1], FEW, seed=1)
     assert torch.equal(models[0].lm_head.weight, models[1].lm_head.weight)
-    with pytest.raises(ValueError, match="tokenizer is that of another world"):
-        extend(models[2], known, replace(FEW, world=World(names=13)), seed=1)
+    with pytest.raises(ValueError, match=r"'\w+' is no token of the model's tokenizer"):
+        extend(models[2], tokenizers[2], replace(FEW, world=World(names=13)), seed=1)
+
+
+def test_a_model_whose_corpus_says_more_gets_them_too():
+    # the words of another corpus are other tokens; what it knows the names for stays the same
+    torch = pytest.importorskip("torch")
+    more = World(name_shares=microworld.PRESETS["large"].name_shares)
+    tokenizer = microworld.build_tokenizer(World())
+    assert microworld.build_tokenizer(more).get_vocab() != tokenizer.get_vocab()
+    config = microworld.model_config("qwen2", 32, 1, 1, len(tokenizer))
+    model = microworld.new_model(config, 0)
+    before = model.get_input_embeddings().weight.clone()
+    extend(model, tokenizer, DecisionWorld(more), seed=1)
+    assert torch.equal(model.get_input_embeddings().weight[: len(before)], before)
