@@ -7,10 +7,8 @@ all trainers keep the base model. Ours runs twice: as the book uses it, and with
 The latter and TRL's own keep the same random numbers, so that both sample the same completions:
 what differs is what our rewards and logs cost. None validates or saves.
 
-The three live in one process, in threads of which one works at a time: each takes a step, then
-all take the next, in another order, until all orders have come and begin again. So whatever else
-the machine does falls on all alike. A step counts from its beginning to the beginning of the
-next, logging included. The first steps are not counted.
+The three take turns in one process (`in_turns.py`), so that whatever else the machine does falls on
+all alike.
 
 A run of its own, with clocks around the parts of a step, says where its time goes, and how many
 tokens a second its rollouts make beside `model.generate` alone and our engine alone
@@ -25,18 +23,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, cycle, permutations
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
 import torch
+from in_turns import NOT_COUNTED, take_turns
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
@@ -47,64 +44,7 @@ from corea.store import write_atomically
 from corea.trainers import GRPOSettings, RLCCTrainer, SFTSettings
 
 TRAINERS = ("corea", "corea, TRL's rollouts", "trl")
-NOT_COUNTED = 2  # steps at the start of a run
 PARTS = ("rollouts", "rewards", "other scoring", "forward", "backward", "optimizer", "other")
-
-
-class Turns:
-    """Whose turn it is to take a step: all take one, in one order after another."""
-
-    def __init__(self) -> None:
-        """Begin with the first."""
-        self.order = cycle(chain(*permutations(TRAINERS)))
-        self.now = next(self.order)
-        self.changed = threading.Condition()
-        self.failed: list[BaseException] = []
-
-    def wait(self, name: str) -> None:
-        """Wait for the turn of a trainer."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.failed or self.now == name)
-        if self.failed:
-            raise RuntimeError("another trainer failed") from self.failed[0]
-
-    def pass_on(self) -> None:
-        """End a turn."""
-        with self.changed:
-            self.now = next(self.order)
-            self.changed.notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Let the other threads end too."""
-        with self.changed:
-            self.failed.append(error)
-            self.changed.notify_all()
-
-
-class TakesTurns(TrainerCallback):
-    """Seconds of each step of a trainer that takes turns with others in the same process."""
-
-    def __init__(self, name: str, turns: Turns) -> None:
-        """Start with nothing measured, and the random numbers of now."""
-        self.name, self.turns = name, turns
-        self.seconds: list[float] = []
-        self.begun: float | None = None
-        self.random = torch.get_rng_state()
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """End the turn, which was the step before and what came after it; wait for the next."""
-        self.end_turn()
-        self.turns.wait(self.name)
-        torch.set_rng_state(self.random)
-        self.begun = time.perf_counter()
-
-    def end_turn(self) -> None:
-        """Note how long it took, and keep the random numbers."""
-        if self.begun is not None:
-            self.seconds.append(time.perf_counter() - self.begun)
-            self.random = torch.get_rng_state()
-            self.turns.pass_on()
-            self.begun = None
 
 
 class Clock(TrainerCallback):
@@ -203,35 +143,11 @@ def build(
 
 def compare(base: Path, settings: GRPOSettings, folder: Path) -> pd.DataFrame:
     """Seconds of each step of all trainers, taken in turns."""
-    turns = Turns()
-    callbacks = {name: TakesTurns(name, turns) for name in TRAINERS}
-    made = {
-        name: build(name, base, settings, folder / name, callback)
-        for name, callback in callbacks.items()
-    }
-
-    def train(name: str) -> None:
-        try:
-            made[name].train()
-            callbacks[name].end_turn()
-        except BaseException as error:
-            turns.fail(error)
-            raise
-
-    threads = [threading.Thread(target=train, args=[name]) for name in made]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if turns.failed:
-        raise SystemExit("a trainer failed; see above")
-    return pd.DataFrame(
-        [
-            {"step": step, "trainer": name, "seconds": seconds}
-            for name, callback in callbacks.items()
-            for step, seconds in enumerate(callback.seconds, start=1)
-            if step > NOT_COUNTED
-        ]
+    return take_turns(
+        {
+            name: lambda callback, name=name: build(name, base, settings, folder / name, callback)
+            for name in TRAINERS
+        }
     )
 
 

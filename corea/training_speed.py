@@ -52,18 +52,24 @@ def facts() -> dict[str, str]:
 
 
 def overhead(
-    steps: pd.DataFrame, trainer: str = "corea", *, n_resamples: int = 2000, seed: int = 0
+    steps: pd.DataFrame,
+    trainer: str = "corea",
+    *,
+    base: str = "trl",
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """By how much a step of a trainer is longer than the same step of TRL's.
+    """By how much a step of a trainer is longer than the same step of another's.
 
     Args:
         steps: Table with ``step``, ``trainer`` and ``seconds``; each step of both trainers.
-        trainer: Which is compared with ``"trl"``.
+        trainer: Which is compared.
+        base: With which.
         n_resamples: Bootstrap resamples of the pairs.
         seed: Of the resampling.
 
     Returns:
-        Median over the pairs of its time / TRL's - 1, and the 95 % interval (percentiles).
+        Median over the pairs of its time / the other's - 1, and the 95 % interval (percentiles).
 
     Raises:
         ValueError: If a step was not measured with both trainers, or fewer than two were.
@@ -74,11 +80,13 @@ def overhead(
         >>> [round(value, 3) for value in overhead(steps)]
         [0.03, 0.03, 0.03]
     """
-    both = steps[steps["trainer"].isin([trainer, "trl"])]
+    both = steps[steps["trainer"].isin([trainer, base])]
     pairs = both.pivot(index="step", columns="trainer", values="seconds")
-    if set(pairs) != {trainer, "trl"} or pairs.isna().any(axis=None) or len(pairs) < 2:
-        raise ValueError(f"expected at least two steps, each measured with {trainer} and with trl")
-    ratios = (pairs[trainer] / pairs["trl"] - 1).to_numpy()
+    if set(pairs) != {trainer, base} or pairs.isna().any(axis=None) or len(pairs) < 2:
+        raise ValueError(
+            f"expected at least two steps, each measured with {trainer} and with {base}"
+        )
+    ratios = (pairs[trainer] / pairs[base] - 1).to_numpy()
     found = bootstrap(
         (ratios,),
         np.median,

@@ -1,0 +1,108 @@
+"""Trainers in one process that take turns: each takes a step, then all take the next.
+
+They live in threads of which one works at a time; the order changes until all orders have come and
+begin again. So whatever else the machine does falls on all alike. A step counts from its beginning
+to the beginning of the next, logging included. The first steps are not counted. Each trainer keeps
+its own random numbers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, cycle, permutations
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import TrainerCallback
+
+NOT_COUNTED = 2  # steps at the start of a run
+
+
+class Turns:
+    """Whose turn it is to take a step: all take one, in one order after another."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Begin with the first."""
+        self.order = cycle(chain(*permutations(names)))
+        self.now = next(self.order)
+        self.changed = threading.Condition()
+        self.failed: list[BaseException] = []
+
+    def wait(self, name: str) -> None:
+        """Wait for the turn of a trainer."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.failed or self.now == name)
+        if self.failed:
+            raise RuntimeError("another trainer failed") from self.failed[0]
+
+    def pass_on(self) -> None:
+        """End a turn."""
+        with self.changed:
+            self.now = next(self.order)
+            self.changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the other threads end too."""
+        with self.changed:
+            self.failed.append(error)
+            self.changed.notify_all()
+
+
+class TakesTurns(TrainerCallback):
+    """Seconds of each step of a trainer that takes turns with others in the same process."""
+
+    def __init__(self, name: str, turns: Turns) -> None:
+        """Start with nothing measured, and the random numbers of now."""
+        self.name, self.turns = name, turns
+        self.seconds: list[float] = []
+        self.begun: float | None = None
+        self.random = torch.get_rng_state()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """End the turn, which was the step before and what came after it; wait for the next."""
+        self.end_turn()
+        self.turns.wait(self.name)
+        torch.set_rng_state(self.random)
+        self.begun = time.perf_counter()
+
+    def end_turn(self) -> None:
+        """Note how long it took, and keep the random numbers."""
+        if self.begun is not None:
+            self.seconds.append(time.perf_counter() - self.begun)
+            self.random = torch.get_rng_state()
+            self.turns.pass_on()
+            self.begun = None
+
+
+def take_turns(build: Mapping[str, Callable[[TrainerCallback], Any]]) -> pd.DataFrame:
+    """Seconds of each counted step of all trainers: ``step``, ``trainer``, ``seconds``."""
+    turns = Turns(list(build))
+    callbacks = {name: TakesTurns(name, turns) for name in build}
+    made = {name: build[name](callback) for name, callback in callbacks.items()}
+
+    def train(name: str) -> None:
+        try:
+            made[name].train()
+            callbacks[name].end_turn()
+        except BaseException as error:
+            turns.fail(error)
+            raise
+
+    threads = [threading.Thread(target=train, args=[name]) for name in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if turns.failed:
+        raise SystemExit("a trainer failed; see above")
+    return pd.DataFrame(
+        [
+            {"step": step, "trainer": name, "seconds": seconds}
+            for name, callback in callbacks.items()
+            for step, seconds in enumerate(callback.seconds, start=1)
+            if step > NOT_COUNTED
+        ]
+    )
