@@ -231,9 +231,12 @@ def measure_means(
 
 
 def _options(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.intp]]:
-    """Probabilities of the options, (n, K), and the place of the right one."""
+    """Probabilities of the options, (n, K), and the place of the right one.
+
+    Where questions differ in their options, those that one lacks have a probability of 0.
+    """
     probabilities = rows[list(OPTIONS)].to_numpy(dtype=float)
-    probabilities = probabilities[:, ~np.isnan(probabilities).all(axis=0)]
+    probabilities = np.nan_to_num(probabilities[:, ~np.isnan(probabilities).all(axis=0)])
     # float noise of K softmax terms may exceed 1 by an epsilon
     probabilities = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
     names = VERDICTS if set(rows["gold"]) <= set(VERDICTS) else LETTERS
@@ -293,7 +296,8 @@ def within_questions(rollouts: pd.DataFrame) -> pd.DataFrame:
 
     spread = of(own).quantile(0.9) - of(own).quantile(0.1)
     advantage = of(own[own["correct"]]).mean() - of(own[~own["correct"]]).mean()
-    return pd.DataFrame({"spread": spread, "advantage": advantage}).reset_index()
+    found: pd.DataFrame = spread.to_frame("spread").assign(advantage=advantage)
+    return found.reset_index()
 
 
 # --- recalibration behind the training --------------------------------------------------------
@@ -364,8 +368,7 @@ def can_fit(method: str, fit: pd.DataFrame) -> bool:
 def _temperature(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     from scipy.optimize import minimize_scalar
 
-    probabilities, gold = _options(fit)
-    logits = np.log(np.maximum(probabilities, 1e-30))
+    logits, gold = _logits(fit)
 
     def entropy(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
@@ -373,12 +376,19 @@ def _temperature(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
         return float((_log_sum_exp(scaled) - own).mean())
 
     best = minimize_scalar(entropy, bounds=(-3.0, 6.0), method="bounded")
-    probabilities, _ = _options(rows)
-    scaled = np.log(np.maximum(probabilities, 1e-30)) / np.exp(best.x)
+    scaled = _logits(rows)[0] / np.exp(best.x)
     names = VERDICTS if set(rows["answer"]) <= set(VERDICTS) else LETTERS
     decided = [names.index(label) for label in rows["answer"]]
     result: Floats = np.exp(scaled[np.arange(len(rows)), decided] - _log_sum_exp(scaled))
     return result
+
+
+def _logits(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.intp]]:
+    """Log-probabilities of the options, minus infinity where a question lacks one."""
+    probabilities, gold = _options(rows)
+    logits = np.log(np.maximum(probabilities, 1e-30))
+    lacking = rows[list(OPTIONS)[: logits.shape[1]]].isna().to_numpy()
+    return np.where(lacking, -np.inf, logits), gold
 
 
 def _log_sum_exp(values: Floats) -> Floats:

@@ -192,6 +192,21 @@ def test_the_temperature_is_the_one_that_made_it_too_sure():
     assert found == pytest.approx(calibrated["confidence"], abs=0.03)
 
 
+def test_the_temperature_is_for_questions_with_fewer_options_too():
+    fit = decisions(n=300, sharpness=3.0)
+    few = decisions(n=300, seed=1, sharpness=3.0)
+    few["p_5"], few["confidence"] = np.nan, few["p_1"]
+    few = few.assign(answer=LETTERS[0], gold=LETTERS[0])
+    both = pd.concat([fit, few], ignore_index=True)
+    together = de.recalibrated("temperature", fit, both)
+    assert not np.isnan(together).any()
+    np.testing.assert_allclose(together[300:], de.recalibrated("temperature", fit, few))
+    # over the options that are there: two alike have half each
+    alike = few.head(1).assign(p_1=0.5, p_2=0.5, p_3=np.nan, p_4=np.nan)
+    mixed = pd.concat([fit, alike], ignore_index=True)
+    assert de.recalibrated("temperature", fit, mixed)[-1] == pytest.approx(0.5)
+
+
 def test_what_decided_nothing_stays_without_a_confidence():
     rows = decisions(n=20)
     rows.loc[3, ["confidence", "answer", *de.OPTIONS]] = np.nan
