@@ -34,7 +34,13 @@ from corea.decisions import (
     decision_position,
     option_ids,
 )
-from corea.evaluation import Answers, ask_in_parts, read_samples, require_rollouts
+from corea.evaluation import (
+    Answers,
+    ask_in_parts,
+    read_samples,
+    require_names,
+    require_rollouts,
+)
 from corea.records import Records, records_from_columns
 
 if TYPE_CHECKING:
@@ -85,12 +91,7 @@ def evaluate_decisions(
     """
     if decisions not in ("greedy", "sampled"):
         raise ValueError(f"decisions is {decisions!r}; expected greedy or sampled")
-    if not questions:
-        raise ValueError("no questions; expected at least one")
-    names = [(question.dataset, question.question_id) for question in questions]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two questions are {twice}")
+    require_names([(question.dataset, question.question_id) for question in questions])
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(engine.tokenizer, options)
     marker = f"{END_OF_THINKING}\n" if decisions == "greedy" else ""

@@ -487,6 +487,8 @@ def label_curve(
         for task in [name for name in TASKS if name in set(rows["dataset"])]:
             pool, rest = split_questions(rows, task, max(counts), seed=seed)
             rest = rest[rest["confidence"].notna()]
+            if rest.empty:  # nothing was decided
+                continue
             labels = {"dataset": task, "system": system}
             note(rest, rest["confidence"].to_numpy(), **labels, method="none", n=0)
             for n in counts:

@@ -237,11 +237,29 @@ def read_pooled_states(directory: str | Path) -> NDArray[np.float32]:
     return np.concatenate([load_file(part / _STATES)["states"] for part in parts])
 
 
-def _require_questions(questions: Sequence[Question]) -> None:
-    """Find what cannot be checked before anything is asked."""
+def require_names(questions: Sequence[tuple[str, str]]) -> None:
+    """Refuse questions that cannot be told apart.
+
+    Args:
+        questions: Dataset and name of each.
+
+    Raises:
+        ValueError: If there is none, or one has no name or that of another; says which.
+    """
     if not questions:
         raise ValueError("no questions; expected at least one")
     names: dict[tuple[str, str], int] = {}
+    for i, name in enumerate(questions):
+        if not all(name):
+            raise ValueError(f"questions[{i}]: dataset and question_id are {name}; expected names")
+        if name in names:
+            raise ValueError(f"questions[{i}] and questions[{names[name]}] are both {name}")
+        names[name] = i
+
+
+def _require_questions(questions: Sequence[Question]) -> None:
+    """Find what cannot be checked before anything is asked."""
+    require_names([(question.dataset, question.question_id) for question in questions])
     for i, question in enumerate(questions):
         if question.kind not in KINDS:
             raise ValueError(
@@ -249,12 +267,6 @@ def _require_questions(questions: Sequence[Question]) -> None:
             )
         if not question.gold.strip():
             raise ValueError(f"questions[{i}]: gold is {question.gold!r}; expected an answer")
-        name = (question.dataset, question.question_id)
-        if not all(name):
-            raise ValueError(f"questions[{i}]: dataset and question_id are {name}; expected names")
-        if name in names:
-            raise ValueError(f"questions[{i}] and questions[{names[name]}] are both {name}")
-        names[name] = i
 
 
 # --- parts --------------------------------------------------------------------------------------

@@ -207,7 +207,9 @@ def test_bad_input_is_named(engine, decided, tmp_path):
     common = {"system": "SLM", "sampling": SAMPLING, "reasoning": True, "directory": tmp_path}
     with pytest.raises(ValueError, match="no questions; expected at least one"):
         evaluate_decisions(engine, [], **common)
-    with pytest.raises(ValueError, match="two questions are .*test-00000"):
+    with pytest.raises(
+        ValueError, match=r"questions\[1\] and questions\[0\] are both .*test-00000"
+    ):
         evaluate_decisions(engine, [ASKED[0], ASKED[0]], **common)
     with pytest.raises(ValueError, match=r"shares has 1.5; expected numbers in \[0, 1\]"):
         swap_reasoning(engine, ASKED, decided[1], shares=(1.5,))

@@ -251,6 +251,13 @@ def test_more_labels_mean_less_error():
     assert (curve["low"] <= curve["high"]).all()
 
 
+def test_a_system_that_decided_nothing_has_no_curve():
+    nothing = decisions(n=60, system="Base").assign(confidence=np.nan, answer=None, correct=False)
+    records = pd.concat([decisions(n=60), nothing], ignore_index=True)
+    curve = de.label_curve(records, [10, 20], n_draws=2)
+    assert curve["system"].unique().tolist() == ["GRPO"]
+
+
 @pytest.mark.parametrize("n", [0, 30])
 def test_a_split_without_questions_is_refused(n):
     with pytest.raises(ValueError, match=f"n is {n}; 'choices' has 30 questions"):
