@@ -155,7 +155,7 @@ def plot_targets(n_options: int) -> Figure:
         for target, color in zip(("uniform", "proper"), shade.values(), strict=True):
             asked = optimal_confidence(accuracy, n_options, target)
             axes.plot(accuracy, asked, color=color, label=f"{target} when wrong", linewidth=2)
-        axes.axhline(1 / n_options, color="0.7", linestyle=":", linewidth=1)
+        axes.axhline(1 / n_options, color="0.2", linestyle=":", linewidth=1.5)
         axes.set(xlabel="accuracy of the decisions", ylabel="confidence asked for")
         axes.legend()
     return drawing
