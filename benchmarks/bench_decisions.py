@@ -21,15 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import torch
-from in_turns import take_turns
+from in_turns import arguments, take_turns, untrained
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from corea import decision_world, microworld, trainers, training_speed
+from corea import decision_world, trainers, training_speed
 from corea.decision_evaluation import _scored
 from corea.decision_trainer import DecisionSettings, DecisionTrainer, _rows
 from corea.generate import Sampling, TransformersEngine, load_model
@@ -42,13 +41,9 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
     """A model that decides behind reasoning, badly."""
     own = decision_world.DecisionWorld()
     tokenizer = decision_world.build_tokenizer(own)
-    size = microworld.PRESETS[preset]
-    config = microworld.model_config(
-        "qwen2", size.hidden_size, size.n_layers, size.n_heads, len(tokenizer)
-    )
     settings = SFTSettings(steps=steps, batch=32, micro_batch=32, checkpoint_every=steps)
     rows = decision_world.corpus(own, settings.batch * steps, 0)
-    trainers.train_sft(microworld.new_model(config, 0), tokenizer, rows, settings, folder)
+    trainers.train_sft(untrained(preset, tokenizer), tokenizer, rows, settings, folder)
     return folder / "model"
 
 
@@ -57,24 +52,15 @@ def build(
 ) -> Any:
     """One of the trainers."""
     own = decision_world.DecisionWorld()
-    n = settings.batch // settings.group_size * settings.steps
-    asked, held_out = (
-        datasets.Dataset.from_list(_rows(decision_world.questions(own, "choices", split, k)))
-        for split, k in (("train", n), ("validation", 8))
+    common = arguments(
+        base,
+        settings,
+        folder,
+        lambda split, n: _rows(decision_world.questions(own, "choices", split, n)),
     )
-    config = trainers._grpo_config(settings, folder, len(held_out))
-    config.save_strategy = config.eval_strategy = "no"
-    _, tokenizer = load_model(base, device="cpu")
-    common = {
-        "model": str(base),
-        "args": config,
-        "processing_class": tokenizer,
-        "train_dataset": asked,
-        "eval_dataset": held_out,
-    }
     trainer: Any = DecisionTrainer(settings, folder, **common)
     if name == "trl":
-        config.reward_weights = None
+        common["args"].reward_weights = None
         trainer = GRPOTrainer(reward_funcs=trainer.reward_funcs, **common)
     trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)

@@ -30,11 +30,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pandas as pd
 import torch
-from in_turns import NOT_COUNTED, take_turns
-from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from in_turns import NOT_COUNTED, arguments, take_turns, untrained
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
 from corea import microworld, trainers, training_speed
@@ -91,10 +90,6 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
     """A model that has learnt the corpus for a while."""
     world = microworld.World()
     tokenizer = microworld.build_tokenizer(world)
-    size = microworld.PRESETS[preset]
-    config = microworld.model_config(
-        "qwen2", size.hidden_size, size.n_layers, size.n_heads, len(tokenizer)
-    )
     settings = SFTSettings(
         steps=steps,
         batch=32,
@@ -106,7 +101,7 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
         checkpoint_every=steps,
     )
     rows = microworld.corpus(world, settings.batch * steps, seed=0)
-    trainers.train_sft(microworld.new_model(config, 0), tokenizer, rows, settings, folder)
+    trainers.train_sft(untrained(preset, tokenizer), tokenizer, rows, settings, folder)
     return folder / "model"
 
 
@@ -115,26 +110,18 @@ def build(
 ) -> Any:
     """One of the trainers."""
     world = microworld.World()
-    n = settings.batch // settings.group_size * settings.steps
-    asked, held_out = (
-        datasets.Dataset.from_list(trainers._rows(microworld.questions(world, "chains", split, k)))
-        for split, k in (("train", n), ("validation", 8))
+    common = arguments(
+        base,
+        settings,
+        folder,
+        lambda split, n: trainers._rows(microworld.questions(world, "chains", split, n)),
     )
-    config = trainers._grpo_config(settings, folder, len(held_out))
-    config.save_strategy = config.eval_strategy = "no"
-    common = {
-        "model": str(base),
-        "args": config,
-        "processing_class": PreTrainedTokenizerFast.from_pretrained(base),
-        "train_dataset": asked,
-        "eval_dataset": held_out,
-    }
     trainer: Any
     if name != "trl":
         rollouts = "corea" if name == "corea" else "trl"
         trainer = RLCCTrainer(replace(settings, rollouts=rollouts), folder, **common)
     else:
-        config.reward_weights = None
+        common["args"].reward_weights = None
         trainer = GRPOTrainer(reward_funcs=[trainers.correctness], **common)
     trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)

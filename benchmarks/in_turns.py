@@ -12,13 +12,49 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, cycle, permutations
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import torch
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+
+from corea import microworld, trainers
+from corea.trainers import RolloutSettings
 
 NOT_COUNTED = 2  # steps at the start of a run
+
+
+def untrained(preset: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model of the microworld with random weights."""
+    size = microworld.PRESETS[preset]
+    config = microworld.model_config(
+        "qwen2", size.hidden_size, size.n_layers, size.n_heads, len(tokenizer)
+    )
+    return microworld.new_model(config, 0)
+
+
+def arguments(
+    base: Path,
+    settings: RolloutSettings,
+    folder: Path,
+    rows: Callable[[str, int], list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Arguments of a trainer that neither validates nor saves; rows are of a split, so many."""
+    n = settings.batch // settings.group_size * settings.steps
+    asked, held_out = (
+        datasets.Dataset.from_list(rows(split, k)) for split, k in (("train", n), ("validation", 8))
+    )
+    config = trainers._grpo_config(settings, folder, len(held_out))
+    config.save_strategy = config.eval_strategy = "no"
+    return {
+        "model": str(base),
+        "args": config,
+        "processing_class": PreTrainedTokenizerFast.from_pretrained(base),
+        "train_dataset": asked,
+        "eval_dataset": held_out,
+    }
 
 
 class Turns:
