@@ -122,8 +122,9 @@ def combine(records: pd.DataFrame, dataset: str, *, seed: int = 0) -> pd.DataFra
     Source: choices 2 and 3 of this module.
 
     Args:
-        records: With ``system``, ``seed`` and the columns of :data:`SIGNALS`; a column that a
-            system lacks throughout is left out for it, and so is a row that lacks a signal.
+        records: With ``system``, ``seed`` and the columns of :data:`SIGNALS`; a column that more
+            than half of a system's rows lack, with any seed, is left out for it, and then a row
+            that lacks a signal.
         dataset: Which; half of its questions are fitted to.
         seed: Of the halves.
 
@@ -138,8 +139,10 @@ def combine(records: pd.DataFrame, dataset: str, *, seed: int = 0) -> pd.DataFra
     """
     parts = []
     own = records[records["dataset"] == dataset]
+    stated = own[[*SIGNALS.values()]].notna().groupby([own["system"], own["seed"]]).mean()
+    usual = stated.groupby("system").min() >= 0.5
     for (system, run_seed), rows in own.groupby(["system", "seed"], sort=False):
-        names = [name for name, column in SIGNALS.items() if rows[column].notna().any()]
+        names = [name for name, column in SIGNALS.items() if usual.loc[str(system)][column]]
         columns = [SIGNALS[name] for name in names]
         rows = rows.dropna(subset=columns).reset_index(drop=True)
         fit, rest = split_questions(rows, dataset, rows["question_id"].nunique() // 2, seed=seed)

@@ -59,6 +59,22 @@ def test_half_of_the_questions_is_judged_and_the_same_for_all():
     assert joint["confidence"].between(0, 1).all()
 
 
+def test_a_signal_that_is_mostly_missing_is_left_out_and_a_row_that_lacks_one_of_the_others():
+    table = records(seeds=(0, 1))
+    seldom = table["decision_token"].where((table.index % 3 == 0) | (table["seed"] == 0))
+    joint = signals.combine(
+        table.assign(
+            decision_token=seldom, confidence=table["confidence"].where(table.index % 4 > 0)
+        ),
+        "chains",
+    )
+    assert "decision token" not in set(joint["signal"])
+    kept = joint.groupby(["seed", "signal"])["question_id"].agg(frozenset)
+    assert {len(questions) for questions in kept} == {150}
+    assert len(set(kept)) == 1
+    assert not joint["confidence"].isna().any()
+
+
 def test_a_model_that_is_always_right_has_no_regression():
     joint = signals.combine(records().assign(correct=True), "chains")
     assert set(signals.COMBINED) - set(joint["signal"]) == set(signals.COMBINED[2:])
