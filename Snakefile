@@ -36,5 +36,6 @@ rule chapter:
     output:
         executed,
         directory(f"{profile.directory}/tables/{{run}}"),
+    priority: lambda wildcards: profile.priorities[wildcards.run]
     shell:
         "{sys.executable:q} -m corea.pipeline execute {profile.name} {wildcards.run}"

@@ -198,7 +198,9 @@ def measure_options(
 def measure_means(
     rows: pd.DataFrame, columns: Sequence[str], *, n_resamples: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Means of columns, as measurements.
+    """Means of columns, as measurements, every system by itself.
+
+    Systems need not have the same questions, so their measurements are not for differences.
 
     Args:
         rows: With ``system``, ``seed``, ``dataset``, ``question_id`` and the columns; a value that
@@ -216,17 +218,19 @@ def measure_means(
         >>> measure_means(rows, ["flipped"], n_resamples=5).loc[0, "value"].item()
         0.5
     """
-    weights = QuestionWeights(rows, n_resamples, seed)
     parts = []
-    for (system, run_seed, dataset), own in rows.groupby(["system", "seed", "dataset"], sort=False):
-        weight = weights.of_rows(own, str(dataset))
-        means = {}
-        for column in columns:
-            values = own[column].to_numpy(dtype=float)
-            there = ~np.isnan(values)
-            total = weight[:, there].sum(axis=1)
-            means[column] = weight[:, there] @ values[there] / np.where(total > 0, total, np.nan)
-        parts.append(as_measurements(means, system=system, seed=run_seed, dataset=dataset))
+    for system, of_system in rows.groupby("system", sort=False):
+        weights = QuestionWeights(of_system, n_resamples, seed)
+        for (run_seed, dataset), own in of_system.groupby(["seed", "dataset"], sort=False):
+            weight = weights.of_rows(own, str(dataset))
+            means = {}
+            for column in columns:
+                values = own[column].to_numpy(dtype=float)
+                there = ~np.isnan(values)
+                total = weight[:, there].sum(axis=1)
+                total = np.where(total > 0, total, np.nan)
+                means[column] = weight[:, there] @ values[there] / total
+            parts.append(as_measurements(means, system=system, seed=run_seed, dataset=dataset))
     return pd.concat(parts, ignore_index=True)
 
 

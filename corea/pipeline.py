@@ -79,6 +79,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,19 @@ class Profile:
         for need in self.runs[name].needs:
             found |= dict.fromkeys([*self.all_needs(need), need])
         return list(found)
+
+    @cached_property
+    def priorities(self) -> Mapping[str, int]:
+        """How early to start each run: by the longest chain of runs that wait for it in turn.
+
+        Among equals the first in the profile goes first. The higher, the earlier.
+        """
+        needs = {run.name: run.needs for run in self.runs.values()}
+        chain = dict.fromkeys(needs, 1)
+        for name in reversed([*graphlib.TopologicalSorter(needs).static_order()]):
+            for need in needs[name]:
+                chain[need] = max(chain[need], chain[name] + 1)
+        return {name: chain[name] * len(needs) - i for i, name in enumerate(needs)}
 
 
 # --- profiles ---------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 
@@ -53,12 +53,19 @@ def _mean_confidence(
 
 
 def calibration_table(
-    table: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
+    table: pd.DataFrame,
+    metrics: Sequence[str] | None = None,
+    *,
+    n_bins: int = 10,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Every calibration metric of every system on every dataset, with intervals.
+    """Calibration metrics of every system on every dataset, with intervals.
 
     Args:
         table: Records. Rows without a confidence are left out of the metrics and counted.
+        metrics: Names in :func:`calibration_metrics`; all when None. The smooth ECE takes most of
+            the time.
         n_bins: Bins of the two binned errors.
         n_resamples: Bootstrap resamples, by question.
         seed: Of the resampling.
@@ -68,6 +75,9 @@ def calibration_table(
         :class:`corea.calibration.Interval`, ``n`` rows with a confidence and
         ``without_confidence``. Where no row has one, the estimate is missing.
 
+    Raises:
+        ValueError: If there is no such metric.
+
     Example:
         >>> table = pd.DataFrame({"dataset": "d", "question_id": ["1", "2"], "system": "s",
         ...     "sample": 0, "correct": [True, False], "confidence": [1.0, 0.5]})
@@ -75,12 +85,18 @@ def calibration_table(
         >>> float(result.loc["ECE (equal width)", "estimate"])
         0.25
     """
+    known = calibration_metrics(n_bins)
+    names = list(known) if metrics is None else list(metrics)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"metrics has {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}"
+        )
     rows = []
     for (dataset, system), group in table.groupby(["dataset", "system"], sort=False):
         stated = group[group["confidence"].notna()]
-        for name, metric in calibration_metrics(n_bins).items():
+        for name in names:
             interval = (
-                bootstrap_interval(metric, stated, n_resamples=n_resamples, seed=seed)
+                bootstrap_interval(known[name], stated, n_resamples=n_resamples, seed=seed)
                 if len(stated)
                 else Interval(np.nan, np.nan, np.nan, 0.95, n_resamples, seed)
             )

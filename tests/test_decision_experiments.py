@@ -145,6 +145,13 @@ def test_means_leave_out_what_is_missing():
     assert nothing["value"].isna().all()
 
 
+def test_means_of_systems_with_other_questions():
+    rows = pd.concat([decisions(n=30), decisions(system="SFT", n=30)[10:]], ignore_index=True)
+    both = de.measure_means(rows, ["correct"], n_resamples=5)
+    alone = [de.measure_means(r, ["correct"], n_resamples=5) for _, r in rows.groupby("system")]
+    pd.testing.assert_frame_equal(both, pd.concat(alone, ignore_index=True))
+
+
 # --- rollouts -----------------------------------------------------------------------------------
 
 

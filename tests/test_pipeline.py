@@ -295,6 +295,10 @@ def test_runs_that_need_each_other_are_refused_by_name(trainings):
     need = [("a", "{tables}/b"), ("b", "{tables}/c"), ("c", "")]
     chain = trainings("".join(entry.format(*pair) for pair in need))
     assert chain.all_needs("a") == ["c", "b"]
+    # what most runs in turn wait for starts first; of two alike the first in the profile
+    beside = trainings("".join(entry.format(*pair) for pair in [*need, ("d", "")]))
+    assert sorted("abcd", key=beside.priorities.__getitem__, reverse=True) == list("cbad")
+    assert min(beside.priorities.values()) > 0  # to Snakemake 0 is none
     need[2] = ("c", "{tables}/a/x.csv")
     circles = "a needs b needs c needs a|b needs c needs a needs b|c needs a needs b needs c"
     with pytest.raises(PipelineError, match=f"runs need each other: ({circles})$"):

@@ -23,6 +23,14 @@ def test_calibration_table_is_the_metrics(rlcr):
     assert values["RLCR", "pass@1"] == rows["correct"].mean()
     again = report.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
     pd.testing.assert_frame_equal(result, again)
+    two = ["AUROC", "pass@1"]
+    some = report.calibration_table(rlcr, two, n_bins=15, n_resamples=5, seed=1)
+    chosen = result.set_index(["system", "metric"]).loc[
+        [(s, m) for s in rlcr["system"].unique() for m in two]
+    ]
+    pd.testing.assert_frame_equal(some.set_index(["system", "metric"]), chosen)
+    with pytest.raises(ValueError, match="metrics has 'ECE'; expected some of pass@1, "):
+        report.calibration_table(rlcr, ["ECE"])
 
 
 def test_rows_without_a_confidence_are_counted():
