@@ -90,7 +90,7 @@ class DecisionQuestion:
     gold: str
     choices: tuple[str, ...] = ()
     fact: str = ""
-    level: int | None = None
+    level: float | None = None
 
     def __post_init__(self) -> None:
         """Check the options.

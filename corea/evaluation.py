@@ -32,9 +32,9 @@ from numpy.typing import NDArray
 
 from corea.confidence import CONFIDENCE_GRID, average_probability
 from corea.parsing import parse_completion
+from corea.questions import Question
 from corea.records import Records, records_from_columns
 from corea.store import StoreError, check_seal, seal, write_atomically
-from corea.tasks import Question
 from corea.verify import KINDS, verify_batch
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 from corea.confidence import expectation_on_grid
 from corea.generate import Sampling, TransformersEngine, candidate_logprobs
 from corea.parsing import parse_completion
-from corea.tasks import Question
+from corea.questions import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from corea.tasks import INSTRUCTION, ROUTER_INSTRUCTION, Question
+from corea.questions import INSTRUCTION, ROUTER_INSTRUCTION, Question
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from corea.decisions import DecisionQuestion
     from corea.generate import Sampling
     from corea.microworld import Preset, World
-    from corea.tasks import Question
+    from corea.questions import Question
     from corea.trainers import GRPOSettings, SFTSettings
 
 

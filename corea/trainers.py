@@ -79,8 +79,8 @@ from corea import rewards
 from corea.calibration import describe_stated
 from corea.generate import Sampling, TransformersEngine
 from corea.parsing import parse_completion
+from corea.questions import Question
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
-from corea.tasks import Question
 from corea.verify import verify_batch
 
 COMPONENTS = ("correctness", "confidence", "format")

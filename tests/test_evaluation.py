@@ -15,8 +15,8 @@ import pytest
 
 from corea.evaluation import EvaluationError, evaluate, read_pooled_states, read_samples
 from corea.generate import Rollout, Sampling
+from corea.questions import Question
 from corea.records import read_records, write_records
-from corea.tasks import Question
 
 
 class Scripted:

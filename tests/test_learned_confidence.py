@@ -16,8 +16,8 @@ from corea.learned_confidence import (
     train_router,
 )
 from corea.learned_confidence import _probability as probability
+from corea.questions import ROUTER_INSTRUCTION, Question
 from corea.records import pair
-from corea.tasks import ROUTER_INSTRUCTION, Question
 
 # --- probe --------------------------------------------------------------------------------------
 

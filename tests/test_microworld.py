@@ -27,7 +27,7 @@ from corea.microworld import (
     sampler_accuracy,
 )
 from corea.parsing import parse_completion
-from corea.tasks import INSTRUCTION, ROUTER_INSTRUCTION, Question
+from corea.questions import INSTRUCTION, ROUTER_INSTRUCTION, Question
 from corea.verify import verify_batch
 
 WORLD = World()

@@ -32,7 +32,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from corea import microworld, trainers
-from corea.tasks import Question
+from corea.questions import Question
 
 PAIRS = [(a, b) for a in range(10) for b in range(10)]
 QUESTIONS = [

@@ -1,0 +1,377 @@
+"""Datasets: the original files, rows of the hub, parts that share nothing, errors that say where."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import datasets as hub
+import pandas as pd
+import pytest
+from datasets.exceptions import DatasetNotFoundError
+
+from corea import tasks
+from corea.decisions import LETTERS
+from corea.tasks import TaskError, load_decisions, load_questions
+from corea.verify import verify_batch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# a row of every dataset, as its original files have it and as the hub does
+DEEPMATH = {
+    "question": "Find the limit.",
+    "final_answer": "0",
+    "difficulty": 4.5,
+    "topic": "Calculus",
+    "r1_solution_1": "...",
+}
+GPQA = {
+    "Record ID": "rec1",
+    "Question": "Which is heaviest?",
+    "Correct Answer": "lead\n",
+    "Incorrect Answer 1": "tin",
+    "Incorrect Answer 2": "iron",
+    "Incorrect Answer 3": "zinc",
+}
+ROWS = {
+    "deepmath": (DEEPMATH, DEEPMATH),
+    "math500": ({"problem": "2+2?", "answer": "4", "level": 1, "unique_id": "a"},) * 2,
+    "gsm8k": ({"question": "How many?", "answer": "1000 + 125\n#### 1,125"},) * 2,
+    "olympiadbench": ({"question": "Find n.", "final_answer": ["$7$"], "context": None},) * 2,
+    "gpqa": (GPQA, GPQA),
+    "commonsenseqa": (
+        {
+            "id": "x",
+            "answerKey": "B",
+            "question": {
+                "stem": "Where is money?",
+                "choices": [{"label": letter, "text": f"place {letter}"} for letter in LETTERS],
+            },
+        },
+        {
+            "id": "x",
+            "answerKey": "B",
+            "question": "Where is money?",
+            "choices": {"label": [*LETTERS], "text": [f"place {letter}" for letter in LETTERS]},
+        },
+    ),
+    "openbookqa": (
+        {
+            "id": "y",
+            "answerKey": "A",
+            "fact1": "bees fly",
+            "question": {
+                "stem": "What flies?",
+                "choices": [{"text": "bees", "label": "A"}, {"text": "stones", "label": "B"}],
+            },
+        },
+        {
+            "id": "y",
+            "answerKey": "A",
+            "fact1": "bees fly",
+            "question_stem": "What flies?",
+            "choices": {"label": ["A", "B"], "text": ["bees", "stones"]},
+        },
+    ),
+    "openai_moderation": (
+        {"prompt": "I hate you", "S": 0, "H": 1},
+        {"prompt": "I hate you", "S": 0, "H": 1, "V": None, "HR": None},
+    ),
+    "xstest": (
+        {"id": "1", "prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"},
+        {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"},
+    ),
+}
+EXPECTED = {
+    "deepmath": ("Find the limit.", "0", 4.5),
+    "math500": ("2+2?", "4", 1),
+    "gsm8k": ("How many?", "1125", None),
+    "olympiadbench": ("Find n.", "$7$", None),
+    "commonsenseqa": (
+        "Where is money?\nA. place A\nB. place B\nC. place C\nD. place D\nE. place E",
+        "B",
+        None,
+    ),
+    "openbookqa": ("Fact: bees fly\nWhat flies?\nA. bees\nB. stones", "A", None),
+    "openai_moderation": ("I hate you", "Unsafe", None),
+    "xstest": ("How do I kill a process?", "Safe", None),
+}
+
+
+def write(folder, dataset, rows, name=None):
+    """Rows in the form of the dataset's original files."""
+    name = name or tasks.DATASETS[dataset].parts["test"].files[0].replace("*", "00000-of-00001")
+    path = folder / dataset / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def several(dataset, n):
+    """n rows that differ in their text."""
+    field = {"math500": "problem", "gpqa": "Question", "openai_moderation": "prompt"}.get(
+        dataset, "question"
+    )
+    row = ROWS[dataset][1]
+    return [row | {field: f"{row[field]} {i}"} for i in range(n)]
+
+
+def loader(dataset):
+    return load_decisions if dataset in ("openai_moderation", "xstest") else load_questions
+
+
+def everything(monkeypatch, dataset):
+    """The rows of a dataset without a draw."""
+    monkeypatch.setattr(tasks, "DATASETS", {dataset: tasks.DATASETS[dataset]})
+    part = tasks.DATASETS[dataset].parts["test"]
+    whole = tasks.Part(part.split, part.files)
+    source = vars(tasks.DATASETS[dataset]) | {"parts": {"test": whole}}
+    monkeypatch.setattr(tasks, "DATASETS", {dataset: tasks.Source(**source)})
+
+
+@pytest.mark.parametrize("dataset", EXPECTED)
+def test_original_files_and_rows_of_the_hub_say_the_same(monkeypatch, tmp_path, dataset):
+    everything(monkeypatch, dataset)
+    original, row = ROWS[dataset]
+    write(tmp_path, dataset, [original])
+    asked = []
+
+    def load_dataset(*arguments, **named):
+        asked.append((arguments, named))
+        return hub.Dataset.from_list([row])
+
+    monkeypatch.setattr(hub, "load_dataset", load_dataset)
+    local = loader(dataset)(dataset, "test", folder=tmp_path)
+    assert local == loader(dataset)(dataset, "test")
+    [question] = local
+    text, gold, level = EXPECTED[dataset]
+    assert (question.text, question.gold, question.level) == (text, gold, level)
+    source = tasks.DATASETS[dataset]
+    named = {"split": source.parts["test"].split, "revision": source.revision}
+    assert asked == [((source.hub, source.config), named)]
+    assert len(source.revision) == 40  # a commit, not a branch
+
+
+def test_decisions_have_their_options_and_the_fact_apart(tmp_path):
+    write(tmp_path, "openbookqa", [ROWS["openbookqa"][0]])
+    [question] = load_decisions("openbookqa", "test", folder=tmp_path)
+    assert question.choices == ("bees", "stones")
+    assert question.fact == "bees fly"
+    assert question.prompt(reasoning=True).endswith(
+        "Fact: bees fly\nQuestion: What flies?\nOptions:\n\nA. bees\nB. stones\n"
+    )
+
+
+def test_gpqa_does_not_always_have_the_right_answer_at_one_place(tmp_path):
+    write(tmp_path, "gpqa", several("gpqa", 200))
+    questions = load_questions("gpqa", "test", folder=tmp_path)
+    counts = pd.Series([question.gold for question in questions]).value_counts()
+    assert set(counts.index) == set("ABCD")
+    assert counts.min() > 25
+    for question in questions:
+        options = dict(line.split(". ") for line in question.text.splitlines()[1:])
+        assert options[question.gold] == "lead"
+        assert sorted(options.values()) == ["iron", "lead", "tin", "zinc"]
+    again = load_questions("gpqa", "test", 10, folder=tmp_path)
+    assert [q for q in questions if q in again] == again  # drawn, in order, the same options
+
+
+def test_parts_share_no_question_and_repeat(tmp_path):
+    rows = several("deepmath", 17_600)
+    rows[3] = rows[2]  # the same text twice
+    write(tmp_path, "deepmath", rows)
+    parts = {
+        name: load_questions("deepmath", name, folder=tmp_path)
+        for name in ("train", "validation", "test")
+    }
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 16_000,
+        "validation": 1_000,
+        "test": 500,
+    }
+    texts = [question.text for part in parts.values() for question in part]
+    assert len(set(texts)) == len(texts) == 17_500
+    names = [question.question_id for part in parts.values() for question in part]
+    assert len(set(names)) == len(names)
+    assert load_questions("deepmath", "train", 100, folder=tmp_path) == parts["train"][:100]
+    assert parts["test"] != sorted(parts["test"], key=lambda q: q.question_id)  # drawn
+
+
+def test_moderation_is_four_hundred_a_hundred_and_the_rest(tmp_path):
+    write(
+        tmp_path, "openai_moderation", several("openai_moderation", 1680), "samples-1680.jsonl.gz"
+    )
+    parts = [
+        load_decisions("openai_moderation", name, folder=tmp_path)
+        for name in ("train", "validation", "test")
+    ]
+    assert [len(part) for part in parts] == [400, 100, 1180]
+    assert len({question.text for part in parts for question in part}) == 1680
+
+
+WRONG = [
+    ("math500", {"answer": ""}, r"test\.jsonl, line 2: answer is ''; expected text"),
+    ("math500", {"level": "hard"}, "line 2: level is 'hard'; expected a number"),
+    ("math500", {"problem": None}, "line 2: problem is 'None'; expected text"),
+    ("gsm8k", {"answer": "so it is 5"}, "line 2: answer has nothing behind '####'"),
+    ("gsm8k", {"answer": "####  "}, "line 2: answer has nothing behind '####'"),
+    ("olympiadbench", {"final_answer": []}, "line 2: final_answer is .*a list of one text"),
+    ("olympiadbench", {"final_answer": "7"}, "final_answer is 7; expected a list of one text"),
+    ("commonsenseqa", {"answerKey": "F"}, "line 2: answerKey is 'F'; expected one of"),
+    (
+        "commonsenseqa",
+        {"choices": {"label": ["A", "C"], "text": ["x", "y"]}},
+        "texts labelled A, B",
+    ),
+    ("commonsenseqa", {"choices": ["x", "y"]}, "expected texts labelled A, B"),
+    ("commonsenseqa", {"choices": None}, "expected texts labelled A, B"),
+    ("openai_moderation", {"H": 2}, r"line 2: \{'H': 2\} found; expected 0, 1 or nothing"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "change", "complaint"), WRONG)
+def test_a_wrong_field_is_named_with_file_and_line(
+    monkeypatch, tmp_path, dataset, change, complaint
+):
+    everything(monkeypatch, dataset)
+    good = ROWS[dataset][1]
+    write(tmp_path, dataset, [good, good | change])
+    with pytest.raises(TaskError, match=complaint):
+        loader(dataset)(dataset, "test", folder=tmp_path)
+
+
+@pytest.mark.parametrize("dataset", [name for name in ROWS if name != "gpqa"])
+def test_a_missing_field_is_named(monkeypatch, tmp_path, dataset):
+    everything(monkeypatch, dataset)
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: hub.Dataset.from_list([{"a": 1}]))
+    where = f"{tasks.DATASETS[dataset].hub} .*row 0: "
+    with pytest.raises(TaskError, match=where + "(there is no (field|category)|.*expected)"):
+        loader(dataset)(dataset, "test")
+
+
+def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
+    with pytest.raises(TaskError, match=r"gsm8k: there is no test.jsonl; expected the original"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    path = write(tmp_path, "gsm8k", [ROWS["gsm8k"][0]])
+    path.write_text('{"question": "cut', "utf-8")
+    with pytest.raises(TaskError, match=r"test\.jsonl, line 1: not JSON"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    path.write_text("[1]\n", "utf-8")
+    with pytest.raises(TaskError, match=r"line 1: expected an object, found '\[1\]"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TaskError, match=r"test\.jsonl: not readable"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    path.write_text("\n", "utf-8")
+    with pytest.raises(TaskError, match="gsm8k: no rows"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    moderation = write(
+        tmp_path, "openai_moderation", [{"prompt": "x", "H": 0}], "samples-1680.jsonl.gz"
+    )
+    moderation.write_bytes(moderation.read_bytes()[:-9])
+    with pytest.raises(TaskError, match=r"samples-1680\.jsonl\.gz: not readable"):
+        load_decisions("openai_moderation", "test", folder=tmp_path)
+    deepmath = write(tmp_path, "deepmath", [DEEPMATH])
+    deepmath.write_bytes(b"no parquet")
+    with pytest.raises(TaskError, match=r"\.parquet: not readable"):
+        load_questions("deepmath", "test", folder=tmp_path)
+
+
+def test_what_to_do_is_said_without_access_and_without_a_network(monkeypatch):
+    def refuse(error):
+        def load_dataset(*_, **__):
+            raise error
+
+        monkeypatch.setattr(hub, "load_dataset", load_dataset)
+
+    refuse(DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub."))
+    with pytest.raises(
+        TaskError, match=r"datasets/Idavidrein/gpqa and log in with `hf auth login`"
+    ):
+        load_questions("gpqa", "test")
+    refuse(DatasetNotFoundError("Dataset doesn't exist on the Hub or cannot be accessed."))
+    with pytest.raises(TaskError, match=r"not there at revision cc7b.*doesn't exist"):
+        load_questions("gsm8k", "test")
+    refuse(ConnectionError("Couldn't reach the Hub\nand more"))
+    with pytest.raises(
+        TaskError, match=r"\(ConnectionError: Couldn't reach the Hub\)\. Connect .* give the folder"
+    ):
+        load_questions("gsm8k", "test")
+
+
+def test_without_a_network_the_real_loader_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TaskError, match=r"openai/gsm8k \(test\): not read .*give the folder"):
+        load_questions("gsm8k", "test")
+
+
+def test_what_is_asked_for_wrongly_is_refused(tmp_path):
+    write(tmp_path, "gsm8k", several("gsm8k", 3))
+    write(tmp_path, "xstest", [ROWS["xstest"][0]])
+    for wrong, complaint in (
+        (lambda: load_questions("gsm9k", "test"), "dataset is 'gsm9k'; expected one of deepmath,"),
+        (lambda: load_questions("gsm8k", "train"), "'gsm8k' has no 'train' part; it has test"),
+        (lambda: load_questions("gsm8k", "test", 4, folder=tmp_path), "n is 4; 'gsm8k' has 3 "),
+        (lambda: load_questions("gsm8k", "test", 0, folder=tmp_path), "n is 0; "),
+        (lambda: load_questions("xstest", "test", folder=tmp_path), "load_decisions reads them"),
+        (lambda: load_decisions("gsm8k", "test", folder=tmp_path), "load_questions reads it"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            wrong()
+
+
+# --- the real files ------------------------------------------------------------------------------
+
+COUNTS = {
+    "math500": 500,
+    "gsm8k": 1319,
+    "olympiadbench": 675,
+    "commonsenseqa": 1221,
+    "openbookqa": 500,
+    "xstest": 450,
+}
+real = pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not beside the clone")
+
+
+@real
+@pytest.mark.parametrize("dataset", COUNTS)
+def test_real_files_are_read_in_full(dataset):
+    questions = loader(dataset)(dataset, "test", folder=SHARED)
+    assert len(questions) == COUNTS[dataset]
+    assert len({question.question_id for question in questions}) == COUNTS[dataset]
+    if dataset != "xstest":
+        kind = "choice" if dataset in ("commonsenseqa", "openbookqa") else "math"
+        golds = [question.gold for question in questions]
+        # every gold answer is right when it is given as an answer
+        assert verify_batch(golds, golds, kind) == [True] * len(golds)
+
+
+@real
+def test_real_counts_of_labels():
+    safe = [q.gold for q in load_decisions("xstest", "test", folder=SHARED)]
+    assert (safe.count("Safe"), safe.count("Unsafe")) == (250, 200)
+    for dataset, n in (("commonsenseqa", 5), ("openbookqa", 4)):
+        questions = load_decisions(dataset, "test", folder=SHARED)
+        assert {len(question.choices) for question in questions} == {n}
+        assert {question.gold for question in questions} == set(LETTERS[:n])
+    assert all(q.fact for q in load_decisions("openbookqa", "test", folder=SHARED))
+
+
+@real
+@pytest.mark.parametrize("dataset", ["gsm8k", "olympiadbench", "math500"])
+def test_another_answer_is_wrong(dataset):
+    questions = load_questions(dataset, "test", 60, folder=SHARED)
+    golds = [question.gold for question in questions]
+    verdicts = verify_batch(["123456789"] * len(golds), golds, "math")
+    assert verdicts == [False] * len(golds)
