@@ -36,6 +36,7 @@ from corea.decisions import (
 )
 from corea.evaluation import (
     Answers,
+    Samples,
     ask_in_parts,
     read_samples,
     require_names,
@@ -54,7 +55,7 @@ _SWAPPED = {
     **dict.fromkeys(("own_confidence", "share", "confidence", "renormalised"), "float64"),
     "flipped": "bool",
 }
-_TEXTS = ["prompt", "opening", "completion", "kind", "finished", "undecided"]
+_TEXTS = ["prompt", "opening", "completion", "kind", "finished", "undecided", "error"]
 
 
 def evaluate_decisions(
@@ -97,7 +98,7 @@ def evaluate_decisions(
     marker = f"{END_OF_THINKING}\n" if decisions == "greedy" else ""
     sampling = dataclasses.replace(sampling, greedy_after=marker)
 
-    def answer(part: Sequence[DecisionQuestion]) -> Answers:
+    def answer(part: Sequence[DecisionQuestion], _: Samples | None) -> Answers:
         prompts = [_prompt(question, reasoning=reasoning) for question in part]
         return _decide(engine, part, prompts, sampling).assign(system=system), None
 
@@ -131,7 +132,7 @@ def _decide(
     """One row per question and sample; a prompt is that of its question, or goes on from it."""
     tokenizer = engine.tokenizer
     rollouts = engine.generate(prompts, sampling)
-    require_rollouts(rollouts, len(questions), sampling.n_samples)
+    require_rollouts(rollouts, [sampling.n_samples] * len(questions))
     rows: list[dict[str, Any]] = []
     before: list[list[int]] = []  # of each row, the ids its decision follows
     options: list[tuple[str, ...]] = []
@@ -142,7 +143,7 @@ def _decide(
         prompt_ids = tokenizer(prompt)["input_ids"]
         known = option_ids(tokenizer, question.options)
         for sample, rollout in enumerate(group):
-            ids = rollout.token_ids.tolist()
+            ids = rollout.ids
             texts |= {i: tokenizer.decode([i]) for i in set(ids) - texts.keys()}
             place = decision_position([texts[i] for i in ids], ids, known, ends)
             decided = None if place is None else question.options[known.index(ids[place])]
@@ -166,6 +167,7 @@ def _decide(
                     "kind": "choice",
                     "finished": rollout.finished,
                     "undecided": False,
+                    "error": rollout.error,
                 }
             )
     scored = _scored(engine, before, options, chosen).drop(columns="likeliest")

@@ -10,7 +10,9 @@ is interrupted loses the part it was at, and the same call again asks only for w
 2. A part that is damaged is named in the notes of the records, and made again.
 3. An answer that could not be checked (out of time or memory) counts as wrong; how many did is
    in the notes.
-4. Confidence is the verbalized one. Beside it are ``average_probability``,
+4. An answer that could not be had (a server that failed) is a row with an ``error``, left out of
+   the records; how many there are is in the notes. The same call again asks for these alone.
+5. Confidence is the verbalized one. Beside it are ``average_probability``,
    ``expected_confidence`` and ``expected_mass`` (:mod:`corea.confidence`); NaN where the engine
    has none or it was not asked for.
 """
@@ -23,6 +25,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,11 +41,11 @@ from corea.store import StoreError, check_seal, seal, write_atomically
 from corea.verify import KINDS, verify_batch
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
+    from corea.decisions import DecisionQuestion
     from corea.generate import Engine, Rollout, Sampling
 
 _ROWS, _STATES, _REQUEST = "rows.parquet", "states.safetensors", "request.json"
+_FAILED = "failed"  # in the request: how many answers could not be had
 _RECORDS = (
     "dataset",
     "question_id",
@@ -59,8 +62,9 @@ _RECORDS = (
     "average_probability",
 )
 
-Asked = TypeVar("Asked", bound="DataclassInstance")
+Asked = TypeVar("Asked", "Question", "DecisionQuestion")
 Answers = tuple[pd.DataFrame, NDArray[np.float32] | None]
+Samples = Sequence[Sequence[int]]
 
 _log = logging.getLogger(__name__)
 
@@ -98,11 +102,12 @@ def evaluate(
 
     Returns:
         Records, one per question and sample in the order of the questions. Notes say how many
-        answers could not be checked and how many completions were cut, if any.
+        answers could not be checked, could not be had or were cut, if any.
 
     Raises:
         ValueError: If a question cannot be checked, is there twice, or there is none.
-        EvaluationError: If the directory holds a part of another request.
+        EvaluationError: If the directory holds a part of another request, or no answer at all
+            could be had.
     """
     _require_questions(questions)
     if not system:
@@ -110,15 +115,17 @@ def evaluate(
     if part_size is None:
         part_size = max(1, engine.batch_size // sampling.n_samples)
 
-    def answer(part: Sequence[Question]) -> Answers:
+    def answer(part: Sequence[Question], wanted: Samples | None) -> Answers:
+        wanted = [range(sampling.n_samples)] * len(part) if wanted is None else wanted
         rollouts = engine.generate(
             [question.prompt for question in part],
             sampling,
             pooled_states=pooled_states,
             confidence_grid=confidence_grid,
+            samples=wanted,
         )
-        require_rollouts(rollouts, len(part), sampling.n_samples)
-        rows = pd.DataFrame(_rows(system, part, rollouts))
+        require_rollouts(rollouts, [len(numbers) for numbers in wanted])
+        rows = pd.DataFrame(_rows(system, part, wanted, rollouts))
         states = [_state(rollout) for group in rollouts for rollout in group if pooled_states]
         return rows, np.stack(states) if states else None
 
@@ -129,8 +136,15 @@ def evaluate(
         "confidence_grid": list(confidence_grid),
         "pooled_states": pooled_states,
     }
-    notes = ask_in_parts(questions, answer, request, directory, part_size)
+    notes = ask_in_parts(
+        questions, answer, request, directory, part_size, at_once=engine.parts_at_once
+    )
     samples = read_samples(directory)
+    if lacking := missing_answers(samples):
+        notes.append(lacking)
+        samples = samples[samples["error"] == ""]
+    if samples.empty:
+        raise EvaluationError(f"{Path(directory).as_posix()}: {lacking}")
     undecided, cut = int(samples["undecided"].sum()), int((~samples["finished"]).sum())
     if undecided:
         notes.append(f"{undecided:,} answer(s) could not be checked and count as wrong")
@@ -141,21 +155,43 @@ def evaluate(
     return records_from_columns(columns, source=system, notes=notes)
 
 
+def missing_answers(samples: pd.DataFrame) -> str:
+    """How many answers could not be had.
+
+    Args:
+        samples: From :func:`read_samples`.
+
+    Returns:
+        A sentence with the first reason; empty if none is missing.
+    """
+    failed = samples.loc[samples["error"] != "", "error"]
+    if failed.empty:
+        return ""
+    return (
+        f"{len(failed):,} of {len(samples):,} answer(s) could not be had, the first because of "
+        f"{failed.iloc[0]}; the same call again asks for them"
+    )
+
+
 def ask_in_parts(
     questions: Sequence[Asked],
-    answer: Callable[[Sequence[Asked]], Answers],
+    answer: Callable[[Sequence[Asked], Samples | None], Answers],
     request: Mapping[str, Any],
     directory: str | Path,
     part_size: int,
+    *,
+    at_once: int = 1,
 ) -> list[str]:
-    """Have questions answered part by part, but for the parts that are there.
+    """Have questions answered part by part, but for the answers that are there.
 
     Args:
-        questions: Dataclasses, from one.
-        answer: Answers a part: its rows, and what is kept of the hidden states, if anything.
+        questions: Dataclasses, from one, with ``dataset`` and ``question_id``.
+        answer: Answers a part: its rows, and what is kept of the hidden states, if anything. It
+            is given the questions, and the numbers of the samples wanted of each (None: all).
         request: What else decides the answers; JSON.
         directory: Where parts are kept.
         part_size: Questions of a part, from 1.
+        at_once: How many parts are asked at once, each in a thread of its own.
 
     Returns:
         A note for each part that was damaged and made again.
@@ -174,28 +210,51 @@ def ask_in_parts(
     }
     directory = Path(directory)
     there, damaged = _parts_there(directory, whole)
-    for number, start in enumerate(range(0, len(questions), part_size)):
-        if number not in there:
-            rows, states = answer(questions[start : start + part_size])
-            _write_part(directory / _name(number), whole, rows, states)
+
+    def make(number: int) -> None:
+        path, start = directory / _name(number), number * part_size
+        part = questions[start : start + part_size]
+        kept = pd.read_parquet(path / _ROWS) if number in there else None
+        if kept is None:
+            rows, states = answer(part, None)
+        else:
+            failed = kept[kept["error"] != ""].groupby(["dataset", "question_id"])["sample"]
+            wanted = {name: numbers.tolist() for name, numbers in failed}
+            again = [q for q in part if (q.dataset, q.question_id) in wanted]
+            new, states = answer(again, [wanted[q.dataset, q.question_id] for q in again])
+            rows = _replaced(kept, new)
+        _write_part(path, whole, rows, states)
+
+    numbers = range(-(-len(questions) // part_size))
+    to_make = [number for number in numbers if there.get(number, 1)]
+    if at_once == 1:
+        for number in to_make:
+            make(number)
+    else:
+        with ThreadPoolExecutor(at_once) as threads:
+            try:
+                for done in [threads.submit(make, number) for number in to_make]:
+                    done.result()
+            except BaseException:
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
     return [f"{message}; it was made again" for message in damaged]
 
 
-def require_rollouts(rollouts: Sequence[Sequence[Rollout]], n_questions: int, n: int) -> None:
+def require_rollouts(rollouts: Sequence[Sequence[Rollout]], wanted: Sequence[int]) -> None:
     """Check that an engine answered everything.
 
     Args:
         rollouts: Of each question.
-        n_questions: How many were asked.
-        n: Rollouts of each.
+        wanted: How many of each.
 
     Raises:
         EvaluationError: If there are more or fewer.
     """
-    if [len(group) for group in rollouts] != [n] * n_questions:
+    if [len(group) for group in rollouts] != list(wanted):
         raise EvaluationError(
-            f"the engine gave {[len(group) for group in rollouts]} rollouts; expected {n} for each "
-            f"of {n_questions} prompts"
+            f"the engine gave {[len(group) for group in rollouts]} rollouts; expected "
+            f"{list(wanted)}"
         )
 
 
@@ -207,8 +266,9 @@ def read_samples(directory: str | Path) -> pd.DataFrame:
 
     Returns:
         The columns of its records and ``kind``, ``level``, ``prompt``, ``completion``,
-        ``finished`` (whether the model ended it) and ``undecided`` (whether the answer could not
-        be checked); rows in the order of the records.
+        ``finished`` (whether the model ended it), ``undecided`` (whether the answer could not
+        be checked) and ``error`` (why there is no answer, else empty); rows in the order of the
+        questions.
 
     Raises:
         EvaluationError: If a part is missing or damaged; names it.
@@ -287,7 +347,8 @@ def _write_part(
         from safetensors.numpy import save_file
 
         save_file({"states": states}, partial / _STATES)
-    write_atomically(partial / _REQUEST, json.dumps(request, indent=1, sort_keys=True) + "\n")
+    written = {**request, _FAILED: int((rows["error"] != "").sum())}
+    write_atomically(partial / _REQUEST, json.dumps(written, indent=1, sort_keys=True) + "\n")
     seal(partial)
     shutil.rmtree(path, ignore_errors=True)  # a damaged one
     partial.replace(path)
@@ -299,11 +360,26 @@ def _state(rollout: Rollout) -> NDArray[np.float32]:
     return rollout.pooled_state
 
 
+def _replaced(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with those of the same questions and samples replaced."""
+    keys = ["dataset", "question_id", "sample"]
+    rows, new = rows.set_index(keys), new.set_index(keys)
+    order = rows.index
+    return pd.concat([rows.drop(new.index), new]).loc[order].reset_index()
+
+
 def _rows(
-    system: str, questions: Sequence[Question], rollouts: Sequence[Sequence[Rollout]]
+    system: str,
+    questions: Sequence[Question],
+    wanted: Samples,
+    rollouts: Sequence[Sequence[Rollout]],
 ) -> Iterator[dict[str, Any]]:
     asked = [question for question, group in zip(questions, rollouts, strict=True) for _ in group]
-    answered = [(k, rollout) for group in rollouts for k, rollout in enumerate(group)]
+    answered = [
+        pair
+        for numbers, group in zip(wanted, rollouts, strict=True)
+        for pair in zip(numbers, group, strict=True)
+    ]
     parsed = [parse_completion(rollout.completion) for _, rollout in answered]
     verdicts: dict[int, bool | None] = {}
     for kind in dict.fromkeys(question.kind for question in asked):
@@ -335,6 +411,7 @@ def _rows(
             "completion": rollout.completion,
             "finished": rollout.finished,
             "undecided": verdicts[i] is None,
+            "error": rollout.error,
         }
 
 
@@ -342,9 +419,9 @@ def _float(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[set[int], list[str]]:
-    """Numbers of the parts that are whole, and what is wrong with those that are not."""
-    there, damaged = set(), []
+def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[dict[int, int], list[str]]:
+    """Parts that are whole, with how many answers they lack, and what is wrong with others."""
+    there, damaged = {}, []
     for path in sorted(directory.glob("part-*")):
         if path.name.endswith(".partial"):
             continue
@@ -361,7 +438,7 @@ def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[set[int],
                 + "; ".join(f"{n} is {found.get(n)!r}, not {request[n]!r}" for n in differing)
                 + ". Use another directory, or delete this one"
             )
-        there.add(int(path.name.removeprefix("part-")))
+        there[int(path.name.removeprefix("part-"))] = int(found[_FAILED])
     return there, damaged
 
 

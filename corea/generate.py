@@ -32,7 +32,8 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,8 @@ class Rollout:
 
     Attributes:
         completion: The text, without special tokens.
-        token_ids: All tokens sampled, the closing one too, shape (T,), T from 1.
+        token_ids: All tokens sampled, the closing one too, shape (T,), T from 1; None where the
+            engine only counts them.
         logprobs: Their natural log-probabilities at temperature 1, shape (T,); None where the
             engine has none.
         finished: Whether the model ended it; otherwise it was cut.
@@ -109,21 +111,37 @@ class Rollout:
         pooled_state: Mean last-layer state, shape (d,), where asked for.
         expected_confidence: In [0, 1], NaN where no confidence is stated; None if not asked for.
         expected_mass: Probability of the candidates it was computed from; likewise.
+        n_tokens: How many tokens were sampled, where there are no ``token_ids``.
+        error: Why there is no completion; empty where there is one.
     """
 
     completion: str
-    token_ids: NDArray[np.int64]
+    token_ids: NDArray[np.int64] | None
     logprobs: NDArray[np.float32] | None
     finished: bool
     prompt_tokens: int
     pooled_state: NDArray[np.float32] | None = None
     expected_confidence: float | None = None
     expected_mass: float | None = None
+    n_tokens: int = 0
+    error: str = ""
 
     @property
     def completion_tokens(self) -> int:
         """Tokens sampled, the closing one too."""
-        return len(self.token_ids)
+        return self.n_tokens if self.token_ids is None else len(self.token_ids)
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens, as whole numbers.
+
+        Raises:
+            ValueError: If the engine only counts them.
+        """
+        if self.token_ids is None:
+            raise ValueError("the engine gives no tokens, only their number")
+        tokens: list[int] = self.token_ids.tolist()
+        return tokens
 
 
 class Engine(Protocol):
@@ -139,6 +157,11 @@ class Engine(Protocol):
         """Completions it works on at once."""
         ...
 
+    @property
+    def parts_at_once(self) -> int:
+        """How many calls of :meth:`generate` may be made at once, by several threads."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -146,6 +169,7 @@ class Engine(Protocol):
         *,
         pooled_states: bool = False,
         confidence_grid: Sequence[str] = (),
+        samples: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Rollout]]:
         """Complete each prompt ``sampling.n_samples`` times.
 
@@ -154,9 +178,11 @@ class Engine(Protocol):
             sampling: How.
             pooled_states: Whether :attr:`Rollout.pooled_state` is wanted.
             confidence_grid: Candidates for :attr:`Rollout.expected_confidence`; none: not wanted.
+            samples: Numbers of the samples wanted of each prompt; all when None.
 
         Returns:
-            The rollouts of each prompt, in the order of the prompts.
+            The rollouts of each prompt, in the order of the prompts. One that could not be had
+            has an ``error``.
 
         Raises:
             ValueError: If something is asked for that the engine cannot give.
@@ -198,6 +224,11 @@ class TransformersEngine:
         digest.update(f"{len(self.tokenizer)} {self.chat}".encode())
         return digest.hexdigest()
 
+    @property
+    def parts_at_once(self) -> int:
+        """One: a model works on one batch at a time."""
+        return 1
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -205,6 +236,7 @@ class TransformersEngine:
         *,
         pooled_states: bool = False,
         confidence_grid: Sequence[str] = (),
+        samples: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Rollout]]:
         """Complete each prompt ``sampling.n_samples`` times.
 
@@ -217,6 +249,7 @@ class TransformersEngine:
             sampling: How.
             pooled_states: Whether :attr:`Rollout.pooled_state` is wanted.
             confidence_grid: Candidates for :attr:`Rollout.expected_confidence`; none: not wanted.
+            samples: Numbers of the samples wanted of each prompt; all when None.
 
         Returns:
             The rollouts of each prompt, in the order of the prompts.
@@ -227,8 +260,8 @@ class TransformersEngine:
         """
         encoded = _encode_prompts(self.tokenizer, prompts, self.chat)
         _require_room(self.model, encoded, sampling.max_completion_tokens)
-        asked = [i for i in range(len(prompts)) for _ in range(sampling.n_samples)]
-        numbers = _sample_numbers([tuple(encoded[i]) for i in asked])
+        wanted = wanted_samples([tuple(ids) for ids in encoded], sampling, samples)
+        asked, numbers = [i for i, _ in wanted], [number for _, number in wanted]
         rollouts: list[Rollout | None] = [None] * len(asked)
         for batch in _batches([len(encoded[i]) for i in asked], self.batch_size):
             decoded = _decode(
@@ -268,8 +301,10 @@ class TransformersEngine:
                 replace(rollout, expected_confidence=float(e), expected_mass=float(m))
                 for rollout, e, m in zip(made, expected, mass, strict=True)
             ]
-        n = sampling.n_samples
-        return [made[i * n : (i + 1) * n] for i in range(len(prompts))]
+        answers: list[list[Rollout]] = [[] for _ in prompts]
+        for i, rollout in zip(asked, made, strict=True):
+            answers[i].append(rollout)
+        return answers
 
 
 def expected_confidence(
@@ -787,14 +822,39 @@ def _require_room(model: Any, prompts: Sequence[Sequence[int]], max_completion_t
             )
 
 
-def _sample_numbers(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """How often the same prompt came before, for each."""
-    seen: dict[tuple[int, ...], int] = {}
-    numbers = []
-    for prompt in prompts:
-        numbers.append(seen.get(prompt, 0))
-        seen[prompt] = numbers[-1] + 1
-    return numbers
+def wanted_samples(
+    prompts: Sequence[Hashable], sampling: Sampling, samples: Sequence[Sequence[int]] | None
+) -> list[tuple[int, int]]:
+    """What is to be asked: each prompt's place, and the number that decides its random numbers.
+
+    Args:
+        prompts: Texts, or their tokens.
+        sampling: How.
+        samples: Numbers of the samples wanted of each prompt, in [0, n_samples); all when None.
+
+    Returns:
+        A pair for each completion, prompt by prompt. The numbers of a prompt that is there twice
+        go on where those of the first end.
+
+    Raises:
+        ValueError: If ``samples`` has another length, or a number that is not of a sample.
+
+    Example:
+        >>> wanted_samples(["a", "b", "a"], Sampling(n_samples=2), [[1], [], [0, 1]])
+        [(0, 1), (2, 2), (2, 3)]
+    """
+    n = sampling.n_samples
+    chosen = [range(n)] * len(prompts) if samples is None else samples
+    if len(chosen) != len(prompts):
+        raise ValueError(f"{len(chosen)} lists of samples for {len(prompts)} prompts")
+    seen: Counter[Hashable] = Counter()
+    wanted = []
+    for i, (prompt, numbers) in enumerate(zip(prompts, chosen, strict=True)):
+        if outside := [number for number in numbers if not 0 <= number < n]:
+            raise ValueError(f"samples[{i}] has {outside[0]}; expected numbers from 0 to {n - 1}")
+        wanted += [(i, seen[prompt] * n + number) for number in numbers]
+        seen[prompt] += 1
+    return wanted
 
 
 def _uniforms(prompt: Sequence[int], number: int, sampling: Sampling) -> _Floats:

@@ -106,7 +106,7 @@ def write_results(
     """
     folder = Path(folder)
     write_model(model, folder)
-    texts = ["prompt", "completion", "kind", "finished", "undecided"]
+    texts = ["prompt", "completion", "kind", "finished", "undecided", "error"]
     columns = {name: values.tolist() for name, values in samples.drop(columns=texts).items()}
     records = records_from_columns(
         {str(name): values for name, values in columns.items()},

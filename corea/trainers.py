@@ -670,7 +670,7 @@ def _complete(prompts: list[str], trainer: _Reinforced) -> dict[str, Any]:
     made = [rollout for (rollout,) in engine.generate(prompts, sampling)]
     return {
         "prompt_ids": trainer.processing_class(prompts)["input_ids"],
-        "completion_ids": [rollout.token_ids.tolist() for rollout in made],
+        "completion_ids": [rollout.ids for rollout in made],
         "logprobs": None,  # only asked for where another model samples than is trained
     }
 

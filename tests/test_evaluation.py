@@ -26,18 +26,23 @@ class Scripted:
         self.fingerprint = fingerprint
         self.delay = delay
         self.batch_size = 8
+        self.parts_at_once = 1
         self.asked = []
+        self.failing = set()  # pairs of a number that is asked and a sample
 
-    def generate(self, prompts, sampling, *, pooled_states=False, confidence_grid=()):
+    def generate(self, prompts, sampling, *, pooled_states=False, confidence_grid=(), samples=None):
         time.sleep(self.delay)
         self.asked += prompts
+        samples = samples or [range(sampling.n_samples)] * len(prompts)
         return [
-            [self.rollout(prompt, k, pooled_states, confidence_grid) for k in range(sampling.n_samples)]
-            for prompt in prompts
-        ]  # fmt: skip
+            [self.rollout(prompt, k, pooled_states, confidence_grid) for k in numbers]
+            for prompt, numbers in zip(prompts, samples, strict=True)
+        ]
 
     def rollout(self, prompt, k, pooled_states, confidence_grid):
         asked = int(prompt.split("+")[0])
+        if (asked, k) in self.failing:
+            return Rollout("", None, None, False, 0, error=f"HTTP 500 on {asked}, {k}")
         answer = asked + 1 + (asked % 3 == 0) + k
         stated = rf" \confidence{{0.{asked % 10}}}" if asked % 5 else ""
         return Rollout(
@@ -92,6 +97,69 @@ def test_answers_become_records(tmp_path):
         first["expected_confidence"], [0.25 if i % 5 else np.nan for i in range(12)]
     )
     assert records.notes == ("2 completion(s) were cut at 20 tokens",)
+
+
+def test_answers_that_could_not_be_had_are_left_out_and_asked_again_alone(tmp_path):
+    engine = Scripted()
+    whole = run(tmp_path / "whole").table
+    engine.failing = {(3, 0), (3, 1), (4, 1), (11, 0)}
+    records = run(tmp_path / "e", engine)
+    assert len(records.table) == 20
+    gone = set(map(tuple, whole[["question_id", "sample"]].values)) - set(
+        map(tuple, records.table[["question_id", "sample"]].values)
+    )
+    assert gone == {("q3", 0), ("q3", 1), ("q4", 1), ("q11", 0)}
+    assert (
+        "4 of 24 answer(s) could not be had, the first because of HTTP 500 on 3, 0; the same call "
+        "again asks for them"
+    ) in records.notes
+    samples = read_samples(tmp_path / "e")
+    assert len(samples) == 24
+    assert (samples["error"] != "").sum() == 4
+    assert samples["question_id"].tolist() == whole["question_id"].tolist()
+
+    engine.asked, engine.failing = [], {(11, 0)}
+    assert len(run(tmp_path / "e", engine).table) == 23
+    assert [prompt.split("+")[0] for prompt in engine.asked] == ["3", "4", "11"]
+    engine.asked, engine.failing = [], set()
+    again = run(tmp_path / "e", engine)
+    assert [prompt.split("+")[0] for prompt in engine.asked] == ["11"]
+    pd.testing.assert_frame_equal(again.table, whole)
+    assert not any("could not be had" in note for note in again.notes)
+    run(tmp_path / "e", engine)
+    assert len(engine.asked) == 1
+
+
+def test_no_answer_at_all_is_an_error(tmp_path):
+    engine = Scripted()
+    engine.failing = {(i, k) for i in range(12) for k in range(2)}
+    with pytest.raises(EvaluationError, match="24 of 24 answer.s. could not be had, the first"):
+        run(tmp_path, engine)
+
+
+def test_parts_that_are_asked_at_once_give_the_same(tmp_path):
+    class Slow(Scripted):
+        at_once = most = 0
+
+        def generate(self, *arguments, **named):
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            made = super().generate(*arguments, **named)
+            self.at_once -= 1
+            return made
+
+    engine = Slow(delay=0.2)
+    engine.parts_at_once = 3
+    table = run(tmp_path / "e", engine, part_size=2).table
+    pd.testing.assert_frame_equal(table, run(tmp_path / "one", part_size=2).table)
+    assert engine.most == 3
+
+    def fail(*_, **__):
+        raise RuntimeError("gone")
+
+    engine.generate = fail
+    with pytest.raises(RuntimeError, match="gone"):
+        run(tmp_path / "other", engine, part_size=2)
 
 
 def test_a_part_fills_a_batch_of_the_engine(tmp_path):
@@ -331,7 +399,9 @@ def test_an_engine_that_does_not_keep_its_word_is_named(tmp_path):
         def rollout(self, *arguments):
             return dataclasses.replace(super().rollout(*arguments), pooled_state=None)
 
-    with pytest.raises(EvaluationError, match=r"gave \[2, 2, 2, 2\] rollouts; expected 2 for each"):
+    with pytest.raises(
+        EvaluationError, match=r"gave \[2, 2, 2, 2\] rollouts; expected \[2, 2, 2, 2, 2\]"
+    ):
         run(tmp_path, Short())
     with pytest.raises(EvaluationError, match="gave no pooled state, though asked"):
         run(tmp_path, Stateless(), pooled_states=True)

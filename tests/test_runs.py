@@ -36,6 +36,7 @@ def samples(**changes):
         "completion": ["a", "b", "c"],
         "finished": True,
         "undecided": False,
+        "error": "",
     }
     return pd.DataFrame(table | changes)
 
