@@ -5,7 +5,8 @@ PYTHON ?= python3
 LAB ?=
 python := .venv/bin/python
 
-# pip would compile on one core what it installs, half of its time.
+# Half of pip's time would be compiling all that it installs; Python compiles what is used, once.
+unexport PYTHONDONTWRITEBYTECODE
 # A stamp per set of extras and per content of what decides what is installed: nothing is
 # reinstalled while that is the same. The folder counts, for .venv points to it.
 pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)
@@ -59,6 +60,5 @@ clean: ## Remove everything made except .venv
 .venv/.%-$(pins): .venv/bin/python
 	@echo "Installing corea[$*] and what it needs into .venv (once, a minute or two)"
 	@$(python) -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
-	@$(python) -m compileall -q -q -j 0 .venv/lib || true  # templates are no Python
 	@find .venv -maxdepth 1 -name '.book*' ! -name '*-$(pins)' -delete
 	@touch $@

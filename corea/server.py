@@ -11,7 +11,7 @@ r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted
    refuses (400, 413, 422), is a rollout with an ``error`` and without a completion.
 3. What no question can change ends the evaluation at once: a key that is not accepted (401, 403)
    or a model that is not there (404). So does a server that answered none of as many requests in
-   a row as are made at once. What was answered is kept.
+   a row as are made at once. Parts of the evaluation that were answered are kept.
 4. ``top_p`` is sent as 1, and vLLM is told to leave its other filters off, which a model's own
    generation config may set (:data:`VLLM_BODY`).
 5. Log-probabilities are taken where the server gives them. vLLM's are those of temperature 1
@@ -343,7 +343,8 @@ class _Health:
             if self._in_a_row >= self._limit and self._error is None:
                 self._error = ServerError(
                     f"{self._in_a_row} requests in a row were not answered, the last because of "
-                    f"{why}. What was answered is kept: run it again when the server is back"
+                    f"{why}. The parts that were answered are kept: run it again when the "
+                    "server is back"
                 )
 
     def end(self, error: ServerError) -> None:
