@@ -105,7 +105,8 @@ class SFTSettings:
     Attributes:
         steps: Optimizer steps.
         batch: Sequences a step, over all processes.
-        micro_batch: Sequences a process takes at once.
+        micro_batch: Sequences a process takes at once. Those of a step are sorted by length, so
+            smaller parts pad less; the step is the same.
         learning_rate: The highest, reached after ``warmup_steps``; then it falls as a cosine.
         warmup_steps: Steps until then.
         checkpoint_every: Steps between checkpoints.
@@ -849,6 +850,11 @@ def train_sft(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     _accumulation(settings, world)
     chosen = _in_order(rows, settings.batch * settings.steps, settings.seed)
+    tokenized = _tokenized(chosen, tokenizer)
+    lengths = np.array([len(ids) for ids in tokenized["input_ids"]])
+    # longest first within a step: the step is the same, and parts of about one length pad little
+    order = np.argsort(-lengths.reshape(settings.steps, -1), axis=1, kind="stable")
+    order += np.arange(settings.steps)[:, None] * settings.batch
     config = SFTConfig(
         **_common(settings, directory, world),
         weight_decay=settings.weight_decay,
@@ -863,7 +869,7 @@ def train_sft(
             model=model,
             args=config,
             processing_class=tokenizer,
-            train_dataset=_tokenized(chosen, tokenizer),
+            train_dataset=tokenized.select(order.ravel()),
             callbacks=[_Finite(directory), _Heartbeat(), _Seal()],
         )
         _run(trainer, directory)

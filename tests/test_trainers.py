@@ -1107,3 +1107,18 @@ def test_both_ways_to_make_rollouts_draw_from_the_same_distribution(trainer):
         assert logprobs is None
         found.append((ids, completions, texts))
     assert found[0] == found[1]
+
+
+def test_the_parts_of_a_supervised_step_do_not_change_it(tokenizer, tmp_path):
+    rows = [
+        row | {"completion": row["completion"] * (1 + i % 3)}
+        for i, row in enumerate(small.rows_to_learn()[:64])
+    ]
+    losses = []
+    for micro in (16, 4):
+        settings = SFTSettings(**small.SFT | {"steps": 6, "batch": 16, "micro_batch": micro})
+        model = small.new_model(tokenizer)
+        trainers.train_sft(model, tokenizer, rows, settings, tmp_path / str(micro))
+        losses.append(pd.read_csv(tmp_path / str(micro) / "dynamics.csv")["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert losses[0].iloc[-1] < losses[0].iloc[0]
