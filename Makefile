@@ -7,6 +7,7 @@ python := .venv/bin/python
 
 # Half of pip's time would be compiling all that it installs; Python compiles what is used, once.
 unexport PYTHONDONTWRITEBYTECODE
+
 # A stamp per set of extras and per content of what decides what is installed: nothing is
 # reinstalled while that is the same. The folder counts, for .venv points to it.
 pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)

@@ -7,8 +7,9 @@ r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted
    the order of the prompts nor how many are asked at once decides what is asked.
 2. A request that fails for a reason that may pass (no connection, out of time, 408, 409, 425, 429,
    5xx, a body that is cut, no JSON or not what was expected) is made again, after a wait that
-   doubles and is never shorter than a ``Retry-After`` says. What still fails, and what the server
-   refuses (400, 413, 422), is a rollout with an ``error`` and without a completion.
+   doubles and is as long as a ``Retry-After`` says, but at most a minute. What still fails, and
+   what the server refuses (any other status, such as 400 or 422), is a rollout with an ``error``
+   and without a completion.
 3. What no question can change ends the evaluation at once: a key that is not accepted (401, 403)
    or a model that is not there (404). So does a server that answered none of as many requests in
    a row as are made at once. Parts of the evaluation that were answered are kept.
@@ -50,7 +51,6 @@ MAX_BODY = 64 * 2**20
 """Bytes above which an answer is not read."""
 
 _PASSING = {408, 409, 425, 429}
-_REFUSED = {400, 413, 422}
 _LONGEST_WAIT = 60.0
 
 
@@ -314,8 +314,6 @@ class ServerEngine:
         if status == 404:
             listed = ", ".join(self.models()) or "none that it lists"
             return ServerError(f"{told}. It has these models: {listed}; asked for {self.model}")
-        if status in _REFUSED:
-            return _Refused(told)
         if status in _PASSING or status >= 500:
             try:
                 wait = float(answer.headers.get("Retry-After", 0))
@@ -374,7 +372,6 @@ def _failed(error: str) -> Rollout:
         logprobs=None,
         finished=False,
         prompt_tokens=0,
-        n_tokens=0,
         error=error,
     )
 

@@ -45,8 +45,6 @@ from corea.questions import Question
 SEED = 0
 """Of the permutations that parts are drawn from."""
 
-PARTS = ("train", "validation", "test")
-
 Row = Mapping[str, Any]
 
 

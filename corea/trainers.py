@@ -850,11 +850,6 @@ def train_sft(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     _accumulation(settings, world)
     chosen = _in_order(rows, settings.batch * settings.steps, settings.seed)
-    tokenized = _tokenized(chosen, tokenizer)
-    lengths = np.array([len(ids) for ids in tokenized["input_ids"]])
-    # longest first within a step: the step is the same, and parts of about one length pad little
-    order = np.argsort(-lengths.reshape(settings.steps, -1), axis=1, kind="stable")
-    order += np.arange(settings.steps)[:, None] * settings.batch
     config = SFTConfig(
         **_common(settings, directory, world),
         weight_decay=settings.weight_decay,
@@ -865,6 +860,11 @@ def train_sft(
         eval_strategy="no",
     )
     with _quiet():
+        tokenized = _tokenized(chosen, tokenizer)
+        lengths = np.array([len(ids) for ids in tokenized["input_ids"]])
+        # longest first within a step: the same step, and parts of about one length pad little
+        order = np.argsort(-lengths.reshape(settings.steps, -1), axis=1, kind="stable")
+        order += np.arange(settings.steps)[:, None] * settings.batch
         trainer = SFTTrainer(
             model=model,
             args=config,
