@@ -28,6 +28,7 @@ import pandas as pd
 from corea.decisions import (
     END_OF_THINKING,
     MAX_OPTIONS,
+    NO_THINKING,
     THINK,
     DecisionQuestion,
     decision_confidence,
@@ -99,7 +100,7 @@ def evaluate_decisions(
     sampling = dataclasses.replace(sampling, greedy_after=marker)
 
     def answer(part: Sequence[DecisionQuestion], _: Samples | None) -> Answers:
-        prompts = [_prompt(question, reasoning=reasoning) for question in part]
+        prompts = [_prompt(engine, question, reasoning=reasoning) for question in part]
         return _decide(engine, part, prompts, sampling).assign(system=system), None
 
     request = {
@@ -118,9 +119,12 @@ def evaluate_decisions(
     return records_from_columns(columns, source=system, notes=notes)
 
 
-def _prompt(question: DecisionQuestion, *, reasoning: bool) -> str:
-    """The question; without reasoning, up to the decision itself."""
-    return question.prompt(reasoning=True) if reasoning else question.supervised()["prompt"]
+def _prompt(engine: TransformersEngine, question: DecisionQuestion, *, reasoning: bool) -> str:
+    """All that stands before the reasoning, or before the decision where there is none."""
+    from corea.generate import chat_prompt
+
+    message, opening = question.prompt(reasoning=reasoning), "" if reasoning else NO_THINKING
+    return chat_prompt(engine.tokenizer, message, opening) if engine.chat else message + opening
 
 
 def _decide(
@@ -131,7 +135,8 @@ def _decide(
 ) -> pd.DataFrame:
     """One row per question and sample; a prompt is that of its question, or goes on from it."""
     tokenizer = engine.tokenizer
-    rollouts = engine.generate(prompts, sampling)
+    # the prompts stand in the chat template already
+    rollouts = dataclasses.replace(engine, chat=False).generate(prompts, sampling)
     require_rollouts(rollouts, [sampling.n_samples] * len(questions))
     rows: list[dict[str, Any]] = []
     before: list[list[int]] = []  # of each row, the ids its decision follows
@@ -283,7 +288,7 @@ def swap_reasoning(
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _SWAPPED.items()})
     swapped = pd.DataFrame(pairs)
     asked = [by_name[pair] for pair in zip(swapped["dataset"], swapped["question_id"], strict=True)]
-    prompts = [question.prompt(reasoning=True) for question in asked]
+    prompts = [_prompt(engine, question, reasoning=True) for question in asked]
     tables = []
     for share in shares:
         if share == 1:

@@ -39,20 +39,29 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import gather
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from corea.calibration import describe_stated
 from corea.decisions import (
     END_OF_THINKING,
+    NO_THINKING,
     DecisionQuestion,
     OptionError,
     decision_position,
     option_ids,
     wrong_target,
 )
-from corea.generate import Sampling
+from corea.generate import Sampling, chat_prompt
 from corea.rewards import Floats
-from corea.trainers import RolloutSettings, TrainingError, _digest, _Reinforced, reinforce
+from corea.trainers import (
+    RolloutSettings,
+    SFTSettings,
+    TrainingError,
+    _digest,
+    _Reinforced,
+    reinforce,
+    train_sft,
+)
 
 DECISION_METRICS = ("accuracy", "confidence", "ece", "auroc", "no_decision")
 
@@ -382,17 +391,54 @@ def train_decisions(
         DecisionTrainer,
         base,
         tokenizer,
-        _rows(questions),
-        _rows(validation),
+        _rows(questions, tokenizer),
+        _rows(validation, tokenizer),
         settings,
         directory,
     )
 
 
-def _rows(questions: Sequence[DecisionQuestion]) -> list[dict[str, Any]]:
+def train_supervised(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[DecisionQuestion],
+    settings: SFTSettings,
+    directory: str | Path,
+) -> None:
+    """Fine-tune a model on right decisions without reasoning, the decision token alone.
+
+    Source: paper B, equation (1).
+
+    Args:
+        model: What to start from; changed in place.
+        tokenizer: Its tokenizer.
+        questions: To train on.
+        settings: The settings.
+        directory: Where everything is written, as for :func:`corea.trainers.train_sft`.
+
+    Raises:
+        OptionError: If options are not one token each.
+        TrainingError: As :func:`corea.trainers.train_sft` does.
+        ValueError: As :func:`corea.trainers.train_sft` does.
+    """
+    for options in dict.fromkeys(question.options for question in questions):
+        option_ids(tokenizer, options)
+    rows = [
+        {
+            "prompt": chat_prompt(tokenizer, question.prompt(reasoning=False), NO_THINKING),
+            "completion": question.gold,
+        }
+        for question in questions
+    ]
+    train_sft(model, tokenizer, rows, settings, directory)
+
+
+def _rows(
+    questions: Sequence[DecisionQuestion], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
     return [
         {
-            "prompt": question.prompt(reasoning=True),
+            "prompt": chat_prompt(tokenizer, question.prompt(reasoning=True)),
             "question_id": f"{question.dataset}/{question.question_id}",
             "gold": question.gold,
             "options": list(question.options),

@@ -259,8 +259,8 @@ def corpus(own: DecisionWorld, n: int, seed: int) -> list[dict[str, str]]:
         direct = rng.random() < own.direct
         opening = NO_THINKING if direct else f"{THINK}\n{thoughts}\n{END_OF_THINKING}\n"
         prompt = question.prompt(reasoning=not direct)
-        if prompt.endswith(NO_THINKING):
-            opening = ""
+        if direct and not question.choices:
+            prompt, opening = prompt + NO_THINKING, ""
         rows.append({"prompt": prompt, "completion": opening + question.options[decision]})
     return rows
 
@@ -352,8 +352,7 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, own: DecisionWorld) -> None:
     for dataset in DATASETS:
         for reasoning in (True, False):
             question = questions(own, dataset, "test", 1)[0]
-            prompt = question.prompt(reasoning=reasoning).removesuffix(NO_THINKING)
-            parts = prompt.split(question.text)
+            parts = question.prompt(reasoning=reasoning).split(question.text)
             if question.fact:
                 parts = parts[0].split(question.fact) + parts[1:]
             whole += [part for part in parts if part]

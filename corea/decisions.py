@@ -35,6 +35,7 @@ LETTERS = ("A", "B", "C", "D", "E")
 VERDICTS = ("Safe", "Unsafe")
 THINK, END_OF_THINKING = "<think>", "</think>"
 NO_THINKING = f"{THINK}\n{END_OF_THINKING}\n"
+"""How a completion without reasoning begins; it is given to the model with the prompt."""
 MAX_OPTIONS = len(LETTERS)
 
 _CHOOSE = (
@@ -116,7 +117,7 @@ class DecisionQuestion:
         return LETTERS[: len(self.choices)] if self.choices else VERDICTS
 
     def prompt(self, *, reasoning: bool) -> str:
-        r"""What the model is given.
+        r"""What is asked. Without reasoning, the answer begins with :data:`NO_THINKING`.
 
         Source: paper B, appendix A; choice 1 of this module.
 
@@ -124,7 +125,7 @@ class DecisionQuestion:
             reasoning: Whether the model is to reason before it decides.
 
         Returns:
-            The prompt. For moderation without reasoning it ends with an empty ``<think>`` block.
+            The text.
 
         Example:
             >>> question = DecisionQuestion("csqa", "1", "Which is blue?", "A", ("sky", "grass"))
@@ -132,8 +133,7 @@ class DecisionQuestion:
             'Question: Which is blue?\nOptions:\n\nA. sky\nB. grass\n'
         """
         if not self.choices:
-            opening = "" if reasoning else NO_THINKING
-            return _MODERATE.format(text=self.text) + opening
+            return _MODERATE.format(text=self.text)
         named = {"last": self.options[-1], "letters": ", ".join(self.options)}
         asked = (_CHOOSE + (_REASON if reasoning else _DIRECT)).format(**named)
         fact = f"Fact: {self.fact}\n" if self.fact else ""
@@ -142,19 +142,6 @@ class DecisionQuestion:
         )
         gap = "\n" if reasoning else ""  # as the paper prints them
         return f"{asked}{fact}Question: {self.text}\nOptions:\n{gap}{listed}\n"
-
-    def supervised(self) -> dict[str, str]:
-        """The question and its right decision, without reasoning, for fine-tuning.
-
-        Source: paper B, equation (1).
-
-        Returns:
-            ``prompt`` and ``completion``; an empty ``<think>`` block belongs to the prompt.
-        """
-        prompt = self.prompt(reasoning=False)
-        if self.choices:
-            prompt += NO_THINKING
-        return {"prompt": prompt, "completion": self.gold}
 
 
 def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> list[int]:

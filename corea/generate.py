@@ -20,9 +20,10 @@ one for models of transformers, on a CPU or GPU. What is decided here:
    which the completion's tokens were predicted: T states for T tokens. (The states *at* the
    tokens are the same but for one: that of the last prompt token instead of the closing token's,
    which generation never computes.) No second pass is needed.
-6. Prompts are encoded as the tokenizer does it by default, with the special tokens it adds, or
-   in its chat template as one message of the user. Candidate texts are encoded together with
-   the text before them, as the tokenizer would, whatever it merges.
+6. Prompts are encoded as the tokenizer does it by default, with the special tokens it adds;
+   those of a chat model stand in its chat template, as the one message of a user. Candidate
+   texts are encoded together with the text before them, as the tokenizer would, whatever it
+   merges.
 7. Models are read from safetensors only, and no code from a model's folder is run.
 """
 
@@ -198,7 +199,7 @@ class TransformersEngine:
         model: A causal language model, not wrapped for several devices.
         tokenizer: Its tokenizer.
         batch_size: Rows the model works on at once, from 1.
-        chat: Whether a prompt is put into the tokenizer's chat template, as a user's message.
+        chat: Whether a prompt is what a user says (:func:`chat_prompt`).
     """
 
     model: PreTrainedModel
@@ -258,7 +259,9 @@ class TransformersEngine:
             ValueError: If a prompt is empty or leaves no room for a completion; names it.
             FloatingPointError: If the model gives a distribution that is not finite.
         """
-        encoded = _encode_prompts(self.tokenizer, prompts, self.chat)
+        if self.chat:
+            prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
+        encoded = _encode_prompts(self.tokenizer, prompts)
         _require_room(self.model, encoded, sampling.max_completion_tokens)
         wanted = wanted_samples([tuple(ids) for ids in encoded], sampling, samples)
         asked, numbers = [i for i, _ in wanted], [number for _, number in wanted]
@@ -295,7 +298,6 @@ class TransformersEngine:
                 [rollout.completion for rollout in made],
                 grid=confidence_grid,
                 batch_size=self.batch_size,
-                chat=self.chat,
             )
             made = [
                 replace(rollout, expected_confidence=float(e), expected_mass=float(m))
@@ -315,7 +317,6 @@ def expected_confidence(
     *,
     grid: Sequence[str] = CONFIDENCE_GRID,
     batch_size: int = 64,
-    chat: bool = False,
 ) -> tuple[_Floats, _Floats]:
     r"""Expected verbalized confidence: the mean of what the model might have stated.
 
@@ -333,7 +334,6 @@ def expected_confidence(
         completions: What was answered, without special tokens, length n.
         grid: Texts the model might state, all different, each readable as a confidence.
         batch_size: Rows the model works on at once.
-        chat: Whether the prompts are put into the chat template.
 
     Returns:
         The expected confidences in [0, 1] and the probabilities the grid covers in [0, 1], each
@@ -362,7 +362,6 @@ def expected_confidence(
             [opening for opening in openings if opening is not None],
             [text + "}" for text in grid],
             batch_size=batch_size,
-            chat=chat,
         )
     return expectation_on_grid(logprobs, values)
 
@@ -375,7 +374,6 @@ def candidate_logprobs(
     candidates: Sequence[str],
     *,
     batch_size: int = 64,
-    chat: bool = False,
 ) -> _Floats:
     r"""Log-probability with which a model goes on with each of a few texts.
 
@@ -389,7 +387,6 @@ def candidate_logprobs(
         openings: How the completions begin, length n; may be empty.
         candidates: How they might go on, K texts, all different.
         batch_size: Rows the model works on at once; each candidate is one.
-        chat: Whether the prompts are put into the chat template.
 
     Returns:
         Natural log-probabilities, at most 0, shape (n, K). Where the tokenizer merges the end of
@@ -405,7 +402,7 @@ def candidate_logprobs(
         raise ValueError(f"{len(prompts)} prompts for {len(openings)} openings")
     if not candidates or not all(candidates) or len(set(candidates)) != len(candidates):
         raise ValueError(f"candidates are {list(candidates)}; expected texts, all different")
-    encoded = _encode_prompts(tokenizer, prompts, chat)
+    encoded = _encode_prompts(tokenizer, prompts)
     n_candidates = len(candidates)
     shared, suffixes = _continuations(tokenizer, openings, candidates)
     prefixes = [prompt + ids for prompt, ids in zip(encoded, shared, strict=True)]
@@ -518,6 +515,23 @@ def load_model(
     tokenizer.padding_side = "left"
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
+
+
+def open_model(path: str | Path, *, batch_size: int = 64) -> TransformersEngine:
+    """The engine for a model, which gets prompts in its chat template where it has one.
+
+    Args:
+        path: As for :func:`load_model`.
+        batch_size: Rows the model works on at once.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ModelError: As :func:`load_model` does.
+    """
+    model, tokenizer = load_model(path)
+    return TransformersEngine(model, tokenizer, batch_size, chat=bool(tokenizer.chat_template))
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -732,26 +746,41 @@ def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
 # --- prompts and batches --------------------------------------------------------------------------
 
 
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str = "") -> str:
+    """The text a model goes on with: a user's message in the chat template, where there is one.
+
+    It is encoded like any other text. So a begin token at the start of the template, which the
+    tokenizer puts before every text anyway, is left out.
+
+    Args:
+        tokenizer: A tokenizer, with a chat template or without.
+        message: What the user says.
+        opening: How the answer begins.
+
+    Returns:
+        The text; the message and the opening alone where there is no template.
+    """
+    if not tokenizer.chat_template:
+        return message + opening
+    said = [{"role": "user", "content": message}]
+    text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    begin = tokenizer.bos_token
+    if begin and _encode(tokenizer, [""], special=True)[0][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(begin)
+    return text + opening
+
+
 def _encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
     return encoded
 
 
-def _encode_prompts(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[list[int]]:
+def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     if isinstance(prompts, str):
         raise TypeError(f"prompts is one string, {prompts[:40]!r}; expected a sequence of them")
     if not prompts:
         return []
-    if chat:
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts
-        ]
-        encoded = _encode(tokenizer, texts)  # the template has the special tokens already
-    else:
-        encoded = _encode(tokenizer, prompts, special=True)
+    encoded = _encode(tokenizer, prompts, special=True)
     for i, ids in enumerate(encoded):
         if not ids:
             raise ValueError(f"prompts[{i}] is {prompts[i]!r}; expected text with tokens in it")

@@ -38,7 +38,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from corea.confidence import expectation_on_grid
-from corea.generate import Sampling, TransformersEngine, candidate_logprobs
+from corea.generate import Sampling, TransformersEngine, candidate_logprobs, chat_prompt
 from corea.parsing import parse_completion
 from corea.questions import Question
 
@@ -370,7 +370,11 @@ def train_router(
     """
     from corea.trainers import train_sft
 
-    train_sft(model, tokenizer, router_rows(questions, table), settings, directory)
+    rows = [
+        row | {"prompt": chat_prompt(tokenizer, row["prompt"])}
+        for row in router_rows(questions, table)
+    ]
+    train_sft(model, tokenizer, rows, settings, directory)
 
 
 def route(
@@ -406,7 +410,7 @@ def route(
     """
     if not 1 <= n_answers <= 500:
         raise ValueError(f"n_answers is {n_answers}; expected 1 to 500")
-    prompts = [question.router_prompt for question in questions]
+    prompts = [chat_prompt(tokenizer, question.router_prompt) for question in questions]
     engine = TransformersEngine(model, tokenizer, batch_size)
     written = engine.generate(prompts, Sampling(0.0, _ROUTER_TOKENS))
     shares = [k / n_answers for k in range(n_answers + 1)]

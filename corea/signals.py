@@ -69,7 +69,7 @@ def decision_token(
     Returns:
         Shape (n,), NaN where there is no box or another answer.
     """
-    from corea.generate import candidate_logprobs
+    from corea.generate import candidate_logprobs, chat_prompt
 
     openings = [answer_opening(text) for text in samples["completion"]]
     answers = samples["answer"].tolist()
@@ -83,7 +83,7 @@ def decision_token(
         logprobs = candidate_logprobs(
             model,
             tokenizer,
-            [samples["prompt"].iloc[i] for i in there],
+            [chat_prompt(tokenizer, samples["prompt"].iloc[i]) for i in there],
             [openings[i] or "" for i in there],
             options,
             batch_size=batch_size * len(options),

@@ -129,9 +129,9 @@ def evaluated(
 
     def build(folder: Path) -> None:
         from corea.evaluation import evaluate
-        from corea.generate import TransformersEngine, load_model
+        from corea.generate import open_model
 
-        engine = TransformersEngine(*load_model(model), batch_size=batch_size)
+        engine = open_model(model, batch_size=batch_size)
         evaluate(
             engine,
             questions,
@@ -209,22 +209,17 @@ def supervised(
     """
 
     def build(folder: Path) -> None:
-        from corea.decisions import option_ids
+        from corea.decision_trainer import train_supervised
         from corea.generate import load_model
-        from corea.trainers import train_sft
 
-        model, tokenizer = load_model(base)
-        for options in dict.fromkeys(question.options for question in questions):
-            option_ids(tokenizer, options)
-        rows = [question.supervised() for question in questions]
-        train_sft(model, tokenizer, rows, settings, folder)
+        train_supervised(*load_model(base), questions, settings, folder)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "settings": asdict(settings),
     }
-    return make("decision-sft", spec, build, modules=("trainers", "decisions"), root=root)
+    return make("decision-sft", spec, build, modules=("decision_trainer",), root=root)
 
 
 def decisions_reinforced(
@@ -314,9 +309,9 @@ def decided(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import evaluate_decisions
-        from corea.generate import TransformersEngine, load_model
+        from corea.generate import open_model
 
-        engine = TransformersEngine(*load_model(model), batch_size=batch_size)
+        engine = open_model(model, batch_size=batch_size)
         evaluate_decisions(
             engine,
             questions,
@@ -370,9 +365,9 @@ def swapped(
     def build(folder: Path) -> None:
         from corea.decision_evaluation import swap_reasoning
         from corea.evaluation import read_samples
-        from corea.generate import TransformersEngine, load_model
+        from corea.generate import open_model
 
-        engine = TransformersEngine(*load_model(model), batch_size=batch_size)
+        engine = open_model(model, batch_size=batch_size)
         table = swap_reasoning(
             engine,
             questions,

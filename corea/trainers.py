@@ -77,7 +77,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
 from corea.calibration import describe_stated
-from corea.generate import Sampling, TransformersEngine
+from corea.generate import Sampling, TransformersEngine, chat_prompt
 from corea.parsing import parse_completion
 from corea.questions import Question
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
@@ -772,7 +772,13 @@ def train_grpo(
             divide among the processes.
     """
     reinforce(
-        RLCCTrainer, base, tokenizer, _rows(questions), _rows(validation), settings, directory
+        RLCCTrainer,
+        base,
+        tokenizer,
+        _rows(questions, tokenizer),
+        _rows(validation, tokenizer),
+        settings,
+        directory,
     )
 
 
@@ -973,10 +979,17 @@ def _in_order(rows: Sequence[Any], n: int, seed: int) -> list[Any]:
     return [rows[i] for i in order[:n]]
 
 
-def _rows(questions: Sequence[Question]) -> list[dict[str, Any]]:
+def _rows(
+    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
     return [
-        {"prompt": q.prompt, "gold": q.gold, "kind": q.kind, "question_id": q.question_id}
-        for q in questions
+        {
+            "prompt": chat_prompt(tokenizer, question.prompt),
+            "question_id": question.question_id,
+            "gold": question.gold,
+            "kind": question.kind,
+        }
+        for question in questions
     ]
 
 

@@ -27,7 +27,7 @@ from corea.decision_trainer import (  # noqa: E402
     decision_metrics,
     train_decisions,
 )
-from corea.decisions import DecisionQuestion, OptionError, wrong_target  # noqa: E402
+from corea.decisions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
 from corea.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
@@ -315,7 +315,7 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, decider):
 
 def test_a_decision_right_after_the_prompt_is_greedy_too(decider):
     engine = TransformersEngine(*load_model(decider, device="cpu"), batch_size=64)
-    prompts = [question.supervised()["prompt"] for question in TRAINING[:6]]
+    prompts = [question.prompt(reasoning=False) + NO_THINKING for question in TRAINING[:6]]
     for after, at_most in (("</think>\n", 1), ("", 8)):
         groups = engine.generate(prompts, Sampling(2.0, 2, 8, seed=0, greedy_after=after))
         firsts = [len({int(rollout.token_ids[0]) for rollout in group}) for group in groups]

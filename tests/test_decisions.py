@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from corea.decision_world import DecisionWorld, build_tokenizer
 from corea.decisions import (
     LETTERS,
-    NO_THINKING,
     VERDICTS,
     DecisionQuestion,
     OptionError,
@@ -50,21 +49,8 @@ def squeezed(text):
 )
 def test_prompts_are_those_of_the_paper(question, reasoning):
     paper = squeezed(PAPER.read_text("utf-8"))
-    prompt = question.prompt(reasoning=reasoning).removesuffix(NO_THINKING)
+    prompt = question.prompt(reasoning=reasoning)
     assert squeezed(prompt).strip() in paper
-
-
-def test_the_decision_alone_is_supervised():
-    choice = DecisionQuestion("csqa", "0", "Which?", "B", ("x", "y"))
-    row = choice.supervised()
-    assert row == {
-        "prompt": choice.prompt(reasoning=False) + "<think>\n</think>\n",
-        "completion": "B",
-    }
-    message = DecisionQuestion("openai", "0", "hello", "Unsafe").supervised()
-    assert message["prompt"].count(NO_THINKING) == 1
-    assert message["prompt"].endswith(NO_THINKING)
-    assert message["completion"] == "Unsafe"
 
 
 @pytest.mark.parametrize(

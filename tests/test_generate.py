@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 from corea import generate as g  # noqa: E402
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
@@ -17,6 +18,7 @@ from corea.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
     candidate_logprobs,
+    chat_prompt,
     expected_confidence,
     load_model,
     next_logprobs,
@@ -358,9 +360,27 @@ def test_a_chat_template_is_put_around_prompts(model):
     b = flat(plain.generate(["[user]3+4:[bot]"], sampling, confidence_grid=grid))
     assert [r.completion for r in a] == [r.completion for r in b]
     assert [r.prompt_tokens for r in a] == [r.prompt_tokens for r in b]
-    given = expected_confidence(model, tokenizer, ["3+4:"], [STATED], chat=True)
-    assert given == expected_confidence(model, tokenizer, ["[user]3+4:[bot]"], [STATED])
-    assert given != expected_confidence(model, tokenizer, ["3+4:"], [STATED])
+    np.testing.assert_array_equal(
+        [r.expected_confidence for r in a], [r.expected_confidence for r in b]
+    )
+
+
+def test_a_chat_prompt_has_one_begin_token_and_the_opening_behind_it():
+    tokenizer = make_tokenizer(merging=False)
+    assert chat_prompt(tokenizer, "3+4:", "<think>") == "3+4:<think>"  # no template
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[bot]{% endif %}"
+    )
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    assert chat_prompt(tokenizer, "3+4:", "<think>") == "<begin>[user]3+4:[bot]<think>"
+    begin = tokenizer.bos_token_id
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", begin)]
+    )
+    text = chat_prompt(tokenizer, "3+4:", "<think>")
+    assert text == "[user]3+4:[bot]<think>"
+    assert tokenizer(text)["input_ids"].count(begin) == 1
 
 
 def test_a_fingerprint_is_that_of_the_weights(tokenizer):
