@@ -139,7 +139,7 @@ def evaluate(
     notes = ask_in_parts(
         questions, answer, request, directory, part_size, at_once=engine.parts_at_once
     )
-    samples = read_samples(directory)
+    samples = read_samples(directory, failed=True)
     if lacking := missing_answers(samples):
         notes.append(lacking)
         samples = samples[samples["error"] == ""]
@@ -258,11 +258,12 @@ def require_rollouts(rollouts: Sequence[Sequence[Rollout]], wanted: Sequence[int
         )
 
 
-def read_samples(directory: str | Path) -> pd.DataFrame:
+def read_samples(directory: str | Path, *, failed: bool = False) -> pd.DataFrame:
     """All that a finished evaluation kept, with the texts.
 
     Args:
         directory: That of :func:`evaluate`.
+        failed: Whether answers that could not be had are rows as well.
 
     Returns:
         The columns of its records and ``kind``, ``level``, ``prompt``, ``completion``,
@@ -274,7 +275,8 @@ def read_samples(directory: str | Path) -> pd.DataFrame:
         EvaluationError: If a part is missing or damaged; names it.
     """
     tables = [pd.read_parquet(part / _ROWS) for part in _finished(Path(directory))]
-    return pd.concat(tables, ignore_index=True)
+    samples = pd.concat(tables, ignore_index=True)
+    return samples if failed else samples[samples["error"] == ""].reset_index(drop=True)
 
 
 def read_pooled_states(directory: str | Path) -> NDArray[np.float32]:

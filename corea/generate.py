@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 _Floats = NDArray[np.float64]
 
 _PLAIN_NUMBER = re.compile(r"[0-9.]+")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w.-]+))?")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 _DROP_AT = 0.8  # rows that ended are taken out once this share or less is still being written
 
 
@@ -463,14 +464,59 @@ def next_logprobs(
     return scores, likeliest
 
 
+def model_folder(path: str | Path) -> Path:
+    """The folder with a model's files; those of a hub of models are fetched if need be.
+
+    Args:
+        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
+            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be that one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: If there is no such folder or hub repository, a file is missing, or the hub
+            cannot be reached or asks for an agreement; says what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        named = _HUB_NAME.fullmatch(str(path))
+        if not named:
+            raise ModelError(f"{path}: no such folder")
+        folder = _fetched(named["name"], named["revision"])
+    _require_model_files(folder)
+    return folder
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with _quiet():
+        try:
+            patterns = list(_MODEL_FILES)
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except GatedRepoError as error:
+            raise ModelError(
+                f"{name}: not to be had without agreement. Ask for access on its page on the hub "
+                "and log in with `hf auth login`, or name a folder"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ModelError(f"{name}: neither a folder nor a model on the hub") from error
+        except Exception as error:  # of several libraries: no network, no such commit, no space
+            raise ModelError(
+                f"{name}: cannot be fetched ({_first_line(error)}). Connect to the network, or "
+                "name a folder with the model"
+            ) from error
+
+
 def load_model(
     path: str | Path, *, device: str | None = None, dtype: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a model and its tokenizer from a folder, or from a hub of models by name.
 
     Args:
-        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
-            as ``"Qwen/Qwen2.5-7B-Instruct"``.
+        path: As for :func:`model_folder`.
         device: Where the model goes, such as ``"cuda:0"``; the first GPU, or the CPU where there
             is none, when None.
         dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
@@ -486,20 +532,16 @@ def load_model(
     import torch
     import transformers
 
-    path = Path(path) if Path(path).is_dir() else str(path)
-    name = path.name if isinstance(path, Path) else path
-    if isinstance(path, Path):
-        _require_model_files(path)
-    elif not _HUB_NAME.fullmatch(path):
-        raise ModelError(f"{path}: no such folder")
+    folder = model_folder(path)
+    name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
     safe = {"trust_remote_code": False}
     with _quiet():
         try:
             read: Any = transformers.AutoModelForCausalLM.from_pretrained
             model, report = read(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
             )
-            tokenizer = _tokenizer_class(path).from_pretrained(path, **safe)
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, **safe)
         except Exception as error:  # of several libraries, down to Rust
             raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
     wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
@@ -929,7 +971,7 @@ def _require_model_files(folder: Path) -> None:
         raise ModelError(f"{folder.name}: {found}; expected weights as *.safetensors")
 
 
-def _tokenizer_class(path: Path | str) -> Any:
+def _tokenizer_class(folder: Path) -> Any:
     """What reads a tokenizer as it was written.
 
     ``AutoTokenizer`` goes by the model's architecture: for a Qwen2 model with a tokenizer of its
@@ -937,9 +979,7 @@ def _tokenizer_class(path: Path | str) -> Any:
     """
     import transformers
 
-    if isinstance(path, str):
-        return transformers.AutoTokenizer
-    config = path / "tokenizer_config.json"
+    config = folder / "tokenizer_config.json"
     named = (
         json.loads(config.read_text("utf-8")).get("tokenizer_class") if config.is_file() else None
     )
@@ -949,12 +989,12 @@ def _tokenizer_class(path: Path | str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither progress bars nor advice while a model is read."""
+    """Neither progress bars nor advice while a model is fetched and read."""
     import transformers
 
     logging: Any = transformers.utils.logging
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # that of the hub too
     logging.set_verbosity_error()
     try:
         yield

@@ -15,7 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corea.store import MANIFEST, ROOT, make
+from corea.confidence import CONFIDENCE_GRID
+from corea.store import MANIFEST, ROOT, keep_up, make
 
 if TYPE_CHECKING:
     from corea.decision_trainer import DecisionSettings
@@ -111,44 +112,62 @@ def evaluated(
     *,
     batch_size: int,
     pooled_states: bool = False,
+    engine: str = "transformers",
     root: str | Path = ROOT,
 ) -> Path:
     """The answers of a model to questions, with its confidence by every signal it states itself.
 
+    A server has no expected confidence and no hidden states. Answers that it failed to give are
+    asked for again by the next call.
+
     Args:
-        model: Folder or hub name.
+        model: Folder or hub name; for a server the name under which it has the model.
         questions: To ask.
         sampling: How.
-        batch_size: Rows at once.
+        batch_size: Completions at once.
         pooled_states: Whether pooled hidden states are kept, for a probe.
+        engine: What answers, one of :data:`corea.engines.ENGINES`.
         root: Folder of the store.
 
     Returns:
         The folder :func:`corea.evaluation.evaluate` wrote.
     """
+    served = engine == "server"
 
     def build(folder: Path) -> None:
+        from corea.engines import opened
         from corea.evaluation import evaluate
-        from corea.generate import open_model
 
-        engine = open_model(model, batch_size=batch_size)
-        evaluate(
-            engine,
-            questions,
-            system="model",
-            sampling=sampling,
-            directory=folder,
-            pooled_states=pooled_states,
-        )
+        with opened(engine, model, batch_size=batch_size) as answering:
+            evaluate(
+                answering,
+                questions,
+                system="model",
+                sampling=sampling,
+                directory=folder,
+                confidence_grid=() if served else CONFIDENCE_GRID,
+                pooled_states=pooled_states,
+            )
 
     spec = {
-        "model": identity(model),
+        "model": str(model) if served else identity(model),
         "questions": digest(questions),
         "sampling": asdict(sampling),
         "batch_size": batch_size,
         "pooled_states": pooled_states,
+        "engine": engine,
     }
-    return make("evaluation", spec, build, modules=("evaluation", "generate"), root=root)
+    modules = ("evaluation", *_ENGINE_MODULES.get(engine, ()))
+    # answers that a server failed to give are asked for by the next call
+    keep = keep_up if served else make
+    return keep("evaluation", spec, build, modules=modules, root=root)
+
+
+_ENGINE_MODULES = {
+    "transformers": ("generate",),
+    "vllm": ("vllm_engine",),
+    "server": ("server",),
+}
 
 
 def decision_pretrained(
@@ -309,18 +328,18 @@ def decided(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import evaluate_decisions
-        from corea.generate import open_model
+        from corea.engines import opened_model
 
-        engine = open_model(model, batch_size=batch_size)
-        evaluate_decisions(
-            engine,
-            questions,
-            system="model",
-            sampling=sampling,
-            reasoning=reasoning,
-            directory=folder,
-            decisions=decisions,
-        )
+        with opened_model(model, batch_size=batch_size) as engine:
+            evaluate_decisions(
+                engine,
+                questions,
+                system="model",
+                sampling=sampling,
+                reasoning=reasoning,
+                directory=folder,
+                decisions=decisions,
+            )
 
     spec = {
         "model": identity(model),
@@ -364,18 +383,18 @@ def swapped(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import swap_reasoning
+        from corea.engines import opened_model
         from corea.evaluation import read_samples
-        from corea.generate import open_model
 
-        engine = open_model(model, batch_size=batch_size)
-        table = swap_reasoning(
-            engine,
-            questions,
-            read_samples(decisions),
-            shares=shares,
-            max_completion_tokens=max_completion_tokens,
-            seed=seed,
-        )
+        with opened_model(model, batch_size=batch_size) as engine:
+            table = swap_reasoning(
+                engine,
+                questions,
+                read_samples(decisions),
+                shares=shares,
+                max_completion_tokens=max_completion_tokens,
+                seed=seed,
+            )
         table.to_parquet(folder / "swapped.parquet", index=False)
 
     spec = {
@@ -447,20 +466,20 @@ def count_weights(model: str | Path) -> int:
     """How many weights a model's files hold.
 
     Args:
-        model: Folder with safetensors.
+        model: Folder or hub name.
 
     Returns:
         The number; weights that are shared count once.
 
     Raises:
-        FileNotFoundError: If the folder holds no safetensors.
+        ModelError: If there is no such model, or the folder holds no safetensors.
     """
     from safetensors import safe_open
 
-    total, paths = 0, sorted(Path(model).glob("*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{Path(model).as_posix()}: no *.safetensors in it")
-    for path in paths:
+    from corea.generate import model_folder
+
+    total = 0
+    for path in sorted(model_folder(model).glob("*.safetensors")):
         with safe_open(path, framework="numpy") as weights:
             for name in weights.keys():  # noqa: SIM118  not a mapping
                 total += math.prod(weights.get_slice(name).get_shape())
@@ -468,17 +487,22 @@ def count_weights(model: str | Path) -> int:
 
 
 def identity(model: str | Path) -> str:
-    """What a model is, whatever its folder is called: a digest of its files, or its hub name.
+    """What a model is, whatever its folder is called: a digest of its files.
 
     Args:
         model: Folder or hub name.
 
     Returns:
-        The digest or the name.
+        The digest; of a hub's model its name and commit.
+
+    Raises:
+        ModelError: If there is no such model.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        return str(model)
+    from corea.generate import model_folder
+
+    folder = model_folder(model)
+    if not Path(model).is_dir():
+        return f"{str(model).partition('@')[0]}@{folder.name}"
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as stream:

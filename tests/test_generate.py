@@ -2,6 +2,8 @@ import dataclasses
 import json
 import random
 
+import httpx
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -614,6 +616,29 @@ def test_a_damaged_model_is_named(folder, file, damage, message, capfd):
 def test_a_folder_that_is_not_there_is_named(path):
     with pytest.raises(ModelError, match="no such folder"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "GatedRepoError",
+            "a/b: not to be had without agreement. Ask for access .* `hf auth login`",
+        ),
+        ("RepositoryNotFoundError", "a/b: neither a folder nor a model on the hub"),
+        (None, r"a/b: cannot be fetched \(ConnectionError: no route\). Connect to the network, or"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch, error, told):
+    def refuse(name, **_):
+        if error is None:
+            raise ConnectionError("no route")
+        answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+        raise getattr(huggingface_hub.errors, error)("no", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match=told):
+        load_model("a/b@0123")
 
 
 # --- the next token -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from corea import stages
 from corea.evaluation import evaluate, read_samples
 from corea.generate import Sampling
 from corea.questions import Question
@@ -409,7 +410,10 @@ def test_an_evaluation_goes_on_past_failures_and_asks_again_for_them_alone(serve
 
     server = serve(script)
     records = ask(tmp_path, server.engine(concurrency=16))
-    assert len(records.table) == 76
+    assert len(read_samples(tmp_path)) == len(records.table) == 76
+    lacking = read_samples(tmp_path, failed=True).query("error != ''")
+    assert len(lacking) == 4
+    assert lacking["error"].str.startswith("HTTP 500: no").all()
     assert any("4 of 80 answer(s) could not be had" in note for note in records.notes)
     assert records.table["correct"].all()
     assert set(records.table["confidence"]) == {0.8}
@@ -419,7 +423,28 @@ def test_an_evaluation_goes_on_past_failures_and_asks_again_for_them_alone(serve
     assert len(server.bodies) == 4
     assert len(records.table) == 80
     assert not records.notes
-    assert (read_samples(tmp_path)["error"] == "").all()
+    assert len(read_samples(tmp_path)) == 80
+
+
+def test_a_stage_asks_a_server_again_for_what_it_lacks(serve, tmp_path, monkeypatch):
+    failing = {"3+1"}
+
+    def script(body, _):
+        question = body["messages"][0]["content"].splitlines()[0]
+        return (422, b"no") if question in failing else (200, good(body))
+
+    server = serve(script)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    asked = {"batch_size": 8, "engine": "server", "root": tmp_path}
+    made = stages.evaluated("tiny", QUESTIONS[:10], SAMPLING, **asked)
+    assert len(read_samples(made)) == 18
+    server.bodies.clear()
+    assert stages.evaluated("tiny", QUESTIONS[:10], SAMPLING, **asked) == made
+    assert len(server.bodies) == 2
+    failing.clear()
+    stages.evaluated("tiny", QUESTIONS[:10], SAMPLING, **asked)
+    assert len(read_samples(made)) == 20
+    assert stages.evaluated("other", QUESTIONS[:10], SAMPLING, **asked) != made
 
 
 def test_a_server_that_dies_keeps_what_it_answered(serve, tmp_path):
