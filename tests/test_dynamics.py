@@ -1,13 +1,12 @@
 """Training dynamics: what is read, what is computed, what is drawn, and the chapters that do so."""
 
-import ast
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
@@ -571,24 +570,6 @@ def folders(tmp_path_factory):
         for seed in (0, 1):
             fake_run(root / f"{name}_s{seed}", seed=seed, **SMALL, **run)
     return root
-
-
-def execute(name, parameters):
-    """Run a notebook's code here and return the HTML it shows, cell by cell."""
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
-    namespace, shown = {}, []
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            code = ast.parse("".join(cell["source"]))
-            last = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None
-            exec(compile(code, name, "exec"), namespace)
-            if "parameters" in cell["metadata"].get("tags", []):
-                assert set(parameters) <= set(namespace)
-                namespace |= parameters
-            if last:
-                value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-                shown.append(value._repr_html_())
-    return shown
 
 
 def chapter_parameters(name, folders, seeds, tmp_path):
