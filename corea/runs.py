@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from corea.records import read_records, records_from_columns, write_records
+from corea.suites import WITHHELD
 
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
 
@@ -105,7 +106,8 @@ def write_results(
         model: What was trained.
         samples: What :func:`corea.evaluation.read_samples` returns, under the model's system.
         facts: Provenance, kept with the records.
-        n_samples: Questions of each dataset whose first completion is kept as text.
+        n_samples: Questions of each dataset whose first completion is kept as text, but for
+            those of :data:`corea.suites.WITHHELD`.
     """
     folder = Path(folder)
     write_model(model, folder)
@@ -117,7 +119,8 @@ def write_results(
         provenance=facts,
     )
     write_records(records, folder / "records.parquet")
-    first = samples[samples["sample"] == 0].groupby("dataset", sort=False).head(n_samples)
+    shown = samples[(samples["sample"] == 0) & ~samples["dataset"].isin(WITHHELD)]
+    first = shown.groupby("dataset", sort=False).head(n_samples)
     kept = ["dataset", "question_id", "level", "prompt", "gold"]
     kept += ["completion", "answer", "confidence", "correct"]
     first[kept].to_parquet(folder / "samples.parquet", index=False)

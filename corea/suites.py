@@ -20,6 +20,9 @@ DATA = "COREA_DATA"
 """Environment variable that names the folder with the original files of the papers' datasets;
 without it they come from the hub."""
 
+WITHHELD = ("gpqa",)
+"""Datasets whose authors ask that their text not be published: no run leaves it to a page."""
+
 
 @dataclass(frozen=True)
 class Suite:

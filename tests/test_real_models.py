@@ -109,6 +109,8 @@ def test_a_base_model_is_asked_all_datasets_of_the_papers(base, hub_model):
     records = run_records([folder])
     assert set(records["dataset"]) == set(PAPERS.datasets)
     assert (records["prompt_tokens"] > 100).all()
+    kept = pd.read_parquet(folder / "samples.parquet")
+    assert set(kept["dataset"]) == set(PAPERS.datasets) - {"gpqa"}  # its text is not published
     assert "Find the limit." in shown
     assert "put your final answer within" in shown
 
