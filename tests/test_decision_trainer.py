@@ -419,8 +419,12 @@ def test_what_cannot_be_decided_is_refused_before_training(decider, tmp_path):
     refused(decider, tmp_path, TrainingError, "the same prompt", validation=twice)
 
 
-def test_rows_are_prompts_with_reasoning():
-    (row,) = decision_trainer._rows(TRAINING[:1])
+def test_rows_are_prompts_with_reasoning(decider):
+    _, tokenizer = load_model(decider, device="cpu")
+    (row,) = decision_trainer._rows(TRAINING[:1], tokenizer)
     assert row["prompt"] == TRAINING[0].prompt(reasoning=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (row,) = decision_trainer._rows(TRAINING[:1], tokenizer)
+    assert row["prompt"] == f"[{TRAINING[0].prompt(reasoning=True)}]"
     assert datasets.Dataset.from_list([row])["options"][0] == ["A", "B", "C", "D", "E"]
     assert isinstance(DecisionTrainer.logged, dict)
