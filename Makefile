@@ -16,7 +16,7 @@ with_test := .venv/.book,train,test-$(pins)
 with_dev := .venv/.book,train,dev-$(pins)
 
 .DEFAULT_GOAL := help
-.PHONY: help book publish parameters lab test lint constraints clean
+.PHONY: help book plan publish parameters lab test lint constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ help: ## List what can be made
 
 book: $(with_book) ## Execute what is missing or changed and build the book; print where it is
 	@$(python) -m corea.pipeline build $(PROFILE)
+
+plan: $(with_book) ## Print what PROFILE takes, what is done and what is missing (DEVICE=a100: there)
+	@$(python) -m corea.plan $(PROFILE) $(if $(DEVICE),--device $(DEVICE))
 
 publish: $(with_book) ## Copy the small tables of PROFILE's full run into the package, to be committed
 	@$(python) -m corea.full_run $(PROFILE)
