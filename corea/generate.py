@@ -547,16 +547,39 @@ def load_model(
     wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if wrong:
         raise ModelError(f"{name}: the weights are not those of its config.json: {wrong}")
-    if tokenizer.eos_token is None:
-        ends = _as_list(model.generation_config.eos_token_id)
-        if not ends:
-            raise ModelError(f"{name}: neither tokenizer nor config names an end token")
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    _complete_tokenizer(tokenizer, model.generation_config.eos_token_id, name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer that :func:`load_model` would, without the model.
+
+    Args:
+        path: As for :func:`load_model`.
+
+    Returns:
+        The tokenizer. It pads on the left, with the end token where it has no token for padding.
+
+    Raises:
+        ModelError: If something is missing or damaged.
+    """
+    import transformers
+
+    path = Path(path) if Path(path).is_dir() else str(path)
+    name = path.name if isinstance(path, Path) else path
+    with _quiet():
+        try:
+            tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+            try:
+                config = transformers.GenerationConfig.from_pretrained(path)
+            except OSError:  # none: the one a model would have
+                own = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+                config = transformers.GenerationConfig.from_model_config(own)
+        except Exception as error:  # of several libraries, down to Rust
+            raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
+    _complete_tokenizer(tokenizer, config.eos_token_id, name)
+    return tokenizer
 
 
 def open_model(path: str | Path, *, batch_size: int = 64) -> TransformersEngine:
@@ -1002,6 +1025,18 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
+    """Give it an end token, one for padding, and the side on which generation pads."""
+    if tokenizer.eos_token is None:
+        known = _as_list(ends)
+        if not known:
+            raise ModelError(f"{name}: neither tokenizer nor config names an end token")
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(known[0])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
 
 
 def _first_line(error: Exception) -> str:

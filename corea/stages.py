@@ -3,6 +3,10 @@
 What decides a stage's result makes its entry in the store (:mod:`corea.store`): the weights it
 starts from, the questions, the settings, the code and the versions. A notebook calls a stage and
 gets its folder, at once if it was made before.
+
+A model that exists is trained in the notebook's process or, where the file of an accelerate
+configuration is given, in several others (:mod:`corea.launch`); what that file says then decides
+the result too.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from corea.decision_world import DecisionWorld
     from corea.decisions import DecisionQuestion
     from corea.generate import Sampling
+    from corea.launch import Job
     from corea.microworld import Preset, World
     from corea.questions import Question
     from corea.trainers import GRPOSettings, SFTSettings
@@ -80,6 +85,7 @@ def reinforced(
     validation: Sequence[Question],
     settings: GRPOSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A model trained by GRPO with a confidence reward.
@@ -89,20 +95,24 @@ def reinforced(
         questions: To train on.
         validation: Held out, for checkpoint selection.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
         Folder with ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
         ``alarms.csv``.
     """
-
-    def train(*arguments: Any) -> None:
-        from corea.trainers import train_grpo
-
-        train_grpo(*arguments)
-
-    modules = ("trainers", "generate")
-    return _on_rollouts("grpo", modules, train, base, questions, validation, settings, root)
+    return _on_rollouts(
+        "grpo",
+        "grpo",
+        ("trainers", "generate", "launch"),
+        base,
+        questions,
+        validation,
+        settings,
+        accelerate,
+        root,
+    )
 
 
 def evaluated(
@@ -211,6 +221,7 @@ def supervised(
     questions: Sequence[DecisionQuestion],
     settings: SFTSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A model fine-tuned on right decisions, without reasoning.
@@ -221,6 +232,7 @@ def supervised(
         base: Folder or hub name of the model to start from.
         questions: To train on.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
@@ -228,17 +240,21 @@ def supervised(
     """
 
     def build(folder: Path) -> None:
-        from corea.decision_trainer import train_supervised
+        from corea.decision_trainer import supervised_rows
         from corea.generate import load_model
+        from corea.launch import Job
 
-        train_supervised(*load_model(base), questions, settings, folder)
+        _, tokenizer = load_model(base, device="cpu")
+        rows = supervised_rows(tokenizer, questions)
+        _train(Job("sft", str(base), settings, rows), folder, accelerate)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "settings": asdict(settings),
+        **_processes(accelerate),
     }
-    return make("decision-sft", spec, build, modules=("decision_trainer",), root=root)
+    return make("decision-sft", spec, build, modules=("decision_trainer", "launch"), root=root)
 
 
 def decisions_reinforced(
@@ -247,6 +263,7 @@ def decisions_reinforced(
     validation: Sequence[DecisionQuestion],
     settings: DecisionSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A model trained by GRPO on decisions, with or without the calibration-aware loss.
@@ -256,49 +273,72 @@ def decisions_reinforced(
         questions: To train on.
         validation: Held out, for checkpoint selection.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
         Folder with ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
         ``alarms.csv``.
     """
-
-    def train(*arguments: Any) -> None:
-        from corea.decision_trainer import train_decisions
-
-        train_decisions(*arguments)
-
-    modules = ("decision_trainer", "trainers", "generate", "decisions")
     return _on_rollouts(
-        "decision-grpo", modules, train, base, questions, validation, settings, root
+        "decision-grpo",
+        "decisions",
+        ("decision_trainer", "trainers", "generate", "decisions", "launch"),
+        base,
+        questions,
+        validation,
+        settings,
+        accelerate,
+        root,
     )
 
 
 def _on_rollouts(
     kind: str,
+    task: str,
     modules: tuple[str, ...],
-    train: Callable[..., None],
     base: str | Path,
     questions: Sequence[Question] | Sequence[DecisionQuestion],
     validation: Sequence[Question] | Sequence[DecisionQuestion],
     settings: GRPOSettings | DecisionSettings,
+    accelerate: str,
     root: str | Path,
 ) -> Path:
     """A model reinforced on questions, selected on held-out ones."""
 
     def build(folder: Path) -> None:
         from corea.generate import load_model
+        from corea.launch import Job
 
-        _, tokenizer = load_model(base, device="cpu")
-        train(base, tokenizer, questions, validation, settings, folder)
+        load_model(base, device="cpu")  # what is wrong with it is said before anything starts
+        _train(Job(task, str(base), settings, questions, validation), folder, accelerate)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "validation": digest(validation),
         "settings": asdict(settings),
+        **_processes(accelerate),
     }
     return make(kind, spec, build, modules=modules, root=root)
+
+
+def _train(job: Job, folder: Path, accelerate: str) -> None:
+    from corea.launch import start
+
+    if accelerate:
+        start(job, folder, accelerate)
+    else:
+        job.train(folder)
+
+
+def _processes(accelerate: str) -> dict[str, Any]:
+    """What a specification says of the processes that train."""
+    if not accelerate:
+        return {}
+    from corea.launch import configuration
+
+    return {"accelerate": configuration(accelerate)}
 
 
 def decided(
@@ -416,6 +456,7 @@ def router(
     answers: Path,
     settings: SFTSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A router trained to say how often a model answers a question right.
@@ -425,6 +466,7 @@ def router(
         questions: Training questions.
         answers: The model's answers to them, from :func:`evaluated`.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
@@ -434,18 +476,22 @@ def router(
     def build(folder: Path) -> None:
         from corea.evaluation import read_samples
         from corea.generate import load_model
-        from corea.learned_confidence import train_router
+        from corea.launch import Job
+        from corea.learned_confidence import prompted_rows
 
-        model, tokenizer = load_model(base)
-        train_router(model, tokenizer, questions, read_samples(answers), settings, folder)
+        _, tokenizer = load_model(base, device="cpu")
+        rows = prompted_rows(tokenizer, questions, read_samples(answers))
+        _train(Job("sft", str(base), settings, rows), folder, accelerate)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "answers": answers.name,
         "settings": asdict(settings),
+        **_processes(accelerate),
     }
-    return make("router", spec, build, modules=("learned_confidence", "trainers"), root=root)
+    modules = ("learned_confidence", "trainers", "launch")
+    return make("router", spec, build, modules=modules, root=root)
 
 
 def corpus_world(world: World, preset: Preset) -> World:
