@@ -13,8 +13,9 @@ What is decided here:
    functions on each process before it gathers; so TRL is told the confidence *stated*, and its
    column becomes the reward after gathering, when every group is whole. That each
    ``group_size`` rows in a row answer the same prompt is checked at every step.
-2. Paper A's "batch size of 1,024" in the rollout phase and "of 256" in training are taken as
-   completions: four optimizer steps a rollout (:attr:`RolloutSettings.steps_per_rollout`).
+2. Paper A has a "batch size of 1,024" in the rollout phase and "of 256" in training: four
+   optimizer steps a rollout (:attr:`RolloutSettings.steps_per_rollout`). A batch counts
+   completions here; in the framework that the paper uses it counts questions.
 3. Questions come in an order drawn from the seed, as many as the steps need; each is asked once
    before any is asked again. TRL's own sampler forgets its state between passes over the data,
    so that a resumed run would see others.
@@ -100,7 +101,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
 from corea.calibration import describe_stated
-from corea.generate import Sampling, TransformersEngine, chat_prompt, load_model
+from corea.generate import Sampling, TransformersEngine, chat_prompt, load_model, model_folder
 from corea.parsing import parse_completion
 from corea.questions import Question
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
@@ -944,7 +945,7 @@ def reinforce(
         trainer = trainer_class(
             settings,
             directory,
-            model=str(base),
+            model=str(model_folder(base)),
             args=config,
             processing_class=tokenizer,
             train_dataset=datasets.Dataset.from_list(asked),
@@ -1011,7 +1012,7 @@ def train_sft(
         order = np.argsort(-lengths.reshape(settings.steps, -1), axis=1, kind="stable")
         order += np.arange(settings.steps)[:, None] * settings.batch
         trainer = SFTTrainer(
-            model=str(model) if named else model,
+            model=str(model_folder(model)) if named else model,
             args=config,
             processing_class=tokenizer,
             train_dataset=tokenized.select(order.ravel()),
