@@ -556,7 +556,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Read the tokenizer that :func:`load_model` would, without the model.
 
     Args:
-        path: As for :func:`load_model`.
+        path: As for :func:`model_folder`.
 
     Returns:
         The tokenizer. It pads on the left, with the end token where it has no token for padding.
@@ -566,15 +566,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     import transformers
 
-    path = Path(path) if Path(path).is_dir() else str(path)
-    name = path.name if isinstance(path, Path) else path
+    folder = model_folder(path)
+    name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
     with _quiet():
         try:
-            tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
             try:
-                config = transformers.GenerationConfig.from_pretrained(path)
+                config = transformers.GenerationConfig.from_pretrained(folder)
             except OSError:  # none: the one a model would have
-                own = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+                own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 config = transformers.GenerationConfig.from_model_config(own)
         except Exception as error:  # of several libraries, down to Rust
             raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
