@@ -556,7 +556,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Read the tokenizer that :func:`load_model` would, without the model.
 
     Args:
-        path: As for :func:`load_model`.
+        path: As for :func:`model_folder`.
 
     Returns:
         The tokenizer. It pads on the left, with the end token where it has no token for padding.

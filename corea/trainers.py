@@ -46,8 +46,8 @@ What is decided here:
     bits; with ``precision="bfloat16"`` the forward pass casts them (autocast), and weights that
     are frozen on a GPU are in 16 bits from the start. The reference of the KL term is the model
     without its adapters. At the end the adapters of the selected step are merged into the base
-    model in 32 bits, and ``model/`` is whole, in the precision of the forward pass: what was
-    validated is what is evaluated.
+    model in 32 bits, and ``model/`` holds whole weights, stored in the precision of the forward
+    pass, the one that was validated.
 11. vLLM may make the rollouts, in the process of the training or as a server whose address is in
     the environment (:data:`VLLM_SERVER`). Its probabilities differ a little from those of the
     model that is trained, so TRL weights completions by their ratio and drops those above 3; the
@@ -101,7 +101,13 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
 from corea.calibration import describe_stated
-from corea.generate import Sampling, TransformersEngine, chat_prompt, load_model, model_folder
+from corea.generate import (
+    Sampling,
+    TransformersEngine,
+    chat_prompt,
+    load_model,
+    model_folder,
+)
 from corea.parsing import parse_completion
 from corea.questions import Question
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically

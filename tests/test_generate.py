@@ -23,6 +23,7 @@ from corea.generate import (  # noqa: E402
     chat_prompt,
     expected_confidence,
     load_model,
+    load_tokenizer,
     next_logprobs,
 )
 
@@ -557,6 +558,17 @@ def test_a_tokenizer_file_alone_is_enough(folder, tokenizer):
     _, read = load_model(folder)
     assert (read.eos_token, read.pad_token) == ("<end>", "<end>")
     assert read(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
+
+
+@pytest.mark.parametrize("missing", ["", "tokenizer_config.json", "generation_config.json"])
+def test_a_tokenizer_alone_is_read_as_with_its_model(folder, missing, capfd):
+    for name in filter(None, ("tokenizer_config.json" if missing else "", missing)):
+        (folder / name).unlink(missing_ok=True)
+    alone, (_, beside) = load_tokenizer(folder), load_model(folder)
+    assert capfd.readouterr() == ("", "")
+    for name in ("eos_token", "pad_token", "padding_side"):
+        assert getattr(alone, name) == getattr(beside, name)
+    assert alone(TEXTS)["input_ids"] == beside(TEXTS)["input_ids"]
 
 
 def test_progress_bars_are_as_they_were(folder):

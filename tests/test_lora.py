@@ -16,7 +16,6 @@ from peft import PeftModel, get_peft_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP  # noqa: E402
-from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from corea import microworld, trainers  # noqa: E402
 from corea.decision_trainer import DecisionSettings, train_decisions  # noqa: E402
@@ -412,7 +411,6 @@ def test_what_vllm_is_too_far_off_for_is_logged(trainer, monkeypatch):
 
 
 def test_giving_merged_weights_to_vllm_leaves_no_rounding(hub):
-    assert callable(VLLMGeneration.sync_weights)
     model, _ = load_model(hub, device="cpu", dtype="bfloat16")
     adapted = get_peft_model(model, GRPOSettings(lora_rank=4, lora_targets="all-linear").adapter)
 

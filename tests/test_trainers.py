@@ -19,6 +19,7 @@ from huggingface_hub.utils import _telemetry  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import PreTrainedTokenizerFast, PrinterCallback  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from corea import calibration, rewards, trainers  # noqa: E402
 from corea.parsing import parse_completion  # noqa: E402
@@ -213,6 +214,20 @@ def test_the_private_methods_of_trl_are_as_they_were():
     )
     # a new method of theirs with such a name would be replaced without anybody noticing
     assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, *added))
+
+
+def test_what_is_read_of_trl_with_vllm_is_as_it_was():
+    """No vLLM is installed here: what its users see is checked in the source."""
+    assert [*inspect.signature(VLLMGeneration.sync_weights).parameters] == ["self"]
+    for method, line in (
+        ("__init__", "self.vllm_generation = VLLMGeneration("),
+        ("_generate_single_turn", "self.vllm_generation.sync_weights()"),
+        (
+            "_generate_and_score_completions",
+            'output["importance_sampling_ratio"] = vllm_importance_sampling_ratio',
+        ),
+    ):
+        assert line in inspect.getsource(getattr(trl.GRPOTrainer, method))
 
 
 def test_the_private_state_of_trl_is_as_it_was(trainer):
