@@ -341,8 +341,9 @@ def _entry_runs(path: Path, key: str, entry: object, given: Mapping[str, Any]) -
         if not seeds:
             yield run
         for seed in seeds:
-            seeded = checked | {"seed": seed}, ", ".join([*words, f"seed {seed}"])
-            yield replace(run, name=f"{name}_s{seed}", parameters=seeded[0], label=seeded[1])
+            seeded = ", ".join([*words, f"seed {seed}"])
+            own = checked | {"seed": seed}
+            yield replace(run, name=f"{name}_s{seed}", parameters=own, label=seeded)
 
 
 def _check_names(path: Path, where: str, names: Iterable[object]) -> None:
@@ -714,9 +715,10 @@ def _facts(profile: Profile, run: Run) -> dict[str, str]:
         said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         facts: dict[str, str] = json.loads(said.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        told = plain_lines(getattr(error, "stderr", None) or str(error))
+        failed = isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()
+        told = plain_lines(failed or str(error))[-1]
         raise PipelineError(
-            f"kernel {profile.kernel}: {command[0]} is no Python that can import corea: {told[-1]}"
+            f"kernel {profile.kernel}: {command[0]} is no Python that can import corea: {told}"
         ) from error
     return facts
 
