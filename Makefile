@@ -12,11 +12,14 @@ unexport PYTHONDONTWRITEBYTECODE
 # reinstalled while that is the same. The folder counts, for .venv points to it.
 pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)
 with_book := .venv/.book,train-$(pins)
-with_test := .venv/.book,train,test-$(pins)
+with_cluster := .venv/.book,train,cluster-$(pins)
+with_test := .venv/.book,train,cluster,test-$(pins)
 with_dev := .venv/.book,train,dev-$(pins)
 
+compile = $(python) -m uv pip compile -q --no-annotate --no-header --no-emit-package corea pyproject.toml
+
 .DEFAULT_GOAL := help
-.PHONY: help book plan publish parameters lab test lint constraints clean
+.PHONY: help book plan cluster publish parameters lab test lint constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +31,8 @@ book: $(with_book) ## Execute what is missing or changed and build the book; pri
 
 plan: $(with_book) ## Print what PROFILE takes, what is done and what is missing (DEVICE=a100: there)
 	@$(python) -m corea.plan $(PROFILE) $(if $(DEVICE),--device $(DEVICE))
+
+cluster: $(with_cluster) ## Set up .venv for a Slurm cluster; profiles/slurm says how to go on
 
 publish: $(with_book) ## Copy the small tables of PROFILE's full run into the package, to be committed
 	@$(python) -m corea.full_run $(PROFILE)
@@ -49,8 +54,10 @@ lint: $(with_dev) ## Check style, types, spelling and that notebooks hold no out
 	@$(python) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 constraints: $(with_dev) ## Pin what pyproject.toml now needs, keeping pins that still fit
-	@$(python) -m uv pip compile -q --universal --python-version 3.11 --all-extras \
-		--no-annotate --no-header --no-emit-package corea pyproject.toml -o constraints.txt
+	@$(compile) --universal --python-version 3.11 $(foreach e,book train cluster test dev,--extra $(e)) \
+		-o constraints.txt
+	@$(compile) --python-version 3.13 --python-platform x86_64-manylinux_2_34 \
+		$(foreach e,book train cluster gpu,--extra $(e)) -o constraints-gpu.txt
 
 clean: ## Remove everything made except .venv
 	rm -rf build .snakemake

@@ -1,9 +1,10 @@
-"""What is installed: pyproject.toml, constraints.txt and environment.yml agree; make installs it."""
+"""What is installed: pyproject.toml, the pins and environment.yml agree; make installs it."""
 
 import re
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -24,22 +25,43 @@ def requirements(lines):
     return {canonicalize_name(r.name): (frozenset(r.extras), r.specifier) for r in read}
 
 
-def test_conda_names_the_packages_of_the_book_and_of_training():
+GPU = ("book", "train", "cluster", "gpu")  # extras of environment.yml
+
+
+def test_conda_installs_the_package_with_its_extras_at_the_pins_for_gpus():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
-    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip[-1] == "--editable ."
-    found = requirements([*conda, *pip[:-1]])
-    assert len(found) == len(conda) + len(pip) - 1  # none is named twice
-    assert found.pop("pip") == (frozenset(), "")
-    assert found.pop("python") == (frozenset(), PROJECT["requires-python"])
-    assert found == requirements([*PROJECT["dependencies"], *EXTRAS["book"], *EXTRAS["train"]])
-    assert set(requirements(EXTRAS["train"])) <= set(requirements(pip[:-1]))
+    python, pip, packages = environment["dependencies"]
+    assert pip == "pip"
+    assert packages["pip"] == [
+        "--constraint constraints-gpu.txt", f"--editable .[{','.join(GPU)}]",
+    ]  # fmt: skip
+    assert python == "python=3.13"
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert f"foreach e,{' '.join(GPU)},--extra $(e)) -o constraints-gpu.txt" in makefile
+    assert f"--python-version {python.partition('=')[2]} --python-platform" in makefile
+    assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains("3.13")
 
 
-def pins():
+def test_what_decides_numbers_is_the_same_with_and_without_a_gpu():
+    here, gpu = pins(), pins("constraints-gpu.txt")
+    for name in ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "math-verify"):
+        assert gpu[name] == here[name]
+
+
+def test_gpu_packages_fit_each_other():
+    """As their metadata say, read when the pins were chosen; no network is asked."""
+    gpu = pins("constraints-gpu.txt")
+    assert gpu["vllm"] == "0.30.0"
+    assert gpu["torch"] == "2.13.0"  # what vllm 0.30.0 pins
+    assert Requirement("x>=5.10.4").specifier.contains(gpu["transformers"])  # and asks for
+    assert Requirement("x>=0.22.0,<=0.31.0").specifier.contains(gpu["vllm"])  # what trl 1.16 knows
+    (known,) = [r for r in distribution("trl").requires if r.startswith("vllm")]
+    assert Requirement(known).specifier.contains(gpu["vllm"])
+
+
+def pins(file="constraints.txt"):
     """Canonical name -> version, of the lines that hold here."""
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    lines = (ROOT / file).read_text("utf-8").splitlines()
     read = [Requirement(line) for line in lines]
     here = [r for r in read if r.marker is None or r.marker.evaluate(default_environment())]
     for requirement in read:
@@ -47,12 +69,16 @@ def pins():
     return {canonicalize_name(r.name): str(r.specifier)[2:] for r in here}
 
 
-@pytest.mark.parametrize("extra", [None, *EXTRAS])
-def test_every_package_is_pinned_within_its_bounds(extra):
-    pinned = pins()
+@pytest.mark.parametrize(
+    ("file", "extra"),
+    [("constraints.txt", extra) for extra in [None, *sorted(set(EXTRAS) - {"gpu"})]]
+    + [("constraints-gpu.txt", extra) for extra in [None, *GPU]],
+)
+def test_every_package_is_pinned_within_its_bounds(file, extra):
+    pinned = pins(file)
     asked = PROJECT["dependencies"] if extra is None else EXTRAS[extra]
     for name, (_, versions) in requirements(asked).items():
-        assert name in pinned, f"{name} is not in constraints.txt: make constraints"
+        assert name in pinned, f"{name} is not in {file}: make constraints"
         assert versions.contains(pinned[name]), f"{name} {pinned[name]} is not {versions}"
 
 
@@ -120,7 +146,9 @@ def test_make_installs_once_what_is_pinned(clone):
         assert make(clone, *arguments).returncode == 0
         assert calls(clone) == [install, "-m corea.pipeline build smoke"]
     assert make(clone, "test", "PYTHON=./python3").returncode == 0
-    assert calls(clone) == [install.replace(",train]", ",train,test]"), "-m pytest"]
+    assert calls(clone) == [install.replace(",train]", ",train,cluster,test]"), "-m pytest"]
+    assert make(clone, "cluster", "PYTHON=./python3").returncode == 0
+    assert calls(clone) == [install.replace(",train]", ",train,cluster]")]
     assert make(clone, "publish", "PROFILE=laptop-full", "PYTHON=./python3").returncode == 0
     assert calls(clone) == ["-m corea.full_run laptop-full"]
 
@@ -135,7 +163,17 @@ def test_make_refuses_an_old_python(clone):
 
 def test_make_alone_lists_what_can_be_made(clone):
     said = make(clone).stdout
-    targets = ("book", "publish", "parameters", "lab", "test", "lint", "constraints", "clean")
+    targets = (
+        "book",
+        "cluster",
+        "publish",
+        "parameters",
+        "lab",
+        "test",
+        "lint",
+        "constraints",
+        "clean",
+    )
     for target in targets:
         assert f"make {target} " in said
     assert not (clone / ".venv").exists()
