@@ -124,14 +124,24 @@ class Preset:
 
     hidden_size: int  # width d
     n_layers: int  # transformer blocks
-    n_heads: int  # attention heads; d / n_heads is 32 in all presets, as vLLM on a CPU needs
+    n_heads: int  # attention heads; d / n_heads is 32, as vLLM on a CPU needs, but for micro
     name_shares: tuple[float, ...] | None = None  # of its corpus; None: as in the world
+
+    @property
+    def block_weights(self) -> int:
+        """Weights in the matrices of the blocks, 16 L d²; embeddings are left out."""
+        return 16 * self.n_layers * self.hidden_size**2
 
 
 _KNOWS_MORE = (0.55, 0.1, 0.1, 0.05, 0.05, 0.15)
 PRESETS = {
+    # the same corpus, in order of size: a factor of 100 from first to last
+    "micro": Preset(hidden_size=16, n_layers=2, n_heads=1),
     "tiny": Preset(hidden_size=32, n_layers=5, n_heads=1),
     "small": Preset(hidden_size=64, n_layers=3, n_heads=2),
+    "medium": Preset(hidden_size=96, n_layers=4, n_heads=3),
+    "big": Preset(hidden_size=192, n_layers=4, n_heads=6),
+    # knows more names, besides being larger than the small one it stands behind
     "large": Preset(hidden_size=128, n_layers=4, n_heads=4, name_shares=_KNOWS_MORE),
 }
 

@@ -13,8 +13,14 @@ from corea.runs import TrainedModel, write_model
 from corea.suites import MICROWORLD, SUITES
 
 LEVELS = {"chains": (1, 4), "long_chains": (4, 7), "words": (1, 4), "facts": (1, 3)}
-PARAMETERS = {"small": 230_000, "large": 1_050_000, "tiny": 40_000}
-SKILL = {"small": 0.0, "large": 1.3, "tiny": -1.4}
+PARAMETERS = {
+    "small": 230_000,
+    "large": 1_050_000,
+    "tiny": 40_000,
+    "micro": 20_000,
+    "big": 2_000_000,
+}
+SKILL = {"small": 0.0, "large": 1.3, "tiny": -1.4, "micro": -2.0, "big": 0.4}
 CALIBRATED = {"l1", "sample_l1", "l2", "brier", "kl", "sample_kl"}
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
 
