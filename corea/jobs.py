@@ -700,7 +700,7 @@ READERS = frozenset(
         *("what_rewards_ask", "training_speed", "self_awareness", "corea_baselines"),
         *("threshold_curves", "second_pairing", "sample_outputs", "reward_ablation"),
         *("rollout_size", "backbones", "self_knowledge", "sft_or_grpo", "post_hoc"),
-        *("decision_loss", "model_size"),
+        *("decision_loss", "model_size", "real_models"),
     }
 )
 """Notebooks that load no model."""

@@ -55,7 +55,8 @@ A run reads what another one wrote by naming its folder in a parameter,
 ``build/<profile>/tables/<run>``, and then runs after it. ``{tables}`` stands for
 ``build/<profile>/tables``, so that profiles can share text, and an item of a list with
 ``*`` for every run whose name fits, in sorted order. The pages of variants are
-not chapters of ``_toc.yml`` but sections of the page ``book/<notebook>.md`` there.
+not chapters of ``_toc.yml`` but sections of the page ``book/<entry>.md`` there or, where it
+lists none, of ``book/<notebook>.md``.
 
 A profile may name the Jupyter kernel of its notebooks, and what its runs ask of a
 cluster; an entry may ask otherwise::
@@ -153,6 +154,7 @@ class Run:
             ``"l1, seed 0"``; empty for a notebook's only run.
         needs: Runs whose folders its parameters name.
         resources: Fields of :class:`Resources` that its entry sets.
+        entry: Name of its entry in the profile.
     """
 
     name: str
@@ -161,6 +163,7 @@ class Run:
     label: str = ""
     needs: tuple[str, ...] = ()
     resources: Mapping[str, int] = field(default_factory=dict)
+    entry: str = ""
 
     @cached_property
     def trains(self) -> bool:
@@ -337,7 +340,7 @@ def _entry_runs(path: Path, key: str, entry: object, given: Mapping[str, Any]) -
     for name, label, parameters in variants:
         checked = {**given, **_checked_parameters(path, f"runs.{name}", parameters, notebook)}
         words = [part.replace("_", " ") for part in label]
-        run = Run(name, notebook, checked, ", ".join(words), resources=resources)
+        run = Run(name, notebook, checked, ", ".join(words), resources=resources, entry=key)
         if not seeds:
             yield run
         for seed in seeds:
@@ -949,7 +952,8 @@ def table_of_contents(profile: Profile) -> dict[str, Any]:
         profile: The profile.
 
     Returns:
-        The contents, with such runs in the profile's order below ``book/<notebook>``.
+        The contents, with such runs in the profile's order below ``book/<entry>`` or
+        ``book/<notebook>``.
 
     Raises:
         PipelineError: If a chapter is no run of the profile, or a run has no place.
@@ -963,7 +967,8 @@ def table_of_contents(profile: Profile) -> dict[str, Any]:
             f"_toc.yml lists what profiles/{profile.name}.yaml does not run: {', '.join(absent)}"
         )
     for page, run in runs.items():
-        above = f"book/{run.notebook.stem}"
+        places = [f"book/{name}" for name in (run.entry, run.notebook.stem)]
+        above = next((place for place in places if place in entries), places[-1])
         if page not in listed and above not in entries:
             raise PipelineError(f"_toc.yml lists neither {page} nor {above}, to which it could go")
         if page not in listed:

@@ -52,6 +52,7 @@ from corea.pipeline import (
     PipelineError,
     Profile,
     Run,
+    check_kernel,
     load_profile,
     plain_lines,
     run_inputs,
@@ -625,7 +626,11 @@ def write_plan(profile: Profile, device: str = "") -> str:
     if len(needs):
         rows = [f"  {row.kind} {row.name}: {row.how}" for row in needs.itertuples(index=False)]
         parts.append("\n".join(["Must be had:", *rows]))
-    if lacks := lacking(profile, plan, this_machine(), device):
+    try:
+        python, lacks = check_kernel(profile)[0], []
+    except PipelineError as error:
+        python, lacks = sys.executable, [str(error)]
+    if lacks := [*lacks, *lacking(profile, plan, this_machine(python), device)]:
         parts.append("\n".join(["Missing on this machine:", *(f"  {text}" for text in lacks)]))
     return "\n\n".join(parts)
 

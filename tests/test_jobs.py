@@ -154,7 +154,7 @@ def test_a_model_that_nobody_knows_has_no_estimate_and_is_not_left_out(profile):
     assert (job.model.weights, job.model.shape) == (None, None)
     assert math.isnan(job.seconds)
     assert math.isnan(job.gib)
-    assert job.sampled_tokens == 6 * 10 * 1024 / 2
+    assert job.sampled_tokens == 6 * 10 * 2 * 1024 / 2
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_model_that_nobody_knows_has_no_estimate_and_is_not_left_out(profile):
         ({"b": ("base_model", {"model": ""})}, "b: its parameters name neither a model nor a base"),
         ({"b": ("base_model", {"model": SEVEN, "suite": "x"})}, "b: suite is 'x'; expected one of"),
         ({"b": ("base_model", {"model": SEVEN, "engine": "x"})}, "b: engine is 'x'; expected one"),
-        ({"b": ("pretrain", {"role": "giant"})}, "b: role is 'giant'; expected one of tiny, small"),
+        ({"b": ("pretrain", {"role": "giant"})}, "b: role is 'giant'; expected one of micro, tiny"),
         ({"b": ("pretrain", {"architecture": "x"})}, "b: architecture is 'x'; expected one of qwen2"),
         (
             {"a": BASE, "b": ("decision_train", {"base": "{tables}/a", "task": "x"})},
@@ -197,7 +197,7 @@ def test_all_test_questions_of_the_papers_are_counted(profile):
     assert job.datasets == PAPERS.datasets
     few = {"model": SEVEN, "n_questions": 500}
     (job,) = run_jobs(profile({"base": ("base_model", few)}), "base", H100)
-    assert job.sampled_tokens == (5 * 500 + 448) * 1024 / 2  # GPQA has no more
+    assert job.sampled_tokens == (5 * 500 + 448) * 2 * 1024 / 2  # GPQA has no more
 
 
 def test_tokens_of_grpo_are_those_of_its_rollouts(profile):

@@ -1,9 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute
 from fake_runs import fake_run
 from scipy import stats
-from test_dynamics import execute
 
 from corea import full_run
 from corea.experiments import BOOTSTRAP
