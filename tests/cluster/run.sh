@@ -184,7 +184,14 @@ end
 say "   $runs runs in $(submitted) jobs, $((SECONDS - began)) s; book of $pages pages"
 
 say "2. its decision chapters made anew, with a node that is lost in the middle"
-rm -r build/store/decision* build/store/swap* build/smoke/executed/decision_* build/smoke/_build
+rm -r build/store/decision* build/store/swap* build/smoke/_build
+.venv/bin/python - <<'END'
+from corea.pipeline import load_profile
+profile = load_profile("smoke")
+for run in profile.runs:
+    if any(name.startswith("decision_") for name in [run, *profile.all_needs(run)]):
+        (profile.directory / "executed" / f"{run}.ipynb").unlink()
+END
 began=$SECONDS
 begin "$work/second.log"
 until_true 1200 "some of it is finished again" in_the_middle
