@@ -34,9 +34,10 @@ import json
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -263,7 +264,8 @@ class TransformersEngine:
         if self.chat:
             prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
         encoded = _encode_prompts(self.tokenizer, prompts)
-        _require_room(self.model, encoded, sampling.max_completion_tokens)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        _require_room(positions, encoded, sampling.max_completion_tokens)
         wanted = wanted_samples([tuple(ids) for ids in encoded], sampling, samples)
         asked, numbers = [i for i, _ in wanted], [number for _, number in wanted]
         rollouts: list[Rollout | None] = [None] * len(asked)
@@ -273,7 +275,7 @@ class TransformersEngine:
                 [encoded[asked[r]] for r in batch],
                 np.stack([_uniforms(encoded[asked[r]], numbers[r], sampling) for r in batch]),
                 sampling.temperature,
-                _end_ids(self.model, self.tokenizer),
+                _end_ids(self.model.generation_config, self.tokenizer),
                 pooled_states,
                 _encode(self.tokenizer, [sampling.greedy_after])[0],
             )
@@ -344,6 +346,31 @@ def expected_confidence(
         ValueError: If the lengths differ, a prompt is empty, or a text of the grid says no
             confidence or is there twice.
     """
+    score = partial(candidate_logprobs, model, tokenizer, batch_size=batch_size)
+    return expectation_of_stated(prompts, completions, grid, score)
+
+
+def expectation_of_stated(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    grid: Sequence[str],
+    score: Callable[[Sequence[str], Sequence[str], Sequence[str]], _Floats],
+) -> tuple[_Floats, _Floats]:
+    """:func:`expected_confidence` by whatever gives the log-probabilities.
+
+    Args:
+        prompts: What was asked, length n.
+        completions: What was answered, without special tokens, length n.
+        grid: Texts the model might state, all different, each readable as a confidence.
+        score: Log-probabilities of prompts, openings and candidates, as
+            :func:`candidate_logprobs` gives them.
+
+    Returns:
+        As :func:`expected_confidence`.
+
+    Raises:
+        ValueError: As :func:`expected_confidence` does.
+    """
     values = []
     for text in grid:
         value = parse_completion(rf"\confidence{{{text}}}").confidence
@@ -356,13 +383,10 @@ def expected_confidence(
     stated = [i for i, opening in enumerate(openings) if opening is not None]
     logprobs = np.full((len(prompts), len(values)), np.nan)
     if stated:
-        logprobs[stated] = candidate_logprobs(
-            model,
-            tokenizer,
+        logprobs[stated] = score(
             [prompts[i] for i in stated],
             [opening for opening in openings if opening is not None],
             [text + "}" for text in grid],
-            batch_size=batch_size,
         )
     return expectation_on_grid(logprobs, values)
 
@@ -399,14 +423,8 @@ def candidate_logprobs(
         FloatingPointError: If the model gives a distribution that is not finite.
     """
     _require_whole("batch_size", batch_size, 1)
-    if len(prompts) != len(openings):
-        raise ValueError(f"{len(prompts)} prompts for {len(openings)} openings")
-    if not candidates or not all(candidates) or len(set(candidates)) != len(candidates):
-        raise ValueError(f"candidates are {list(candidates)}; expected texts, all different")
-    encoded = _encode_prompts(tokenizer, prompts)
+    prefixes, suffixes = encode_candidates(tokenizer, prompts, openings, candidates)
     n_candidates = len(candidates)
-    shared, suffixes = _continuations(tokenizer, openings, candidates)
-    prefixes = [prompt + ids for prompt, ids in zip(encoded, shared, strict=True)]
     scores = np.empty((len(prompts), n_candidates))
     lengths = [len(prefix) for prefix in prefixes]
     for batch in _batches(lengths, max(1, batch_size // n_candidates)):
@@ -414,6 +432,37 @@ def candidate_logprobs(
     if np.isnan(scores).any():
         raise FloatingPointError("the model gives log-probabilities that are not numbers")
     return scores
+
+
+def encode_candidates(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    openings: Sequence[str],
+    candidates: Sequence[str],
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The tokens that stand before each of a few texts, and the texts' own.
+
+    Args:
+        tokenizer: The model's.
+        prompts: What was asked, length n.
+        openings: How the completions begin, length n; may be empty.
+        candidates: How they might go on, K texts, all different.
+
+    Returns:
+        The ids that an opening has in common with all its continuations, behind those of the
+        prompt; and how each continuation goes on, K lists of ids of each prompt.
+
+    Raises:
+        ValueError: If the lengths differ, a prompt is empty, or a candidate is empty or there
+            twice.
+    """
+    if len(prompts) != len(openings):
+        raise ValueError(f"{len(prompts)} prompts for {len(openings)} openings")
+    if not candidates or not all(candidates) or len(set(candidates)) != len(candidates):
+        raise ValueError(f"candidates are {list(candidates)}; expected texts, all different")
+    encoded = _encode_prompts(tokenizer, prompts)
+    shared, suffixes = _continuations(tokenizer, openings, candidates)
+    return [prompt + ids for prompt, ids in zip(encoded, shared, strict=True)], suffixes
 
 
 def next_logprobs(
@@ -564,18 +613,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: If something is missing or damaged.
     """
-    import transformers
-
     folder = model_folder(path)
     name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
     with _quiet():
         try:
             tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
-            try:
-                config = transformers.GenerationConfig.from_pretrained(folder)
-            except OSError:  # none: the one a model would have
-                own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-                config = transformers.GenerationConfig.from_model_config(own)
+            config = _generation_config(folder)
         except Exception as error:  # of several libraries, down to Rust
             raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
     _complete_tokenizer(tokenizer, config.eos_token_id, name)
@@ -906,8 +949,9 @@ def _n_shared(rows: Sequence[list[int]]) -> int:
     return next(differing, min(len(low), len(high)))
 
 
-def _require_room(model: Any, prompts: Sequence[Sequence[int]], max_completion_tokens: int) -> None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _require_room(
+    positions: int | None, prompts: Sequence[Sequence[int]], max_completion_tokens: int
+) -> None:
     for i, prompt in enumerate(prompts):
         if positions is not None and len(prompt) + max_completion_tokens > positions:
             raise ValueError(
@@ -951,6 +995,22 @@ def wanted_samples(
     return wanted
 
 
+def request_seed(prompt: str, number: int, sampling: Sampling, written: int = 0) -> int:
+    """A seed for whatever draws a completion by random numbers of its own.
+
+    Args:
+        prompt: What is asked.
+        number: Of the sample (:func:`wanted_samples`).
+        sampling: How.
+        written: Tokens of the completion that are there already.
+
+    Returns:
+        A whole number of 31 bits.
+    """
+    named = json.dumps([sampling.seed, number, prompt, *([written] if written else [])]).encode()
+    return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest(), "big") >> 1
+
+
 def _uniforms(prompt: Sequence[int], number: int, sampling: Sampling) -> _Floats:
     """Numbers in [0, 1) that decide a completion, one a token."""
     named = json.dumps([sampling.seed, number, list(prompt)]).encode()
@@ -968,8 +1028,8 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    named = _as_list(model.generation_config.eos_token_id) + _as_list(tokenizer.eos_token_id)
+def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    named = _as_list(generation_config.eos_token_id) + _as_list(tokenizer.eos_token_id)
     if not named:
         raise ValueError("neither tokenizer nor generation config names an end token")
     return sorted(set(named))
@@ -992,6 +1052,17 @@ def _require_model_files(folder: Path) -> None:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         found = f"found {', '.join(others)}" if others else "found none"
         raise ModelError(f"{folder.name}: {found}; expected weights as *.safetensors")
+
+
+def _generation_config(folder: Path) -> Any:
+    """The one that a model of the folder would have."""
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none
+        own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return transformers.GenerationConfig.from_model_config(own)
 
 
 def _tokenizer_class(folder: Path) -> Any:

@@ -221,9 +221,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
-            yield path
+    for inner, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if (path := Path(inner, name)) != folder / MANIFEST:
+                yield path
 
 
 def _digest(path: Path) -> str:

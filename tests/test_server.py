@@ -173,6 +173,50 @@ def test_a_text_is_gone_on_with(serve):
     }  # fmt: skip
 
 
+class Letters:
+    """A tokenizer whose ids are the letters' own."""
+
+    chat_template = "there is one"
+    bos_token = None
+
+    def __len__(self):
+        return 128
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [[*([0] * add_special_tokens), *text.encode()] for text in texts]}
+
+    def apply_chat_template(self, said, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return f"<{said[0]['role']}>{said[0]['content']}<says>"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts_can_be_sent_as_ids(serve, chat):
+    def script(body, _):
+        said = body["prompt"]
+        text = said if isinstance(said, str) else bytes(said[1:]).decode()
+        choice = {"text": text, "finish_reason": "stop", "logprobs": None}
+        return 200, {
+            "choices": [choice],
+            "usage": {"prompt_tokens": len(said), "completion_tokens": 2},
+        }
+
+    server = serve(script)
+    engine = server.engine(chat=chat, tokenizer=Letters())
+    rollouts = engine.generate(["1+1", "2+2", "1+1"], SAMPLING)
+    texts = ["<user>1+1<says>", "<user>2+2<says>"] if chat else ["1+1", "2+2"]
+    assert [[rollout.completion for rollout in group] for group in rollouts] == [
+        [text] * 2 for text in [*texts, texts[0]]
+    ]
+    assert {path for path, _ in server.bodies} == {"/v1/completions"}
+    assert all(body["prompt"][0] == 0 for _, body in server.bodies)  # a special token
+    without = server.engine(chat=False)
+    without.generate(["1+1", "2+2", "1+1"], SAMPLING)
+    seeds = [body["seed"] for _, body in server.bodies]
+    assert sorted(seeds[:6]) == sorted(seeds[6:])  # drawn from the text, whatever is sent
+    assert len({engine.fingerprint, without.fingerprint}) == 2
+
+
 def test_what_is_asked_does_not_depend_on_order_or_company(serve):
     server = serve()
     engine = server.engine()
@@ -382,6 +426,9 @@ def test_wrong_settings_are_named(monkeypatch):
     assert first == ServerEngine("tiny", url).fingerprint  # the same model, wherever it is
     assert first != ServerEngine("other").fingerprint
     assert first != ServerEngine("tiny", chat=False).fingerprint
+    monkeypatch.setattr(Letters, "chat_template", None)
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        ServerEngine("tiny", tokenizer=Letters())
 
 
 # --- an evaluation ------------------------------------------------------------------------------
