@@ -19,6 +19,7 @@ def test_a_server_that_cannot_be_reached_is_told_before_anything_is_asked(monkey
         pass
 
 
-def test_a_model_that_is_not_there_is_named():
-    with pytest.raises(ModelError, match="no such folder"), opened("transformers", "./no/such"):
+@pytest.mark.parametrize("name", ["transformers", "vllm"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(ModelError, match="no such folder"), opened(name, "./no/such"):
         pass
