@@ -82,7 +82,8 @@ class VLLMEngine:
     Attributes:
         model: A folder or a name, as for :func:`corea.generate.model_folder`.
         batch_size: Completions handed to vLLM at once, from 1.
-        chat: Whether a prompt is what a user says (:func:`corea.generate.chat_prompt`).
+        chat: Whether a prompt is what a user says (:func:`corea.generate.chat_prompt`); whether
+            the tokenizer has a chat template when None.
         sequences: How many of these it works on at once at most, from 1; fewer when memory is
             short.
         dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
@@ -97,7 +98,7 @@ class VLLMEngine:
 
     model: str | Path
     batch_size: int = 1024
-    chat: bool = False
+    chat: bool | None = None
     sequences: int = 256
     dtype: str = "auto"
     memory: float = 0.9
@@ -124,8 +125,10 @@ class VLLMEngine:
                 "without one, `make test-vllm` installs it in .venv-vllm. Or use the engine "
                 "transformers"
             )
-        if self.chat and not self.tokenizer.chat_template:
+        template = bool(self.tokenizer.chat_template)
+        if self.chat and not template:
             raise ValueError("chat is True, but the tokenizer has no chat template")
+        object.__setattr__(self, "chat", template if self.chat is None else self.chat)
 
     @property
     def folder(self) -> Path:

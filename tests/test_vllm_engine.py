@@ -76,19 +76,19 @@ def test_candidates_are_scored_as_by_transformers(fake, folder, loaded):
     openings = ["", r" 3+4=7. \confidence{", r" \confidence{0"]
     candidates = ["0.5}", "0.55}", "1}", "}"]
     theirs = candidate_logprobs(*loaded, ["3+4:"] * 3, openings, candidates)
-    ours = VLLMEngine(folder)._candidate_logprobs(["3+4:"] * 3, openings, candidates)
+    ours = VLLMEngine(folder, chat=False)._candidate_logprobs(["3+4:"] * 3, openings, candidates)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_candidates_without_room_have_no_probability(fake, folder):
-    engine = VLLMEngine(folder, max_model_len=8)
+    engine = VLLMEngine(folder, chat=False, max_model_len=8)
     scores = engine._candidate_logprobs(["1", "3+4: 3+4=7. So it is"], ["", ""], ["0.5}", "1}"])
     assert np.isfinite(scores[0]).all()
     assert np.isnan(scores[1]).all()
 
 
 def test_each_sample_has_a_seed_of_its_own(fake, folder):
-    engine = VLLMEngine(folder)
+    engine = VLLMEngine(folder, chat=False)
     sampling = Sampling(1.0, 6, 3, 7)
     prompts = ["3+4:", "1+1:", "3+4:"]
     everything = engine.generate(prompts, sampling)
@@ -102,7 +102,7 @@ def test_each_sample_has_a_seed_of_its_own(fake, folder):
 
 
 def test_a_token_behind_a_text_is_the_likeliest_one(fake, folder, loaded):
-    engine, sampling = VLLMEngine(folder), Sampling(0.6, 40, 8, 3)
+    engine, sampling = VLLMEngine(folder, chat=False), Sampling(0.6, 40, 8, 3)
     (free,) = engine.generate(["3+4:"], sampling)
     met = Counter(token for rollout in free for token in rollout.ids[:-1])
     texts = {token: engine.tokenizer.decode([token]) for token, _ in met.most_common(9)}
@@ -126,7 +126,7 @@ def test_a_token_behind_a_text_is_the_likeliest_one(fake, folder, loaded):
 
 
 def test_a_likeliest_token_that_ends_it_ends_it(fake, folder, loaded, monkeypatch):
-    engine, sampling = VLLMEngine(folder), Sampling(1.0, 20, 8, 3)
+    engine, sampling = VLLMEngine(folder, chat=False), Sampling(1.0, 20, 8, 3)
     greedy = next_logprobs(loaded[0], [engine.tokenizer("3+4:")["input_ids"]], [0])[1][0]
     monkeypatch.setattr(VLLMEngine, "_ends", [int(greedy)])
     (group,) = engine.generate(["3+4:"], replace(sampling, greedy_after=":"))
@@ -142,7 +142,8 @@ def test_vllm_is_started_once_as_it_is_told_and_ended(fake, folder):
         folder, sequences=8, memory=0.5, max_model_len=64, more={"tensor_parallel_size": 2}
     )
     assert not fake.started  # before anything is asked
-    other = replace(engine, chat=True)
+    assert engine.chat  # the tokenizer has a template
+    other = replace(engine, chat=False)
     for _ in range(2):
         engine.generate(["1"], Sampling(0.0, 2))
         other.generate(["1"], Sampling(0.0, 2))
@@ -168,20 +169,20 @@ def test_vllm_is_started_once_as_it_is_told_and_ended(fake, folder):
 
 
 def test_both_kinds_of_end_tokens_are_told(fake, folder, tmp_path):
-    assert VLLMEngine(folder)._ends == [1]
+    assert VLLMEngine(folder, chat=False)._ends == [1]
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     settings = json.loads((folder / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(
         json.dumps(settings | {"eos_token_id": [5, 7]})
     )
-    assert VLLMEngine(tmp_path)._ends == [1, 5, 7]
+    assert VLLMEngine(tmp_path, chat=False)._ends == [1, 5, 7]
     (tmp_path / "generation_config.json").unlink()
-    assert VLLMEngine(tmp_path)._ends == [1]
+    assert VLLMEngine(tmp_path, chat=False)._ends == [1]
 
 
 def test_what_it_cannot_give_is_refused(fake, folder):
-    engine = VLLMEngine(folder)
+    engine = VLLMEngine(folder, chat=False)
     sampling = Sampling(0.0, 4)
     for complaint, prompts, asked, named in (
         ("pooled_states is not to be had from vLLM", ["1"], sampling, {"pooled_states": True}),
@@ -200,7 +201,7 @@ def test_probabilities_that_are_none_are_named(fake, folder, loaded, monkeypatch
     forward = loaded[0].lm_head.forward
     monkeypatch.setattr(loaded[0].lm_head, "forward", lambda states: forward(states) + bias)
     with pytest.raises(FloatingPointError, match="not finite"):
-        VLLMEngine(folder).generate(["1"], Sampling(0.0, 2))
+        VLLMEngine(folder, chat=False).generate(["1"], Sampling(0.0, 2))
 
 
 def test_wrong_settings_are_named(fake, folder, tmp_path):
@@ -221,38 +222,42 @@ def test_wrong_settings_are_named(fake, folder, tmp_path):
     without.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         VLLMEngine(tmp_path, chat=True)
+    assert VLLMEngine(tmp_path).chat is False
 
 
 def test_a_vllm_that_does_not_start_says_why(fake, folder):
     with pytest.raises(
         ModelError, match=r"tiny: vLLM does not start \(ValueError: no such dtype\)"
     ):
-        VLLMEngine(folder, dtype="float4").generate(["1"], Sampling(0.0, 2))
+        VLLMEngine(folder, chat=False, dtype="float4").generate(["1"], Sampling(0.0, 2))
 
 
 def test_without_vllm_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setattr("corea.vllm_engine.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="vLLM is not installed.*environment.yml.*make test-vllm"):
-        VLLMEngine(folder)
+        VLLMEngine(folder, chat=False)
 
 
 def test_the_fingerprint_is_of_what_decides_answers(fake, folder, tmp_path):
-    engine = VLLMEngine(folder)
-    assert engine.fingerprint == VLLMEngine(str(folder), memory=0.2, sequences=3).fingerprint
-    same = VLLMEngine(folder, more={"tensor_parallel_size": 2, "enforce_eager": True})
+    engine = VLLMEngine(folder, chat=False)
+    assert (
+        engine.fingerprint
+        == VLLMEngine(str(folder), chat=False, memory=0.2, sequences=3).fingerprint
+    )
+    same = VLLMEngine(folder, chat=False, more={"tensor_parallel_size": 2, "enforce_eager": True})
     assert engine.fingerprint == same.fingerprint
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = tmp_path / "model.safetensors"
-    assert VLLMEngine(tmp_path).fingerprint == engine.fingerprint
+    assert VLLMEngine(tmp_path, chat=False).fingerprint == engine.fingerprint
     others = [
         replace(engine, chat=True),
         replace(engine, dtype="bfloat16"),
-        VLLMEngine(folder, more={"quantization": "fp8"}),
+        VLLMEngine(folder, chat=False, more={"quantization": "fp8"}),
     ]
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
     weights.write_bytes(bytes(content))
-    others.append(VLLMEngine(tmp_path))
+    others.append(VLLMEngine(tmp_path, chat=False))
     assert len({other.fingerprint for other in [engine, *others]}) == 5

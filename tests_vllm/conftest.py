@@ -38,7 +38,9 @@ def chat(loaded):
 @pytest.fixture(scope="session")
 def vllm(folder):
     """VLLM in this process."""
-    engine = VLLMEngine(folder, batch_size=64, sequences=16, more={"enforce_eager": True})
+    engine = VLLMEngine(
+        folder, batch_size=64, chat=False, sequences=16, more={"enforce_eager": True}
+    )
     yield engine
     engine.close()
 

@@ -110,7 +110,7 @@ def test_what_the_server_refuses_is_a_failed_row(ask, tmp_path):
         confidence_grid=(),
     )
     assert list(records.table["question_id"]) == ["short"]
-    [error] = [text for text in read_samples(tmp_path)["error"] if text]
+    [error] = [text for text in read_samples(tmp_path, failed=True)["error"] if text]
     assert error.startswith("HTTP 400")
     assert "256" in error
 
