@@ -46,11 +46,9 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
         with opened_model(model, batch_size=batch_size) as engine:
             yield engine
     elif name == "vllm":
-        from corea.generate import load_tokenizer
         from corea.vllm_engine import VLLMEngine
 
-        chat = bool(load_tokenizer(model).chat_template)
-        in_process = VLLMEngine(model, batch_size, chat)
+        in_process = VLLMEngine(model, batch_size)
         try:
             yield in_process
         finally:
