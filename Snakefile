@@ -1,23 +1,30 @@
 """What depends on what. `make book` runs this through `python -m corea.pipeline build`.
 
-By hand, or on a cluster:  snakemake --cores all --config profile=laptop
+By hand:       snakemake --cores all --resources gpu=1 --config profile=laptop
+On a cluster:  snakemake --profile profiles/slurm --config profile=gpu
 """
 
 import sys
 from pathlib import Path
 
-from corea.pipeline import load_profile, run_inputs, write_parameters
+from corea.pipeline import check_kernel, load_profile, run_inputs, write_parameters
 
 profile = load_profile(config.get("profile", "laptop"))
+check_kernel(profile)
 write_parameters(profile)  # a file changes only when its content does
 executed = f"{profile.directory}/executed/{{run}}.ipynb"
 
 
-wildcard_constraints:
-    run=r"\w+",
+def one_of(runs):
+    return "|".join(runs) or "(?!)"  # a pattern that fits nothing
+
+
+def asked(part, times=1):
+    return lambda wildcards: times * getattr(profile.asked(wildcards.run), part)
 
 
 rule book:
+    localrule: True
     input:
         expand(executed, run=profile.runs),
         [path for path in Path("book").rglob("*") if path.is_file()],
@@ -28,7 +35,10 @@ rule book:
         "{sys.executable:q} -m corea.pipeline render {profile.name}"
 
 
-rule chapter:
+# what trains or generates, or is waited for: a job of its own
+rule train:
+    wildcard_constraints:
+        run=one_of(run for run in profile.runs if run not in profile.readers),
     input:
         lambda wildcards: run_inputs(profile.runs[wildcards.run]),
         lambda wildcards: [executed.format(run=run) for run in profile.runs[wildcards.run].needs],
@@ -37,5 +47,21 @@ rule chapter:
         executed,
         directory(f"{profile.directory}/tables/{{run}}"),
     priority: lambda wildcards: profile.priorities[wildcards.run]
+    threads: asked("cpus")
+    resources:
+        gpu=asked("gpus"),
+        mem_mb=asked("memory_gb", 1000),
+        runtime=asked("minutes"),
+        nodes=1,
     shell:
         "{sys.executable:q} -m corea.pipeline execute {profile.name} {wildcards.run}"
+
+
+# the rest, in minutes: profiles/slurm puts several into a job
+use rule train as read with:
+    wildcard_constraints:
+        run=one_of(profile.readers),
+    resources:  # without nodes, which a group would add up
+        gpu=asked("gpus"),
+        mem_mb=asked("memory_gb", 1000),
+        runtime=asked("minutes"),

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from corea import suites
 from corea.calibration import (
     expected_calibration_error,
     marginal_calibration_error,
@@ -39,23 +40,9 @@ from corea.experiments import (
     measure,
 )
 from corea.published import published_table
+from corea.suites import MICROWORLD, Suite
 
 Floats = NDArray[np.float64]
-
-TASKS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"choices": ("choices", "fact_choices"), "messages": ("messages", "lists")}
-)
-"""Task to its dataset of training and the one of another distribution."""
-
-EACH: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {name: (name,) for names in TASKS.values() for name in names}
-)
-"""Every dataset by itself."""
-
-COUNTERPARTS: Mapping[str, str] = MappingProxyType(
-    {"CSQA": "choices", "OBQA": "fact_choices", "OpenAI": "messages", "XSTest": "lists"}
-)
-"""Dataset of paper B to what stands in its place here."""
 
 PAPER_MODELS = ("Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B")
 
@@ -85,7 +72,10 @@ _OF_QUESTION = ["system", "seed", "dataset", "question_id"]
 
 
 def paper_rows(
-    *tables: int, systems: Mapping[str, str] | None = None, model: str = PAPER_MODELS[0]
+    *tables: int,
+    systems: Mapping[str, str] | None = None,
+    model: str = PAPER_MODELS[0],
+    suite: Suite = MICROWORLD,
 ) -> pd.DataFrame:
     """Printed numbers of paper B under the names and in the units used here.
 
@@ -94,6 +84,7 @@ def paper_rows(
         systems: The paper's name to the name here, rows of others are left out; where a table has
             settings, a name is ``"system, setting"``. All under their own names when None.
         model: Of :data:`PAPER_MODELS`.
+        suite: Whose datasets stand for the paper's.
 
     Returns:
         Columns as of :func:`corea.experiments.paper_rows`.
@@ -115,7 +106,7 @@ def paper_rows(
         found = found.dropna(subset="system")
     divisor = np.array([_UNITS.get(metric, ("", 100.0))[1] for metric in found["metric"]])
     found = found.assign(
-        dataset=found["dataset"].map(dict(COUNTERPARTS)),
+        dataset=found["dataset"].map(dict(suite.decision_counterparts)),
         metric=[_UNITS.get(metric, (metric,))[0] for metric in found["metric"]],
         value=found["value"] / divisor,
         spread=0.0,
@@ -444,10 +435,10 @@ def recalibrate_all(records: pd.DataFrame, n_fit: int, *, seed: int = 0) -> pd.D
     """
     parts = []
     for (system, _), rows in records.groupby(["system", "seed"], sort=False):
-        for task, (_, shifted) in TASKS.items():
-            if task not in set(rows["dataset"]):
+        for domain, shifted in suites.of(rows["dataset"]).tasks.values():
+            if domain not in set(rows["dataset"]):
                 continue
-            fit, rest = split_questions(rows, task, n_fit, seed=seed)
+            fit, rest = split_questions(rows, domain, n_fit, seed=seed)
             new = pd.concat([rest, rows[rows["dataset"] == shifted]], ignore_index=True)
             parts += [
                 new.assign(
@@ -488,18 +479,20 @@ def label_curve(
         points.append({**labels, "ece": error})
 
     for (system, _), rows in records.groupby(["system", "seed"], sort=False):
-        for task in [name for name in TASKS if name in set(rows["dataset"])]:
-            pool, rest = split_questions(rows, task, max(counts), seed=seed)
+        for domain, _ in suites.of(rows["dataset"]).tasks.values():
+            if domain not in set(rows["dataset"]):
+                continue
+            pool, rest = split_questions(rows, domain, max(counts), seed=seed)
             rest = rest[rest["confidence"].notna()]
             if rest.empty:  # nothing was decided
                 continue
-            labels = {"dataset": task, "system": system}
+            labels = {"dataset": domain, "system": system}
             note(rest, rest["confidence"].to_numpy(), **labels, method="none", n=0)
             for n in counts:
                 for draw in range(n_draws if n < max(counts) else 1):
                     fit = pool
                     if n < max(counts):
-                        fit, _ = split_questions(pool, task, n, seed=seed + 1 + draw)
+                        fit, _ = split_questions(pool, domain, n, seed=seed + 1 + draw)
                     for method in METHODS[1:]:
                         if can_fit(method, fit):
                             new = recalibrated(method, fit, rest)
@@ -581,11 +574,12 @@ def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
     ).reset_index()
 
 
-def printed_shares(table: int) -> dict[str, str]:
+def printed_shares(table: int, suite: Suite = MICROWORLD) -> dict[str, str]:
     """Paper B's Tables 2 and 3, which have one number per model, as text.
 
     Args:
         table: 2 or 3.
+        suite: Whose datasets stand for the paper's.
 
     Returns:
         Dataset here to the numbers of the three base models.
@@ -597,7 +591,7 @@ def printed_shares(table: int) -> dict[str, str]:
     rows = published_table("B", table)
     return {
         ours: " / ".join(f"{v:.2f}" for v in rows.loc[rows["dataset"] == theirs, "value"]) + " %"
-        for theirs, ours in COUNTERPARTS.items()
+        for theirs, ours in suite.decision_counterparts.items()
         if theirs in set(rows["dataset"])
     }
 
@@ -642,7 +636,8 @@ def claims(measured: pd.DataFrame) -> pd.DataFrame:
         Rows of :func:`corea.experiments.claim`; the paper's numbers are those of its smallest
         model.
     """
-    paper = paper_rows(4).set_index(["dataset", "system", "metric"])["value"]
+    suite = suites.of(measured["dataset"])
+    paper = paper_rows(4, suite=suite).set_index(["dataset", "system", "metric"])["value"]
     rows = []
     for dataset, own in measured.groupby("dataset", sort=False):
         there = set(own["system"])

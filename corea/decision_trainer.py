@@ -106,6 +106,11 @@ class DecisionSettings(RolloutSettings):
                 f"decisions is 'greedy' with rollouts {self.rollouts!r}; expected 'corea'"
             )
 
+    @property
+    def needs_whole_weights(self) -> str:
+        """The calibration-aware loss, which reads the output layer outside the forward pass."""
+        return "decisions"
+
     def sampling(self, seed: int) -> Sampling:
         """How rollouts are drawn; with greedy decisions, the token after the reasoning is not.
 
@@ -399,7 +404,7 @@ def train_decisions(
 
 
 def train_supervised(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[DecisionQuestion],
     settings: SFTSettings,
@@ -410,7 +415,7 @@ def train_supervised(
     Source: paper B, equation (1).
 
     Args:
-        model: What to start from; changed in place.
+        model: What to start from, as for :func:`corea.trainers.train_sft`.
         tokenizer: Its tokenizer.
         questions: To train on.
         settings: The settings.
@@ -421,16 +426,33 @@ def train_supervised(
         TrainingError: As :func:`corea.trainers.train_sft` does.
         ValueError: As :func:`corea.trainers.train_sft` does.
     """
+    train_sft(model, tokenizer, supervised_rows(tokenizer, questions), settings, directory)
+
+
+def supervised_rows(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[DecisionQuestion]
+) -> list[dict[str, str]]:
+    """What is learnt from right decisions: the decision token after the prompt without reasoning.
+
+    Args:
+        tokenizer: That of the model.
+        questions: To train on.
+
+    Returns:
+        For each question ``prompt`` and ``completion``.
+
+    Raises:
+        OptionError: If options are not one token each.
+    """
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(tokenizer, options)
-    rows = [
+    return [
         {
             "prompt": chat_prompt(tokenizer, question.prompt(reasoning=False), NO_THINKING),
             "completion": question.gold,
         }
         for question in questions
     ]
-    train_sft(model, tokenizer, rows, settings, directory)
 
 
 def _rows(

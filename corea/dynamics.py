@@ -426,7 +426,7 @@ def checkpoint_steps(validation: pd.DataFrame, models: Mapping[str, TrainedModel
 
     Example:
         >>> validation = pd.DataFrame({"system": "L1", "seed": 0, "step": [0, 10, 20, 30]})
-        >>> model = TrainedModel("L1", "l1", "small", "qwen2", True, 8, 0, 100, 20, "")
+        >>> model = TrainedModel("L1", "l1", "small", "qwen2", True, 8, 0, 100, 20, "", "papers")
         >>> checkpoint_steps(validation, {"run": model})["step"].tolist()
         [0, 10, 20, 30]
     """

@@ -22,8 +22,8 @@ Choices where paper A leaves room, and deviations from it:
 2. A group of datasets is the mean over its datasets weighted by questions, as the paper's
    Table 1 is made (:func:`corea.published.weighted_mean_over_datasets`). Metrics are computed
    on each dataset first. A change is computed from the means.
-3. The paper has six datasets, the microworld four. :data:`COUNTERPARTS` says which stands
-   where; Math500 and GPQA have none of their own.
+3. The paper has six datasets, the microworld four. :data:`corea.suites.MICROWORLD` says which
+   stands where; Math500 and GPQA have none of their own.
 4. ECE, AUROC and the Brier score are of the answers that state a confidence; the confidence
    output ratio says how many do.
 5. Bootstrap resamples are drawn within each dataset, so a group keeps its composition, and
@@ -50,7 +50,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from corea import calibration, display
+from corea import calibration, display, suites
 from corea.calibration import Interval
 from corea.cascade import (
     cheapest_threshold,
@@ -66,39 +66,9 @@ from corea.published import (
     recompute_lost_table,
 )
 from corea.records import join_on_questions
+from corea.suites import MICROWORLD, Suite
 
 Floats = NDArray[np.float64]
-
-DATASETS = ("chains", "long_chains", "words", "facts")
-"""The microworld's test sets, the in-domain one first."""
-
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "chains": ("chains",),
-        "OOD reasoning": ("long_chains", "words"),
-        "OOD choice": ("facts",),
-    }
-)
-"""Datasets behind each column group of Tables 1 and 11, as here. Source: paper A, section 4.1."""
-
-EACH: Mapping[str, tuple[str, ...]] = MappingProxyType({name: (name,) for name in DATASETS})
-"""Every dataset by itself, as in Tables 5 to 10 and 12 to 15."""
-
-ALL: Mapping[str, tuple[str, ...]] = MappingProxyType({"all datasets": DATASETS})
-"""All datasets together, as in Tables 2 to 4."""
-
-COUNTERPARTS: Mapping[str, str] = MappingProxyType(
-    {
-        "DeepMath500": "chains",
-        "OOD Math": "OOD reasoning",
-        "OOD Non-Math": "OOD choice",
-        "OlympiadBench": "long_chains",
-        "GSM8K": "words",
-        "CommonsenseQA": "facts",
-        "all datasets": "all datasets",
-    }
-)
-"""Dataset or group of the paper to what stands in its place here."""
 
 COMPUTED = ("probe", "average_probability")
 """Signals that depend on nothing that is written, so that no row may lack them. (A router may
@@ -167,7 +137,7 @@ confidence, which is ours."""
 def measure(
     records: pd.DataFrame,
     *,
-    groups: Mapping[str, Sequence[str]] = GROUPS,
+    groups: Mapping[str, Sequence[str]] | None = None,
     n_bins: int = 10,
     binning: calibration.Binning = "equal_width",
     n_resamples: int = 200,
@@ -180,7 +150,7 @@ def measure(
     Args:
         records: From :func:`corea.runs.run_records`: records with ``seed``; systems under
             another name from :func:`corea.confidence.with_signal` may be among them.
-        groups: Name of each group to its datasets.
+        groups: Name of each group to its datasets; by default those of the paper's Table 1.
         n_bins: Bins of the ECE.
         binning: ``"equal_width"``, as in paper A, or ``"equal_mass"``, as in paper B.
         n_resamples: Bootstrap resamples, by question; drawn only where a system was not
@@ -204,6 +174,7 @@ def measure(
         >>> float(now["pass_at_1"]), float(now["ece"]), float(now["auroc"])
         (50.0, 0.25, 1.0)
     """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
     weights = QuestionWeights(records, n_resamples, seed)
     parts = []
     for (system, run_seed), rows in records.groupby(["system", "seed"], sort=False):
@@ -345,7 +316,7 @@ def measure_cascades(
     *,
     large: str = LARGE_MODEL,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
-    groups: Mapping[str, Sequence[str]] = GROUPS,
+    groups: Mapping[str, Sequence[str]] | None = None,
     output_price: float = 4.0,
     n_resamples: int = 200,
     seed: int = 0,
@@ -364,7 +335,7 @@ def measure_cascades(
             in them are also measured standing alone.
         large: System of the large model.
         thresholds: Cascade to (dataset to threshold), instead of the paper's rule.
-        groups: Name of each group to its datasets.
+        groups: Name of each group to its datasets; by default those of the paper's Table 1.
         output_price: Price of an output token in input tokens.
         n_resamples: Bootstrap resamples, as in :func:`measure`.
         seed: Of the resampling.
@@ -377,6 +348,7 @@ def measure_cascades(
         ValueError: As :func:`measure` and :func:`cascade_questions`.
         RecordsError: As :func:`cascade_questions`.
     """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
     paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
     by_cascade = {str(name): rows for name, rows in paired.groupby("system", sort=False)}
     # what a small model does alone is seen in any cascade that it is in, as is the large one
@@ -501,7 +473,7 @@ def measure_areas(
     cascades: Mapping[str, Cascade] = CASCADES,
     *,
     large: str = LARGE_MODEL,
-    groups: Mapping[str, Sequence[str]] = GROUPS,
+    groups: Mapping[str, Sequence[str]] | None = None,
     n_resamples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -513,7 +485,7 @@ def measure_areas(
         records: From :func:`corea.runs.run_records`.
         cascades: Name of each collaborative system to what it is made of.
         large: System of the large model.
-        groups: Name of each group to its datasets.
+        groups: Name of each group to its datasets; by default those of the paper's Table 1.
         n_resamples: Bootstrap resamples, as in :func:`measure`.
         seed: Of the resampling.
 
@@ -526,6 +498,7 @@ def measure_areas(
         ValueError: As :func:`measure_cascades`.
         RecordsError: As :func:`cascade_questions`.
     """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
     paired = _cascade_rows(records, cascades, large=large, output_price=4.0)
     weights = QuestionWeights(paired, n_resamples, seed)
 
@@ -624,7 +597,7 @@ def measure_held_out(
     *,
     max_accuracy_drop: float,
     large: str = LARGE_MODEL,
-    groups: Mapping[str, Sequence[str]] = GROUPS,
+    groups: Mapping[str, Sequence[str]] | None = None,
     n_resamples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -641,7 +614,8 @@ def measure_held_out(
         cascades: Name of each collaborative system to what it is made of.
         max_accuracy_drop: Pass@1 that may be lost, as a fraction.
         large: System of the large model.
-        groups: Name of each group to its datasets; the first dataset is the one in domain.
+        groups: Name of each group to its datasets, by default those of the paper's Table 1; the
+            first dataset is the one in domain.
         n_resamples: Bootstrap resamples, as in :func:`measure`.
         seed: Of the split and of the resampling.
 
@@ -653,6 +627,7 @@ def measure_held_out(
         ValueError: As :func:`measure_cascades`.
         RecordsError: As :func:`cascade_questions`.
     """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
     question = ["dataset", "question_id"]
     asked = records[question].drop_duplicates().sort_values(question, ignore_index=True)
     # half of each dataset, so that none is left without questions to choose on
@@ -1087,7 +1062,7 @@ def paper_rows(
     *tables: int,
     systems: Mapping[str, str] | None = None,
     label: str = "system",
-    groups: Mapping[str, Sequence[str]] = GROUPS,
+    suite: Suite = MICROWORLD,
 ) -> pd.DataFrame:
     """Printed numbers of paper A under the names of the datasets and systems here.
 
@@ -1097,8 +1072,7 @@ def paper_rows(
         systems: The paper's name to the name here; rows of others are left out. All under
             their own names when None.
         label: ``"system"``, or ``"setting"`` for the tables of rollout sizes.
-        groups: What is measured here; a dataset of the paper that is among them keeps its
-            name, others become their :data:`COUNTERPARTS`.
+        suite: Whose datasets stand for the paper's.
 
     Returns:
         Columns ``dataset, system, metric, value, spread, half_unit``; the last two 0 where
@@ -1123,8 +1097,7 @@ def paper_rows(
         rows = rows.assign(system=rows[label])
         parts.append(rows[["dataset", "system", "metric", "value", "spread", "half_unit"]])
     found = pd.concat(parts, ignore_index=True).dropna(subset=["value"])
-    names = {name: name if name in groups else COUNTERPARTS.get(name) for name in found["dataset"]}
-    found["dataset"] = found["dataset"].map(names)
+    found["dataset"] = found["dataset"].map(dict(suite.counterparts))
     if systems is not None:
         found["system"] = found["system"].map(dict(systems))
     found["spread"] = found["spread"].fillna(0.0)

@@ -34,18 +34,20 @@ import pandas as pd
 
 from corea.display import visible
 from corea.pipeline import FULL_RUN, PipelineError, Profile, imported_modules, load_profile
+from corea.suites import MICROWORLD, Suite
 
 FOLDER = Path(__file__).parent / "data" / "full_run"
 LARGEST = 64 * 1024  # bytes of a table
 _PROVENANCE = "provenance.json"
 
 
-def published(run: str, table: str) -> pd.DataFrame | None:
+def published(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame | None:
     """A result table of the full run.
 
     Args:
         run: Name of the run, such as ``"reward_ablation"``.
         table: Name of the table, such as ``"standalone"``.
+        suite: Beside what it is shown; full runs are of the microworld.
 
     Returns:
         The table, or None if no full run with this table is in the package.
@@ -55,14 +57,15 @@ def published(run: str, table: str) -> pd.DataFrame | None:
         True
     """
     path = FOLDER / run / f"{table}.csv"
-    return pd.read_csv(path) if path.is_file() else None
+    return pd.read_csv(path) if suite is MICROWORLD and path.is_file() else None
 
 
-def facts(run: str) -> dict[str, str]:
+def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:
     """Where the published tables of a run come from.
 
     Args:
         run: Name of the run.
+        suite: As for :func:`published`.
 
     Returns:
         Field name to value, as :func:`corea.provenance.provenance` gives them for the notebooks
@@ -74,6 +77,8 @@ def facts(run: str) -> dict[str, str]:
         {}
     """
     path = FOLDER / run / _PROVENANCE
+    if suite is not MICROWORLD:
+        return {}
     content: dict[str, str] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return content
 

@@ -34,9 +34,10 @@ import json
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 _Floats = NDArray[np.float64]
 
 _PLAIN_NUMBER = re.compile(r"[0-9.]+")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w.-]+))?")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 _DROP_AT = 0.8  # rows that ended are taken out once this share or less is still being written
 
 
@@ -262,7 +264,8 @@ class TransformersEngine:
         if self.chat:
             prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
         encoded = _encode_prompts(self.tokenizer, prompts)
-        _require_room(self.model, encoded, sampling.max_completion_tokens)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        _require_room(positions, encoded, sampling.max_completion_tokens)
         wanted = wanted_samples([tuple(ids) for ids in encoded], sampling, samples)
         asked, numbers = [i for i, _ in wanted], [number for _, number in wanted]
         rollouts: list[Rollout | None] = [None] * len(asked)
@@ -272,7 +275,7 @@ class TransformersEngine:
                 [encoded[asked[r]] for r in batch],
                 np.stack([_uniforms(encoded[asked[r]], numbers[r], sampling) for r in batch]),
                 sampling.temperature,
-                _end_ids(self.model, self.tokenizer),
+                _end_ids(self.model.generation_config, self.tokenizer),
                 pooled_states,
                 _encode(self.tokenizer, [sampling.greedy_after])[0],
             )
@@ -343,6 +346,31 @@ def expected_confidence(
         ValueError: If the lengths differ, a prompt is empty, or a text of the grid says no
             confidence or is there twice.
     """
+    score = partial(candidate_logprobs, model, tokenizer, batch_size=batch_size)
+    return expectation_of_stated(prompts, completions, grid, score)
+
+
+def expectation_of_stated(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    grid: Sequence[str],
+    score: Callable[[Sequence[str], Sequence[str], Sequence[str]], _Floats],
+) -> tuple[_Floats, _Floats]:
+    """:func:`expected_confidence` by whatever gives the log-probabilities.
+
+    Args:
+        prompts: What was asked, length n.
+        completions: What was answered, without special tokens, length n.
+        grid: Texts the model might state, all different, each readable as a confidence.
+        score: Log-probabilities of prompts, openings and candidates, as
+            :func:`candidate_logprobs` gives them.
+
+    Returns:
+        As :func:`expected_confidence`.
+
+    Raises:
+        ValueError: As :func:`expected_confidence` does.
+    """
     values = []
     for text in grid:
         value = parse_completion(rf"\confidence{{{text}}}").confidence
@@ -355,13 +383,10 @@ def expected_confidence(
     stated = [i for i, opening in enumerate(openings) if opening is not None]
     logprobs = np.full((len(prompts), len(values)), np.nan)
     if stated:
-        logprobs[stated] = candidate_logprobs(
-            model,
-            tokenizer,
+        logprobs[stated] = score(
             [prompts[i] for i in stated],
             [opening for opening in openings if opening is not None],
             [text + "}" for text in grid],
-            batch_size=batch_size,
         )
     return expectation_on_grid(logprobs, values)
 
@@ -398,14 +423,8 @@ def candidate_logprobs(
         FloatingPointError: If the model gives a distribution that is not finite.
     """
     _require_whole("batch_size", batch_size, 1)
-    if len(prompts) != len(openings):
-        raise ValueError(f"{len(prompts)} prompts for {len(openings)} openings")
-    if not candidates or not all(candidates) or len(set(candidates)) != len(candidates):
-        raise ValueError(f"candidates are {list(candidates)}; expected texts, all different")
-    encoded = _encode_prompts(tokenizer, prompts)
+    prefixes, suffixes = encode_candidates(tokenizer, prompts, openings, candidates)
     n_candidates = len(candidates)
-    shared, suffixes = _continuations(tokenizer, openings, candidates)
-    prefixes = [prompt + ids for prompt, ids in zip(encoded, shared, strict=True)]
     scores = np.empty((len(prompts), n_candidates))
     lengths = [len(prefix) for prefix in prefixes]
     for batch in _batches(lengths, max(1, batch_size // n_candidates)):
@@ -413,6 +432,37 @@ def candidate_logprobs(
     if np.isnan(scores).any():
         raise FloatingPointError("the model gives log-probabilities that are not numbers")
     return scores
+
+
+def encode_candidates(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    openings: Sequence[str],
+    candidates: Sequence[str],
+) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """The tokens that stand before each of a few texts, and the texts' own.
+
+    Args:
+        tokenizer: The model's.
+        prompts: What was asked, length n.
+        openings: How the completions begin, length n; may be empty.
+        candidates: How they might go on, K texts, all different.
+
+    Returns:
+        The ids that an opening has in common with all its continuations, behind those of the
+        prompt; and how each continuation goes on, K lists of ids of each prompt.
+
+    Raises:
+        ValueError: If the lengths differ, a prompt is empty, or a candidate is empty or there
+            twice.
+    """
+    if len(prompts) != len(openings):
+        raise ValueError(f"{len(prompts)} prompts for {len(openings)} openings")
+    if not candidates or not all(candidates) or len(set(candidates)) != len(candidates):
+        raise ValueError(f"candidates are {list(candidates)}; expected texts, all different")
+    encoded = _encode_prompts(tokenizer, prompts)
+    shared, suffixes = _continuations(tokenizer, openings, candidates)
+    return [prompt + ids for prompt, ids in zip(encoded, shared, strict=True)], suffixes
 
 
 def next_logprobs(
@@ -463,14 +513,59 @@ def next_logprobs(
     return scores, likeliest
 
 
+def model_folder(path: str | Path) -> Path:
+    """The folder with a model's files; those of a hub of models are fetched if need be.
+
+    Args:
+        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
+            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be that one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: If there is no such folder or hub repository, a file is missing, or the hub
+            cannot be reached or asks for an agreement; says what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        named = _HUB_NAME.fullmatch(str(path))
+        if not named:
+            raise ModelError(f"{path}: no such folder")
+        folder = _fetched(named["name"], named["revision"])
+    _require_model_files(folder)
+    return folder
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with _quiet():
+        try:
+            patterns = list(_MODEL_FILES)
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except GatedRepoError as error:
+            raise ModelError(
+                f"{name}: not to be had without agreement. Ask for access on its page on the hub "
+                "and log in with `hf auth login`, or name a folder"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ModelError(f"{name}: neither a folder nor a model on the hub") from error
+        except Exception as error:  # of several libraries: no network, no such commit, no space
+            raise ModelError(
+                f"{name}: cannot be fetched ({_first_line(error)}). Connect to the network, or "
+                "name a folder with the model"
+            ) from error
+
+
 def load_model(
     path: str | Path, *, device: str | None = None, dtype: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a model and its tokenizer from a folder, or from a hub of models by name.
 
     Args:
-        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
-            as ``"Qwen/Qwen2.5-7B-Instruct"``.
+        path: As for :func:`model_folder`.
         device: Where the model goes, such as ``"cuda:0"``; the first GPU, or the CPU where there
             is none, when None.
         dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
@@ -486,35 +581,48 @@ def load_model(
     import torch
     import transformers
 
-    path = Path(path) if Path(path).is_dir() else str(path)
-    name = path.name if isinstance(path, Path) else path
-    if isinstance(path, Path):
-        _require_model_files(path)
-    elif not _HUB_NAME.fullmatch(path):
-        raise ModelError(f"{path}: no such folder")
+    folder = model_folder(path)
+    name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
     safe = {"trust_remote_code": False}
     with _quiet():
         try:
             read: Any = transformers.AutoModelForCausalLM.from_pretrained
             model, report = read(
-                path, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
             )
-            tokenizer = _tokenizer_class(path).from_pretrained(path, **safe)
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, **safe)
         except Exception as error:  # of several libraries, down to Rust
             raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
     wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if wrong:
         raise ModelError(f"{name}: the weights are not those of its config.json: {wrong}")
-    if tokenizer.eos_token is None:
-        ends = _as_list(model.generation_config.eos_token_id)
-        if not ends:
-            raise ModelError(f"{name}: neither tokenizer nor config names an end token")
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    _complete_tokenizer(tokenizer, model.generation_config.eos_token_id, name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer that :func:`load_model` would, without the model.
+
+    Args:
+        path: As for :func:`model_folder`.
+
+    Returns:
+        The tokenizer. It pads on the left, with the end token where it has no token for padding.
+
+    Raises:
+        ModelError: If something is missing or damaged.
+    """
+    folder = model_folder(path)
+    name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
+    with _quiet():
+        try:
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
+            config = _generation_config(folder)
+        except Exception as error:  # of several libraries, down to Rust
+            raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
+    _complete_tokenizer(tokenizer, config.eos_token_id, name)
+    return tokenizer
 
 
 def open_model(path: str | Path, *, batch_size: int = 64) -> TransformersEngine:
@@ -841,8 +949,9 @@ def _n_shared(rows: Sequence[list[int]]) -> int:
     return next(differing, min(len(low), len(high)))
 
 
-def _require_room(model: Any, prompts: Sequence[Sequence[int]], max_completion_tokens: int) -> None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def _require_room(
+    positions: int | None, prompts: Sequence[Sequence[int]], max_completion_tokens: int
+) -> None:
     for i, prompt in enumerate(prompts):
         if positions is not None and len(prompt) + max_completion_tokens > positions:
             raise ValueError(
@@ -886,6 +995,22 @@ def wanted_samples(
     return wanted
 
 
+def request_seed(prompt: str, number: int, sampling: Sampling, written: int = 0) -> int:
+    """A seed for whatever draws a completion by random numbers of its own.
+
+    Args:
+        prompt: What is asked.
+        number: Of the sample (:func:`wanted_samples`).
+        sampling: How.
+        written: Tokens of the completion that are there already.
+
+    Returns:
+        A whole number of 31 bits.
+    """
+    named = json.dumps([sampling.seed, number, prompt, *([written] if written else [])]).encode()
+    return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest(), "big") >> 1
+
+
 def _uniforms(prompt: Sequence[int], number: int, sampling: Sampling) -> _Floats:
     """Numbers in [0, 1) that decide a completion, one a token."""
     named = json.dumps([sampling.seed, number, list(prompt)]).encode()
@@ -903,8 +1028,8 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    named = _as_list(model.generation_config.eos_token_id) + _as_list(tokenizer.eos_token_id)
+def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    named = _as_list(generation_config.eos_token_id) + _as_list(tokenizer.eos_token_id)
     if not named:
         raise ValueError("neither tokenizer nor generation config names an end token")
     return sorted(set(named))
@@ -929,7 +1054,18 @@ def _require_model_files(folder: Path) -> None:
         raise ModelError(f"{folder.name}: {found}; expected weights as *.safetensors")
 
 
-def _tokenizer_class(path: Path | str) -> Any:
+def _generation_config(folder: Path) -> Any:
+    """The one that a model of the folder would have."""
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none
+        own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return transformers.GenerationConfig.from_model_config(own)
+
+
+def _tokenizer_class(folder: Path) -> Any:
     """What reads a tokenizer as it was written.
 
     ``AutoTokenizer`` goes by the model's architecture: for a Qwen2 model with a tokenizer of its
@@ -937,9 +1073,7 @@ def _tokenizer_class(path: Path | str) -> Any:
     """
     import transformers
 
-    if isinstance(path, str):
-        return transformers.AutoTokenizer
-    config = path / "tokenizer_config.json"
+    config = folder / "tokenizer_config.json"
     named = (
         json.loads(config.read_text("utf-8")).get("tokenizer_class") if config.is_file() else None
     )
@@ -949,12 +1083,12 @@ def _tokenizer_class(path: Path | str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither progress bars nor advice while a model is read."""
+    """Neither progress bars nor advice while a model is fetched and read."""
     import transformers
 
     logging: Any = transformers.utils.logging
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # that of the hub too
     logging.set_verbosity_error()
     try:
         yield
@@ -962,6 +1096,18 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
+
+
+def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
+    """Give it an end token, one for padding, and the side on which generation pads."""
+    if tokenizer.eos_token is None:
+        known = _as_list(ends)
+        if not known:
+            raise ModelError(f"{name}: neither tokenizer nor config names an end token")
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(known[0])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
 
 
 def _first_line(error: Exception) -> str:

@@ -345,7 +345,7 @@ def router_rows(questions: Sequence[Question], table: pd.DataFrame) -> list[dict
 
 
 def train_router(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     table: pd.DataFrame,
@@ -358,7 +358,7 @@ def train_router(
     the batch 32 and the training two passes over the questions.
 
     Args:
-        model: What to start from; changed in place.
+        model: What to start from, as for :func:`corea.trainers.train_sft`.
         tokenizer: Its tokenizer.
         questions: Training questions.
         table: Records of the small model on them, as for :func:`router_rows`.
@@ -370,11 +370,29 @@ def train_router(
     """
     from corea.trainers import train_sft
 
-    rows = [
+    train_sft(model, tokenizer, prompted_rows(tokenizer, questions, table), settings, directory)
+
+
+def prompted_rows(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], table: pd.DataFrame
+) -> list[dict[str, str]]:
+    """The rows of :func:`router_rows` as a model with this tokenizer gets them.
+
+    Args:
+        tokenizer: That of the router.
+        questions: Training questions.
+        table: As for :func:`router_rows`.
+
+    Returns:
+        The rows, their prompts in the chat template where there is one.
+
+    Raises:
+        ValueError: As :func:`router_rows`.
+    """
+    return [
         row | {"prompt": chat_prompt(tokenizer, row["prompt"])}
         for row in router_rows(questions, table)
     ]
-    train_sft(model, tokenizer, rows, settings, directory)
 
 
 def route(

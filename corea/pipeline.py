@@ -16,6 +16,7 @@ Everything of a profile is made below ``build/<profile>/``:
 ``running/``      notebooks while they run
 ``executed/``     notebooks that ran to their end
 ``failed/``       notebooks that did not, with the reason beside them
+``locks/``        one file per run, held by whoever executes it
 ``tables/``       what a run wrote to its ``output_dir``
 ``logs/``         papermill's and jupyter-book's output
 ``source/``       the book's source: pages, executed notebooks, static files
@@ -54,10 +55,26 @@ A run reads what another one wrote by naming its folder in a parameter,
 ``build/<profile>/tables/<run>``, and then runs after it. ``{tables}`` stands for
 ``build/<profile>/tables``, so that profiles can share text, and an item of a list with
 ``*`` for every run whose name fits, in sorted order. The pages of variants are
-not chapters of ``_toc.yml`` but sections of the page ``book/<notebook>.md`` there.
+not chapters of ``_toc.yml`` but sections of the page ``book/<entry>.md`` there or, where it
+lists none, of ``book/<notebook>.md``.
+
+A profile may name the Jupyter kernel of its notebooks, and what its runs ask of a
+cluster; an entry may ask otherwise::
+
+    kernel: corea-gpu         # optional: by default python3, that of this environment
+    resources: {gpus: 1, cpus: 8, memory_gb: 64, minutes: 720}
+    runs:
+      train:
+        resources: {minutes: 1440}
+
+The first ``resources`` are for runs that train or generate, which is those whose notebook
+imports :mod:`corea.stages`; any other run asks for what :class:`Resources` says.
 
 As many notebooks run at once as there are cores, with one thread each, since several
-that use every core slow each other down: ``OMP_NUM_THREADS`` is 1 unless it is set.
+that use every core slow each other down: ``OMP_NUM_THREADS`` is the number of ``cpus`` that
+a run asks for. Runs that ask for GPUs go one after the other on one machine. A run is
+executed by one process at a time, on whatever machine: ``locks/<run>`` is held meanwhile,
+so that a job that a cluster starts a second time waits for the first.
 Lines that a notebook prints with ``progress: `` before them are shown while it runs
 and are not part of the executed notebook.
 """
@@ -78,7 +95,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import distribution
 from pathlib import Path
@@ -92,6 +109,9 @@ from corea.sources import imported_files, with_imports
 
 GIVEN = ("profile", "seed", "output_dir")  # parameters that a profile's runs do not list
 VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
+KERNEL = "python3"  # of the environment that the pipeline runs in
+# what a notebook imports that trains or generates; a name of a script would count as starting it
+STAGES = Path("corea", "stages").with_suffix(".py")
 FULL_RUN = Path("corea", "full_run.py")  # reads the one part of the data that few runs read
 PROGRESS = "progress: "  # what a line starts with that is shown and not kept
 # a folder of results in a parameter, with or without a file in it
@@ -106,6 +126,23 @@ class PipelineError(Exception):
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a run asks of a cluster, and the least that a run can ask.
+
+    Attributes:
+        gpus: GPUs, all on one node.
+        cpus: Processor cores, and threads.
+        memory_gb: Memory, in GB of 1,000 MB.
+        minutes: Time after which it is ended; what it trained it goes on with when run again.
+    """
+
+    gpus: int = 0
+    cpus: int = 1
+    memory_gb: int = 4
+    minutes: int = 60
+
+
+@dataclass(frozen=True)
 class Run:
     """One notebook with one set of parameters.
 
@@ -116,6 +153,8 @@ class Run:
         label: What tells its page from those of the notebook's other runs, such as
             ``"l1, seed 0"``; empty for a notebook's only run.
         needs: Runs whose folders its parameters name.
+        resources: Fields of :class:`Resources` that its entry sets.
+        entry: Name of its entry in the profile.
     """
 
     name: str
@@ -123,6 +162,13 @@ class Run:
     parameters: Mapping[str, Any]
     label: str = ""
     needs: tuple[str, ...] = ()
+    resources: Mapping[str, int] = field(default_factory=dict)
+    entry: str = ""
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether its notebook trains or generates: it imports :mod:`corea.stages` itself."""
+        return STAGES in _imports(self.notebook)
 
 
 @dataclass(frozen=True)
@@ -133,11 +179,15 @@ class Profile:
         name: Name of the profile, also of its file and its build folder.
         seed: Seed of every random number.
         runs: The runs by name.
+        kernel: Name of the Jupyter kernel that executes the notebooks.
+        resources: Fields of :class:`Resources` for runs that train or generate.
     """
 
     name: str
     seed: int
     runs: Mapping[str, Run]
+    kernel: str = KERNEL
+    resources: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def directory(self) -> Path:
@@ -155,6 +205,17 @@ class Profile:
         for need in self.runs[name].needs:
             found |= dict.fromkeys([*self.all_needs(need), need])
         return list(found)
+
+    def asked(self, name: str) -> Resources:
+        """What a run asks of a cluster: as its entry says, or else as its profile does."""
+        run = self.runs[name]
+        return Resources(**{**(self.resources if run.trains else {}), **run.resources})
+
+    @cached_property
+    def readers(self) -> Sequence[str]:
+        """Runs that only read what others left, and that no run waits for."""
+        awaited = {need for run in self.runs.values() for need in run.needs}
+        return [run.name for run in self.runs.values() if not (run.trains or run.name in awaited)]
 
     @cached_property
     def priorities(self) -> Mapping[str, int]:
@@ -211,13 +272,17 @@ def load_profile(name: str) -> Profile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not readable as YAML: {visible(error)}") from error
 
-    keys = ("profile", "seed", "runs")
-    content = _checked_mapping(path, "the profile", content, required=keys)
+    keys, optional = ("profile", "seed", "runs"), ("kernel", "resources")
+    content = _checked_mapping(path, "the profile", content, required=keys, optional=optional)
     if content["profile"] != name:
         raise PipelineError(f"{path}: profile is {content['profile']!r}, expected {name!r}")
     seed = content["seed"]
     if type(seed) is not int or seed < 0:
         raise PipelineError(f"{path}: seed is {seed!r}, expected an integer >= 0")
+    kernel = content.get("kernel", KERNEL)
+    if not isinstance(kernel, str) or not re.fullmatch(r"[\w.-]+", kernel):
+        raise PipelineError(f"{path}: kernel is {kernel!r}, expected the name of a Jupyter kernel")
+    resources = _checked_resources(path, "resources", content.get("resources", {}))
     if not isinstance(content["runs"], dict) or not content["runs"]:
         raise PipelineError(f"{path}: runs must map at least one name to its parameters")
 
@@ -233,13 +298,13 @@ def load_profile(name: str) -> Profile:
     except graphlib.CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
         raise PipelineError(f"{path}: runs need each other: {circle}") from error
-    return Profile(name, seed, runs)
+    return Profile(name, seed, runs, kernel, resources)
 
 
 def _entry_runs(path: Path, key: str, entry: object, given: Mapping[str, Any]) -> Iterator[Run]:
     """The runs of one entry of a profile: one, or one for each variant and seed."""
     where = f"runs.{key}"
-    optional = ["notebook", "variants", "seeds"]
+    optional = ["notebook", "variants", "seeds", "resources"]
     entry = _checked_mapping(path, where, entry, required=["parameters"], optional=optional)
     stem = entry.get("notebook", key)
     _check_names(path, where, [key, stem])
@@ -271,14 +336,17 @@ def _entry_runs(path: Path, key: str, entry: object, given: Mapping[str, Any]) -
         raise PipelineError(
             f"{path}: {where}.seeds is {seeds!r}, expected a list of different integers >= 0"
         )
+    resources = _checked_resources(path, f"{where}.resources", entry.get("resources", {}))
     for name, label, parameters in variants:
         checked = {**given, **_checked_parameters(path, f"runs.{name}", parameters, notebook)}
         words = [part.replace("_", " ") for part in label]
+        run = Run(name, notebook, checked, ", ".join(words), resources=resources, entry=key)
         if not seeds:
-            yield Run(name, notebook, checked, ", ".join(words))
+            yield run
         for seed in seeds:
             seeded = ", ".join([*words, f"seed {seed}"])
-            yield Run(f"{name}_s{seed}", notebook, checked | {"seed": seed}, seeded)
+            own = checked | {"seed": seed}
+            yield replace(run, name=f"{name}_s{seed}", parameters=own, label=seeded)
 
 
 def _check_names(path: Path, where: str, names: Iterable[object]) -> None:
@@ -341,6 +409,17 @@ def _checked_mapping(
     if missing := sorted(set(required) - set(content)):
         raise PipelineError(f"{path}: {where}: lacks {', '.join(missing)}")
     return content
+
+
+def _checked_resources(path: Path, where: str, content: object) -> dict[str, int]:
+    least = {name: min(value, 1) for name, value in asdict(Resources()).items()}
+    checked = _checked_mapping(path, where, content, optional=least)
+    for name, value in checked.items():
+        if type(value) is not int or value < least[name]:
+            raise PipelineError(
+                f"{path}: {where}.{name} is {value!r}, expected an integer >= {least[name]}"
+            )
+    return checked
 
 
 def _checked_parameters(
@@ -491,12 +570,17 @@ def imported_modules(notebook: Path) -> list[Path]:
     Raises:
         PipelineError: If a code cell is not Python (magics are not).
     """
-    waiting: list[Path] = []
+    return with_imports(_imports(notebook), Path())
+
+
+def _imports(notebook: Path) -> list[Path]:
+    """Source files of ``corea`` that a notebook imports itself."""
+    found: list[Path] = []
     for number, cell in enumerate(_read_notebook(notebook)["cells"], 1):
         if cell["cell_type"] == "code":
             tree = _parse_cell(notebook, number, "".join(cell["source"]))
-            waiting += imported_files(tree, (), Path())
-    return with_imports(waiting, Path())
+            found += imported_files(tree, (), Path())
+    return found
 
 
 def _read_notebook(path: Path) -> dict[str, Any]:
@@ -521,6 +605,32 @@ def _parse_cell(notebook: Path, number: int, source: str) -> ast.Module:
 # --- executing --------------------------------------------------------------------------------
 
 
+def check_kernel(profile: Profile) -> list[str]:
+    """Look for the Jupyter kernel of a profile.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        The command that starts the kernel.
+
+    Raises:
+        PipelineError: If there is no such kernel; names those that there are.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    manager = KernelSpecManager()
+    try:
+        return [*manager.get_kernel_spec(profile.kernel).argv]
+    except NoSuchKernel as error:
+        known = ", ".join(sorted(manager.find_kernel_specs()))
+        raise PipelineError(
+            f"profiles/{profile.name}.yaml: there is no Jupyter kernel {profile.kernel!r} here; "
+            f"there are: {known or 'none'}. The Python of its environment installs it: "
+            f"python -m ipykernel install --user --name {profile.kernel}"
+        ) from error
+
+
 def execute(profile: Profile, run: Run) -> None:
     """Execute one notebook with papermill, in a process of its own.
 
@@ -528,7 +638,8 @@ def execute(profile: Profile, run: Run) -> None:
     notebook prints with ``progress: `` before it, and papermill's output to
     ``logs/<run>.log``. A kernel that dies before its first cell is started once more,
     since two kernels starting at once may pick the same port. The executed notebook's
-    metadata say under ``corea`` from which commit and versions it was made.
+    metadata say under ``corea`` from which commit and versions it was made. While another
+    process executes the run, this one waits.
 
     Args:
         profile: The profile.
@@ -539,6 +650,18 @@ def execute(profile: Profile, run: Run) -> None:
             or names this machine. The partial notebook is then ``failed/<run>.ipynb``, the
             reason ``failed/<run>.txt``.
     """
+    path = profile.directory / "locks" / run.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{run.name}: waiting for another process that executes it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        _execute(profile, run)
+
+
+def _execute(profile: Profile, run: Run) -> None:
     running, executed, failed = (
         profile.directory / state / f"{run.name}.ipynb"
         for state in ("running", "executed", "failed")
@@ -553,9 +676,9 @@ def execute(profile: Profile, run: Run) -> None:
     tables.mkdir(parents=True)
     write_parameters(profile)
 
-    facts = provenance(profile.name, run.parameters["seed"], packages=VERSIONS)
     reason = "interrupted"
     try:
+        facts = _facts(profile, run)
         status, started = _papermill(profile, run, running, tables, log)
         if status != 0 and started == 0:
             print(f"{run.name}: the kernel did not start; trying once more", flush=True)
@@ -567,7 +690,7 @@ def execute(profile: Profile, run: Run) -> None:
             found = "; ".join([*warnings_in(running), *private_text(running)])
             unfit = f"{run.name}: {run.notebook} ran, but is not fit for a book: {found}"
             reason = unfit if found else ""
-    except PipelineError as error:  # what papermill left is no notebook
+    except PipelineError as error:  # the kernel is unfit, or what papermill left is no notebook
         reason = f"{run.name}: {error}"
     finally:
         if reason:
@@ -578,6 +701,29 @@ def execute(profile: Profile, run: Run) -> None:
         kept = f"\n  partial notebook: {failed}" if failed.exists() else ""
         raise PipelineError(f"{reason}{kept}\n  log: {log}")
     running.replace(executed)
+
+
+def _facts(profile: Profile, run: Run) -> dict[str, str]:
+    """Provenance of a run, by the Python of its kernel."""
+    arguments = (profile.name, run.parameters["seed"])
+    if profile.kernel == KERNEL:
+        return provenance(*arguments, packages=VERSIONS)
+    program = (
+        "import json, sys\n"
+        "from corea.provenance import provenance\n"
+        "print(json.dumps(provenance(*json.loads(sys.argv[1]), packages=sys.argv[2:])))\n"
+    )
+    command = [check_kernel(profile)[0], "-c", program, json.dumps(arguments), *VERSIONS]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        facts: dict[str, str] = json.loads(said.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        failed = isinstance(error, subprocess.CalledProcessError) and error.stderr.strip()
+        told = plain_lines(failed or str(error))[-1]
+        raise PipelineError(
+            f"kernel {profile.kernel}: {command[0]} is no Python that can import corea: {told}"
+        ) from error
+    return facts
 
 
 def _write_reason(profile: Profile, name: str, reason: str) -> None:
@@ -594,13 +740,14 @@ def _papermill(
     # relative paths only: papermill writes them into the notebook
     command = [sys.executable, "-m", "papermill", str(run.notebook), str(output)]
     command += ["-f", str(parameters), "-r", "output_dir", tables.as_posix()]
-    command += ["-k", "python3", "--cwd", ".", "--log-output", "--no-progress-bar"]
+    command += ["-k", profile.kernel, "--cwd", ".", "--log-output", "--no-progress-bar"]
     cells = _read_notebook(run.notebook)["cells"]
     started = 0
     with tempfile.TemporaryDirectory() as settings, log.open("w", encoding="utf-8") as record:
         # a person's own start-up files and kernels of the same name must not change the result
         own = {"IPYTHONDIR": settings, "JUPYTER_PREFER_ENV_PATH": "1"}
-        environment = {"OMP_NUM_THREADS": "1"} | os.environ | own
+        threads = {"OMP_NUM_THREADS": str(profile.asked(run.name).cpus)}
+        environment = threads | os.environ | own
         process = subprocess.Popen(
             command,
             env=environment,
@@ -805,7 +952,8 @@ def table_of_contents(profile: Profile) -> dict[str, Any]:
         profile: The profile.
 
     Returns:
-        The contents, with such runs in the profile's order below ``book/<notebook>``.
+        The contents, with such runs in the profile's order below ``book/<entry>`` or
+        ``book/<notebook>``.
 
     Raises:
         PipelineError: If a chapter is no run of the profile, or a run has no place.
@@ -819,7 +967,8 @@ def table_of_contents(profile: Profile) -> dict[str, Any]:
             f"_toc.yml lists what profiles/{profile.name}.yaml does not run: {', '.join(absent)}"
         )
     for page, run in runs.items():
-        above = f"book/{run.notebook.stem}"
+        places = [f"book/{name}" for name in (run.entry, run.notebook.stem)]
+        above = next((place for place in places if place in entries), places[-1])
         if page not in listed and above not in entries:
             raise PipelineError(f"_toc.yml lists neither {page} nor {above}, to which it could go")
         if page not in listed:
@@ -960,13 +1109,15 @@ def build(profile: Profile) -> Path:
         The page that opens the book.
 
     Raises:
-        PipelineError: If the profile is being built already, or something failed; all
-            failures are named.
+        PipelineError: If the profile is being built already, its kernel is not there, or
+            something failed; all failures are named.
     """
+    check_kernel(profile)
     failed, log = profile.directory / "failed", profile.directory / "logs" / "snakemake.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "snakemake", "--cores", "all", "--nocolor", "--keep-going"]
     command += ["--config", f"profile={profile.name}", "--rerun-incomplete", "--nolock"]
+    command += ["--resources", "gpu=1"]  # several runs at once would all take the first GPU
     # Snakemake's own lock outlives a killed run; the system frees this one with its last holder
     with (profile.directory / "lock").open("w") as lock:
         try:

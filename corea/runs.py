@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from corea.records import read_records, records_from_columns, write_records
+from corea.suites import WITHHELD
 
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
 
@@ -33,25 +34,28 @@ class TrainedModel:
         system: Name in tables and figures, such as ``"L1-SLM"``.
         method: ``"base"``, or the name of the confidence reward (``"none"`` is RLVR).
         role: ``"small"``, ``"large"`` or ``"tiny"``.
-        architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``.
-        informed: Whether the base model's stated confidence was informed in pretraining.
+        architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``, as transformers calls it.
+        informed: Whether the base model's stated confidence was informed in pretraining; None
+            where nobody knows.
         group_size: Rollouts of one prompt in training, or None for a base model.
         seed: Seed of the run.
         parameters: Weights of the model.
         selected_step: Step of the checkpoint that was chosen, or None for a base model.
-        checkpoint: Folder of the weights, relative to the repository.
+        checkpoint: Folder of the weights, relative to the repository, or a hub name.
+        suite: What it is asked, a name in :data:`corea.suites.SUITES`.
     """
 
     system: str
     method: str
     role: str
     architecture: str
-    informed: bool
+    informed: bool | None
     group_size: int | None
     seed: int
     parameters: int
     selected_step: int | None
     checkpoint: str
+    suite: str
 
 
 def read_model(run: str | Path) -> TrainedModel:
@@ -102,7 +106,8 @@ def write_results(
         model: What was trained.
         samples: What :func:`corea.evaluation.read_samples` returns, under the model's system.
         facts: Provenance, kept with the records.
-        n_samples: Questions of each dataset whose first completion is kept as text.
+        n_samples: Questions of each dataset whose first completion is kept as text, but for
+            those of :data:`corea.suites.WITHHELD`.
     """
     folder = Path(folder)
     write_model(model, folder)
@@ -114,10 +119,38 @@ def write_results(
         provenance=facts,
     )
     write_records(records, folder / "records.parquet")
-    first = samples[samples["sample"] == 0].groupby("dataset", sort=False).head(n_samples)
+    shown = samples[(samples["sample"] == 0) & ~samples["dataset"].isin(WITHHELD)]
+    first = shown.groupby("dataset", sort=False).head(n_samples)
     kept = ["dataset", "question_id", "level", "prompt", "gold"]
     kept += ["completion", "answer", "confidence", "correct"]
     first[kept].to_parquet(folder / "samples.parquet", index=False)
+
+
+def asked(samples: pd.DataFrame) -> str:
+    """What was asked, in words.
+
+    Args:
+        samples: With ``dataset``, ``question_id`` and ``sample``.
+
+    Returns:
+        How many questions of which datasets, and how many answers to each.
+
+    Example:
+        >>> samples = pd.DataFrame({"dataset": list("aaabb"), "question_id": list("12312"),
+        ...     "sample": 0})
+        >>> asked(samples)
+        '3 questions of a and 2 of b, one answer to each'
+        >>> asked(samples[1:])
+        '2 questions of each dataset, one answer to each'
+    """
+    counts = samples.groupby("dataset", sort=False)["question_id"].nunique()
+    if (counts == counts.iloc[0]).all():
+        questions = f"{counts.iloc[0]:,} questions of each dataset"
+    else:
+        *first, last = [f"{n:,} of {name}" for name, n in counts.items()]
+        questions = f"{', '.join(first)} and {last}".replace(" of ", " questions of ", 1)
+    n_samples = samples["sample"].nunique()
+    return f"{questions}, {f'{n_samples} answers' if n_samples > 1 else 'one answer'} to each"
 
 
 def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:

@@ -19,6 +19,9 @@ r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted
    (its ``logprobs-mode`` is ``raw_logprobs`` unless it is told otherwise).
 6. The address and the key come from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``, as for OpenAI's
    own client, and are written nowhere.
+7. The server encodes prompts with the tokenizer it reads, and transformers' ``AutoTokenizer`` reads
+   that of a Qwen2 model with a tokenizer of its own as Qwen2's. So for a model whose tokenizer is
+   at hand, prompts can be sent to vLLM as the ids that our own tokenizer makes of them.
 """
 
 from __future__ import annotations
@@ -36,11 +39,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corea.generate import Rollout, Sampling, wanted_samples
+from corea.generate import (
+    Rollout,
+    Sampling,
+    _encode_prompts,
+    chat_prompt,
+    request_seed,
+    wanted_samples,
+)
 
 if TYPE_CHECKING:
     import httpx
     from tenacity import RetryCallState
+    from transformers import PreTrainedTokenizerBase
 
 VLLM_BODY: Mapping[str, Any] = MappingProxyType(
     {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -85,6 +96,8 @@ class ServerEngine:
         first_wait: Seconds before the second attempt.
         logprobs: Whether log-probabilities are asked for.
         body: Sent beside OpenAI's parameters.
+        tokenizer: The model's, where prompts are to be sent as its ids (choice 7), in its chat
+            template if ``chat``; vLLM takes ids, a hosted model does not.
 
     A cached connection is left open until :meth:`close`.
 
@@ -102,6 +115,7 @@ class ServerEngine:
     first_wait: float = 1.0
     logprobs: bool = True
     body: Mapping[str, Any] = field(default_factory=lambda: VLLM_BODY)
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -121,6 +135,8 @@ class ServerEngine:
             raise ValueError(
                 "no address of a server: set OPENAI_BASE_URL, such as http://localhost:8000/v1"
             )
+        if self.tokenizer and self.chat and not self.tokenizer.chat_template:
+            raise ValueError("chat is True, but the tokenizer has no chat template")
 
     @property
     def _address(self) -> str:
@@ -130,6 +146,7 @@ class ServerEngine:
     def fingerprint(self) -> str:
         """SHA-256 over the model's name and what else decides a request."""
         asked = ["server", self.model, self.chat, self.logprobs, dict(self.body)]
+        asked += [len(self.tokenizer)] if self.tokenizer else []
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -195,8 +212,12 @@ class ServerEngine:
                 raise ValueError(f"{name} is not to be had from a server; use a model of your own")
         self._health.require()
         wanted = wanted_samples(prompts, sampling, samples)
+        said = self._encoded(prompts)
         futures: list[Future[Rollout]] = [
-            self._threads.submit(self._ask, prompts[i], sampling, number) for i, number in wanted
+            self._threads.submit(
+                self._ask, said[i], sampling, request_seed(prompts[i], number, sampling)
+            )
+            for i, number in wanted
         ]
         try:
             made = [future.result() for future in futures]
@@ -239,7 +260,20 @@ class ServerEngine:
         except (ValueError, KeyError, TypeError):
             return []
 
-    def _ask(self, prompt: str, sampling: Sampling, number: int) -> Rollout:
+    def _encoded(self, prompts: Sequence[str]) -> Sequence[str | list[int]]:
+        """What is sent of each prompt."""
+        if self.tokenizer is None:
+            return prompts
+        with self._encoding:  # a tokenizer is not to be used by two threads at once
+            if self.chat:
+                prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
+            return _encode_prompts(self.tokenizer, prompts)
+
+    @cached_property
+    def _encoding(self) -> threading.Lock:
+        return threading.Lock()
+
+    def _ask(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
         """One completion, or a rollout with an error."""
         import tenacity
 
@@ -251,7 +285,7 @@ class ServerEngine:
             reraise=True,
         )
         try:
-            rollout = retrying(self._request, prompt, sampling, number)
+            rollout = retrying(self._request, prompt, sampling, seed)
         except _Refused as error:
             return _failed(str(error))
         except _Retry as error:
@@ -272,11 +306,9 @@ class ServerEngine:
         spread = float(np.random.default_rng().uniform(0.75, 1.25))
         return min(_LONGEST_WAIT, max(asked, doubled * spread))
 
-    def _request(self, prompt: str, sampling: Sampling, number: int) -> Rollout:
+    def _request(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
         import httpx
 
-        named = json.dumps([sampling.seed, number, prompt]).encode()
-        seed = int.from_bytes(hashlib.blake2b(named, digest_size=4).digest(), "big") >> 1
         body = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -285,13 +317,14 @@ class ServerEngine:
             "seed": seed,
             **self.body,
         }
-        if self.chat:
+        chat = self.chat and isinstance(prompt, str)
+        if chat:
             body["messages"] = [{"role": "user", "content": prompt}]
             body |= {"logprobs": True} if self.logprobs else {}
         else:
             body["prompt"] = prompt
             body |= {"logprobs": 1} if self.logprobs else {}
-        path = "chat/completions" if self.chat else "completions"
+        path = "chat/completions" if chat else "completions"
         try:
             with self._client.stream("POST", f"{self._address}/{path}", json=body) as answer:
                 content = _limited(answer)
@@ -302,7 +335,7 @@ class ServerEngine:
         if answer.status_code != httpx.codes.OK:
             raise self._failure(answer, content)
         try:
-            return _read(json.loads(content), chat=self.chat)
+            return _read(json.loads(content), chat=chat)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise _Retry(f"the answer is not what was expected ({error!r})"[:300]) from error
 

@@ -3,6 +3,10 @@
 What decides a stage's result makes its entry in the store (:mod:`corea.store`): the weights it
 starts from, the questions, the settings, the code and the versions. A notebook calls a stage and
 gets its folder, at once if it was made before.
+
+A model that exists is trained in the notebook's process or, where the file of an accelerate
+configuration is given, in several others (:mod:`corea.launch`); what that file says then decides
+the result too.
 """
 
 from __future__ import annotations
@@ -10,18 +14,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corea.store import MANIFEST, ROOT, make
+from corea.confidence import CONFIDENCE_GRID
+from corea.store import MANIFEST, ROOT, keep_up, make
 
 if TYPE_CHECKING:
     from corea.decision_trainer import DecisionSettings
     from corea.decision_world import DecisionWorld
     from corea.decisions import DecisionQuestion
     from corea.generate import Sampling
+    from corea.launch import Job
     from corea.microworld import Preset, World
     from corea.questions import Question
     from corea.trainers import GRPOSettings, SFTSettings
@@ -79,6 +85,7 @@ def reinforced(
     validation: Sequence[Question],
     settings: GRPOSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A model trained by GRPO with a confidence reward.
@@ -88,20 +95,24 @@ def reinforced(
         questions: To train on.
         validation: Held out, for checkpoint selection.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
         Folder with ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
         ``alarms.csv``.
     """
-
-    def train(*arguments: Any) -> None:
-        from corea.trainers import train_grpo
-
-        train_grpo(*arguments)
-
-    modules = ("trainers", "generate")
-    return _on_rollouts("grpo", modules, train, base, questions, validation, settings, root)
+    return _on_rollouts(
+        "grpo",
+        "grpo",
+        ("trainers", "generate", "launch"),
+        base,
+        questions,
+        validation,
+        settings,
+        accelerate,
+        root,
+    )
 
 
 def evaluated(
@@ -111,44 +122,62 @@ def evaluated(
     *,
     batch_size: int,
     pooled_states: bool = False,
+    engine: str = "transformers",
     root: str | Path = ROOT,
 ) -> Path:
     """The answers of a model to questions, with its confidence by every signal it states itself.
 
+    A server has no expected confidence and no hidden states. Answers that it failed to give are
+    asked for again by the next call.
+
     Args:
-        model: Folder or hub name.
+        model: Folder or hub name; for a server the name under which it has the model.
         questions: To ask.
         sampling: How.
-        batch_size: Rows at once.
+        batch_size: Completions at once.
         pooled_states: Whether pooled hidden states are kept, for a probe.
+        engine: What answers, one of :data:`corea.engines.ENGINES`.
         root: Folder of the store.
 
     Returns:
         The folder :func:`corea.evaluation.evaluate` wrote.
     """
+    served = engine == "server"
 
     def build(folder: Path) -> None:
+        from corea.engines import opened
         from corea.evaluation import evaluate
-        from corea.generate import open_model
 
-        engine = open_model(model, batch_size=batch_size)
-        evaluate(
-            engine,
-            questions,
-            system="model",
-            sampling=sampling,
-            directory=folder,
-            pooled_states=pooled_states,
-        )
+        with opened(engine, model, batch_size=batch_size) as answering:
+            evaluate(
+                answering,
+                questions,
+                system="model",
+                sampling=sampling,
+                directory=folder,
+                confidence_grid=() if served else CONFIDENCE_GRID,
+                pooled_states=pooled_states,
+            )
 
     spec = {
-        "model": identity(model),
+        "model": str(model) if served else identity(model),
         "questions": digest(questions),
         "sampling": asdict(sampling),
         "batch_size": batch_size,
         "pooled_states": pooled_states,
+        "engine": engine,
     }
-    return make("evaluation", spec, build, modules=("evaluation", "generate"), root=root)
+    modules = ("evaluation", *_ENGINE_MODULES.get(engine, ()))
+    # answers that a server failed to give are asked for by the next call
+    keep = keep_up if served else make
+    return keep("evaluation", spec, build, modules=modules, root=root)
+
+
+_ENGINE_MODULES = {
+    "transformers": ("generate",),
+    "vllm": ("vllm_engine",),
+    "server": ("server",),
+}
 
 
 def decision_pretrained(
@@ -192,6 +221,7 @@ def supervised(
     questions: Sequence[DecisionQuestion],
     settings: SFTSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A model fine-tuned on right decisions, without reasoning.
@@ -202,6 +232,7 @@ def supervised(
         base: Folder or hub name of the model to start from.
         questions: To train on.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
@@ -209,17 +240,21 @@ def supervised(
     """
 
     def build(folder: Path) -> None:
-        from corea.decision_trainer import train_supervised
+        from corea.decision_trainer import supervised_rows
         from corea.generate import load_model
+        from corea.launch import Job
 
-        train_supervised(*load_model(base), questions, settings, folder)
+        _, tokenizer = load_model(base, device="cpu")
+        rows = supervised_rows(tokenizer, questions)
+        _train(Job("sft", str(base), settings, rows), folder, accelerate)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "settings": asdict(settings),
+        **_processes(accelerate),
     }
-    return make("decision-sft", spec, build, modules=("decision_trainer",), root=root)
+    return make("decision-sft", spec, build, modules=("decision_trainer", "launch"), root=root)
 
 
 def decisions_reinforced(
@@ -228,6 +263,7 @@ def decisions_reinforced(
     validation: Sequence[DecisionQuestion],
     settings: DecisionSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A model trained by GRPO on decisions, with or without the calibration-aware loss.
@@ -237,49 +273,72 @@ def decisions_reinforced(
         questions: To train on.
         validation: Held out, for checkpoint selection.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
         Folder with ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
         ``alarms.csv``.
     """
-
-    def train(*arguments: Any) -> None:
-        from corea.decision_trainer import train_decisions
-
-        train_decisions(*arguments)
-
-    modules = ("decision_trainer", "trainers", "generate", "decisions")
     return _on_rollouts(
-        "decision-grpo", modules, train, base, questions, validation, settings, root
+        "decision-grpo",
+        "decisions",
+        ("decision_trainer", "trainers", "generate", "decisions", "launch"),
+        base,
+        questions,
+        validation,
+        settings,
+        accelerate,
+        root,
     )
 
 
 def _on_rollouts(
     kind: str,
+    task: str,
     modules: tuple[str, ...],
-    train: Callable[..., None],
     base: str | Path,
     questions: Sequence[Question] | Sequence[DecisionQuestion],
     validation: Sequence[Question] | Sequence[DecisionQuestion],
     settings: GRPOSettings | DecisionSettings,
+    accelerate: str,
     root: str | Path,
 ) -> Path:
     """A model reinforced on questions, selected on held-out ones."""
 
     def build(folder: Path) -> None:
         from corea.generate import load_model
+        from corea.launch import Job
 
-        _, tokenizer = load_model(base, device="cpu")
-        train(base, tokenizer, questions, validation, settings, folder)
+        load_model(base, device="cpu")  # what is wrong with it is said before anything starts
+        _train(Job(task, str(base), settings, questions, validation), folder, accelerate)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "validation": digest(validation),
         "settings": asdict(settings),
+        **_processes(accelerate),
     }
     return make(kind, spec, build, modules=modules, root=root)
+
+
+def _train(job: Job, folder: Path, accelerate: str) -> None:
+    from corea.launch import start
+
+    if accelerate:
+        start(job, folder, accelerate)
+    else:
+        job.train(folder)
+
+
+def _processes(accelerate: str) -> dict[str, Any]:
+    """What a specification says of the processes that train."""
+    if not accelerate:
+        return {}
+    from corea.launch import configuration
+
+    return {"accelerate": configuration(accelerate)}
 
 
 def decided(
@@ -309,18 +368,18 @@ def decided(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import evaluate_decisions
-        from corea.generate import open_model
+        from corea.engines import opened_model
 
-        engine = open_model(model, batch_size=batch_size)
-        evaluate_decisions(
-            engine,
-            questions,
-            system="model",
-            sampling=sampling,
-            reasoning=reasoning,
-            directory=folder,
-            decisions=decisions,
-        )
+        with opened_model(model, batch_size=batch_size) as engine:
+            evaluate_decisions(
+                engine,
+                questions,
+                system="model",
+                sampling=sampling,
+                reasoning=reasoning,
+                directory=folder,
+                decisions=decisions,
+            )
 
     spec = {
         "model": identity(model),
@@ -364,18 +423,18 @@ def swapped(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import swap_reasoning
+        from corea.engines import opened_model
         from corea.evaluation import read_samples
-        from corea.generate import open_model
 
-        engine = open_model(model, batch_size=batch_size)
-        table = swap_reasoning(
-            engine,
-            questions,
-            read_samples(decisions),
-            shares=shares,
-            max_completion_tokens=max_completion_tokens,
-            seed=seed,
-        )
+        with opened_model(model, batch_size=batch_size) as engine:
+            table = swap_reasoning(
+                engine,
+                questions,
+                read_samples(decisions),
+                shares=shares,
+                max_completion_tokens=max_completion_tokens,
+                seed=seed,
+            )
         table.to_parquet(folder / "swapped.parquet", index=False)
 
     spec = {
@@ -397,6 +456,7 @@ def router(
     answers: Path,
     settings: SFTSettings,
     *,
+    accelerate: str = "",
     root: str | Path = ROOT,
 ) -> Path:
     """A router trained to say how often a model answers a question right.
@@ -406,6 +466,7 @@ def router(
         questions: Training questions.
         answers: The model's answers to them, from :func:`evaluated`.
         settings: Of the training.
+        accelerate: File of an accelerate configuration; empty: train in this process.
         root: Folder of the store.
 
     Returns:
@@ -415,18 +476,22 @@ def router(
     def build(folder: Path) -> None:
         from corea.evaluation import read_samples
         from corea.generate import load_model
-        from corea.learned_confidence import train_router
+        from corea.launch import Job
+        from corea.learned_confidence import prompted_rows
 
-        model, tokenizer = load_model(base)
-        train_router(model, tokenizer, questions, read_samples(answers), settings, folder)
+        _, tokenizer = load_model(base, device="cpu")
+        rows = prompted_rows(tokenizer, questions, read_samples(answers))
+        _train(Job("sft", str(base), settings, rows), folder, accelerate)
 
     spec = {
         "base": identity(base),
         "questions": digest(questions),
         "answers": answers.name,
         "settings": asdict(settings),
+        **_processes(accelerate),
     }
-    return make("router", spec, build, modules=("learned_confidence", "trainers"), root=root)
+    modules = ("learned_confidence", "trainers", "launch")
+    return make("router", spec, build, modules=modules, root=root)
 
 
 def corpus_world(world: World, preset: Preset) -> World:
@@ -447,20 +512,20 @@ def count_weights(model: str | Path) -> int:
     """How many weights a model's files hold.
 
     Args:
-        model: Folder with safetensors.
+        model: Folder or hub name.
 
     Returns:
         The number; weights that are shared count once.
 
     Raises:
-        FileNotFoundError: If the folder holds no safetensors.
+        ModelError: If there is no such model, or the folder holds no safetensors.
     """
     from safetensors import safe_open
 
-    total, paths = 0, sorted(Path(model).glob("*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{Path(model).as_posix()}: no *.safetensors in it")
-    for path in paths:
+    from corea.generate import model_folder
+
+    total = 0
+    for path in sorted(model_folder(model).glob("*.safetensors")):
         with safe_open(path, framework="numpy") as weights:
             for name in weights.keys():  # noqa: SIM118  not a mapping
                 total += math.prod(weights.get_slice(name).get_shape())
@@ -468,17 +533,22 @@ def count_weights(model: str | Path) -> int:
 
 
 def identity(model: str | Path) -> str:
-    """What a model is, whatever its folder is called: a digest of its files, or its hub name.
+    """What a model is, whatever its folder is called: a digest of its files.
 
     Args:
         model: Folder or hub name.
 
     Returns:
-        The digest or the name.
+        The digest; of a hub's model its name and commit.
+
+    Raises:
+        ModelError: If there is no such model.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        return str(model)
+    from corea.generate import model_folder
+
+    folder = model_folder(model)
+    if not Path(model).is_dir():
+        return f"{str(model).partition('@')[0]}@{folder.name}"
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as stream:

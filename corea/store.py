@@ -81,6 +81,58 @@ def make(
         ...     path == again, path.joinpath("x").read_text()
         (True, '1')
     """
+    entry, text = _entry(kind, spec, modules, root)
+    with _locked(entry.with_name(entry.name + ".lock")):
+        if entry.is_dir():
+            check_seal(entry)
+        else:
+            partial = entry.with_name(entry.name + ".partial")
+            partial.mkdir(parents=True, exist_ok=True)
+            build(partial)
+            write_atomically(partial / "request.json", text + "\n")
+            seal(partial)
+            partial.replace(entry)
+    return entry
+
+
+def keep_up(
+    kind: str,
+    spec: Mapping[str, Any],
+    build: Callable[[Path], None],
+    *,
+    modules: Sequence[str] = (),
+    root: str | Path = ROOT,
+) -> Path:
+    """The entry for a specification, brought up to date by every call.
+
+    For what may stay incomplete, such as answers of a server that fails now and then.
+
+    Args:
+        kind: As for :func:`make`.
+        spec: As for :func:`make`.
+        build: Completes the folder it is given; called each time.
+        modules: As for :func:`make`.
+        root: As for :func:`make`.
+
+    Returns:
+        The folder of the entry.
+
+    Raises:
+        FileNotFoundError: As :func:`make` does.
+        TypeError: As :func:`make` does.
+        ValueError: As :func:`make` does.
+    """
+    entry, _ = _entry(kind, spec, modules, root)
+    with _locked(entry.with_name(entry.name + ".lock")):
+        entry.mkdir(parents=True, exist_ok=True)
+        build(entry)
+    return entry
+
+
+def _entry(
+    kind: str, spec: Mapping[str, Any], modules: Sequence[str], root: str | Path
+) -> tuple[Path, str]:
+    """The folder of an entry, and the request it is for."""
     if not re.fullmatch(r"[\w-]+", kind):
         raise ValueError(f"kind is {kind!r}; expected letters, digits, _ and -")
     request = {
@@ -90,19 +142,8 @@ def make(
         "packages": {name: version(name) for name in PACKAGES} if modules else {},
     }
     text = json.dumps(request, sort_keys=True, indent=1, allow_nan=False)
-    name = f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    entry = Path(root) / name
-    with _locked(Path(root) / f"{name}.lock"):
-        if entry.is_dir():
-            check_seal(entry)
-        else:
-            partial = entry.with_name(name + ".partial")
-            partial.mkdir(parents=True, exist_ok=True)
-            build(partial)
-            write_atomically(partial / "request.json", text + "\n")
-            seal(partial)
-            partial.replace(entry)
-    return entry
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Path(root) / f"{kind}-{digest}", text
 
 
 def seal(folder: Path) -> None:
@@ -180,9 +221,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
-            yield path
+    for inner, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if (path := Path(inner, name)) != folder / MANIFEST:
+                yield path
 
 
 def _digest(path: Path) -> str:

@@ -104,6 +104,7 @@ class Source:
         parts: Its parts by name.
         config: Configuration on the hub, or None.
         gated: Whether the hub asks for an agreement first.
+        columns: What is read of a row, where it has much more; empty: all of it.
     """
 
     hub: str
@@ -112,6 +113,7 @@ class Source:
     parts: Mapping[str, Part]
     config: str | None = None
     gated: bool = False
+    columns: tuple[str, ...] = ()
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -253,6 +255,7 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
                 "train": Part("train", _DEEPMATH, (500, 16_500)),
                 "validation": Part("train", _DEEPMATH, (16_500, 17_500)),
             },
+            columns=("question", "final_answer", "difficulty"),  # not its three long solutions
         ),
         "math500": Source(
             "HuggingFaceH4/MATH-500",
@@ -331,7 +334,7 @@ def load_questions(
     Args:
         dataset: Name in :data:`DATASETS`; not one of messages to be judged.
         part: ``"train"``, ``"validation"`` or ``"test"``.
-        n: How many; all of the part when None.
+        n: How many at most; all of the part when None.
         folder: Where the original files are, in a folder named after the dataset; from the hub
             when empty.
 
@@ -362,7 +365,7 @@ def load_decisions(
     Args:
         dataset: Name in :data:`DATASETS`; not one of mathematics.
         part: ``"train"``, ``"validation"`` or ``"test"``.
-        n: How many; all of the part when None.
+        n: How many at most; all of the part when None.
         folder: As for :func:`load_questions`.
 
     Returns:
@@ -395,7 +398,7 @@ def _items(dataset: str, part: str, n: int | None, folder: str | Path) -> list[t
     if part not in source.parts:
         raise ValueError(f"{dataset!r} has no {part!r} part; it has {', '.join(source.parts)}")
     place = source.parts[part]
-    rows = _from_files(dataset, place, Path(folder)) if folder else _from_hub(source, place.split)
+    rows = _from_files(dataset, source, place, Path(folder)) if folder else _from_hub(source, place)
     items, seen = [], set()
     for i, (where, row) in enumerate(rows):
         try:
@@ -411,24 +414,26 @@ def _items(dataset: str, part: str, n: int | None, folder: str | Path) -> list[t
     if place.stretch is not None:
         items = [items[k] for k in order[slice(*place.stretch)]]
         order = list(range(len(items)))
-    if n is None:
+    if n is not None and n < 1:
+        raise ValueError(f"n is {n}; expected a whole number from 1, or None for all")
+    if n is None or n >= len(items):
         return items
-    if not 1 <= n <= len(items):
-        raise ValueError(f"n is {n}; {dataset!r} has {len(items):,} questions in {part!r}")
     return [items[k] for k in sorted(order[:n])]
 
 
-def _from_hub(source: Source, split: str) -> Iterator[tuple[str, Row]]:
-    """Rows of a split on the hub, each with where it is."""
+def _from_hub(source: Source, part: Part) -> Iterator[tuple[str, Row]]:
+    """Rows of a part's split on the hub, each with where it is."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    where = f"{source.hub} ({split})"
-    local = "or give the folder with the original files (`data_folder` in the profile)"
+    where = f"{source.hub} ({part.split})"
+    local = "or give the folder with the original files (environment variable COREA_DATA)"
     try:
         table = datasets.load_dataset(
-            source.hub, source.config, split=split, revision=source.revision
+            source.hub, source.config, split=part.split, revision=source.revision
         )
+        chosen = [name for name in table.column_names if name in source.columns]
+        table = table.select_columns(chosen) if chosen else table
     except DatasetNotFoundError as error:
         if source.gated:
             raise TaskError(
@@ -447,13 +452,15 @@ def _from_hub(source: Source, split: str) -> Iterator[tuple[str, Row]]:
         yield f"{where}, row {i}", row
 
 
-def _from_files(dataset: str, part: Part, folder: Path) -> Iterator[tuple[str, Row]]:
+def _from_files(
+    dataset: str, source: Source, part: Part, folder: Path
+) -> Iterator[tuple[str, Row]]:
     """Rows of the original files in a folder, each with where it is."""
     for pattern in part.files:
         if paths := sorted((folder / dataset).glob(pattern)):
             for path in paths:
                 try:
-                    yield from _rows(path)
+                    yield from _rows(path, source.columns)
                 except (OSError, EOFError, UnicodeDecodeError, csv.Error, ValueError) as error:
                     raise TaskError(f"{path.as_posix()}: not readable ({error})") from error
             return
@@ -463,13 +470,15 @@ def _from_files(dataset: str, part: Part, folder: Path) -> Iterator[tuple[str, R
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
     name = path.as_posix()
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(path) as table:
-            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            chosen = [name for name in table.schema_arrow.names if name in columns] or None
+            batches = table.iter_batches(columns=chosen)
+            rows = (row for batch in batches for row in batch.to_pylist())
             for i, row in enumerate(rows):
                 yield f"{name}, row {i}", row
         return

@@ -2,8 +2,9 @@ r"""Training: supervised fine-tuning and GRPO with a confidence reward (RLCC), o
 
 Both trainers are TRL's, pinned to one version. The only private things of TRL that are touched
 are in this module, in the two trainer classes: the methods ``_calculate_rewards`` with the order
-of its result, ``_generate_and_score_completions`` and ``_compute_loss``, and the attributes
-``_metrics`` and ``_logs`` (``tests/test_trainers.py`` fails when they change).
+of its result, ``_generate_and_score_completions`` with ``importance_sampling_ratio`` in its
+result, and ``_compute_loss``, and the attributes ``_metrics``, ``_logs`` and, with vLLM,
+``vllm_generation.sync_weights`` (``tests/test_trainers.py`` fails when they change).
 
 What is decided here:
 
@@ -12,8 +13,9 @@ What is decided here:
    functions on each process before it gathers; so TRL is told the confidence *stated*, and its
    column becomes the reward after gathering, when every group is whole. That each
    ``group_size`` rows in a row answer the same prompt is checked at every step.
-2. Paper A's "batch size of 1,024" in the rollout phase and "of 256" in training are taken as
-   completions: four optimizer steps a rollout (:attr:`RolloutSettings.steps_per_rollout`).
+2. Paper A has a "batch size of 1,024" in the rollout phase and "of 256" in training: four
+   optimizer steps a rollout (:attr:`RolloutSettings.steps_per_rollout`). A batch counts
+   completions here; in the framework that the paper uses it counts questions.
 3. Questions come in an order drawn from the seed, as many as the steps need; each is asked once
    before any is asked again. TRL's own sampler forgets its state between passes over the data,
    so that a resumed run would see others.
@@ -40,6 +42,25 @@ What is decided here:
    decided by the seed, the step, the process and its prompt alone.
 9. TRL keeps rewards in 32 bits; there 0.7 becomes 0.69999999 and falls into the bin below. So
    the confidences that are logged and rewarded are gathered in 64 bits, next to TRL's own tensor.
+10. All weights are trained, or adapters beside frozen ones (LoRA). Trained weights are kept in 32
+    bits; with ``precision="bfloat16"`` the forward pass casts them (autocast), and weights that
+    are frozen on a GPU are in 16 bits from the start. The reference of the KL term is the model
+    without its adapters. At the end the adapters of the selected step are merged into the base
+    model in 32 bits, and ``model/`` holds whole weights, stored in the precision of the forward
+    pass, the one that was validated.
+11. vLLM may make the rollouts, in the process of the training or as a server whose address is in
+    the environment (:data:`VLLM_SERVER`). Its probabilities differ a little from those of the
+    model that is trained, so TRL weights completions by their ratio and drops those above 3; the
+    share that is dropped is logged as ``masked_share``. (The dropout of adapters is on in the one
+    and off in the other, which widens the ratios: better none with vLLM.) Its random numbers are
+    its own: a run that was killed goes on, but not to the same weights, and validations differ in
+    their draws. Adapters are taken out of the weights again after vLLM was given them merged,
+    which would leave rounding behind each time; so the frozen weights are copied back. We ran it
+    in the process of the training, on a CPU; the server needs GPUs and was not run.
+12. Several processes are accelerate's (:mod:`corea.launch`). Weights that are sharded (ZeRO-3,
+    FSDP) leave nothing for our engine to generate with; that is refused, and so are
+    configurations whose checkpoints would not hold whole weights, before a model is loaded. We
+    ran two processes on a CPU; DeepSpeed and FSDP need GPUs and were not run.
 """
 
 from __future__ import annotations
@@ -67,17 +88,26 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from huggingface_hub import constants as hub
 from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel
 from transformers import (
+    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
 from corea.calibration import describe_stated
-from corea.generate import Sampling, TransformersEngine, chat_prompt
+from corea.generate import (
+    Sampling,
+    TransformersEngine,
+    chat_prompt,
+    load_model,
+    model_folder,
+)
 from corea.parsing import parse_completion
 from corea.questions import Question
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically
@@ -90,6 +120,7 @@ ROLLOUT_METRICS = (
 )
 COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
 VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
+VLLM_SERVER = "COREA_VLLM_SERVER"  # environment variable with the address of a vLLM server
 
 _Floats = NDArray[np.float64]
 
@@ -98,9 +129,63 @@ class TrainingError(Exception):
     """Training cannot go on; says at which step and why."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    r"""Which weights are trained, and in which precision.
+
+    With LoRA, a layer's weights :math:`W` stay as they are and :math:`A` (r x n) and :math:`B`
+    (m x r) are trained:
+
+    .. math:: W' = W + \frac{\alpha}{r} B A
+
+    Source: of the defaults, paper B, appendix A, whose rank is 16.
+
+    Attributes:
+        lora_rank: r; 0: all weights are trained, and the other three mean nothing.
+        lora_alpha: :math:`\alpha`.
+        lora_dropout: Share of the inputs of A that a step of training leaves out, below 1.
+        lora_targets: Which layers: ``"default"``, peft's for the architecture (the paper names
+            none; queries and values in Qwen and Llama), or ``"all-linear"``.
+        gradient_checkpointing: Whether the backward pass computes activations again that the
+            forward pass did not keep: the same step in less memory and more time.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast; number 10 of this module).
+    """
+
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.1
+    lora_targets: str = "default"
+    gradient_checkpointing: bool = False
+    precision: str = "float32"
+
+    @property
+    def adapter(self) -> LoraConfig | None:
+        """What peft is told, None where all weights are trained."""
+        if not self.lora_rank:
+            return None
+        return LoraConfig(
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules=None if self.lora_targets == "default" else self.lora_targets,
+            task_type="CAUSAL_LM",
+        )
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights as they are loaded; those of adapters are always float32."""
+        frozen = self.lora_rank and self.precision == "bfloat16" and torch.cuda.is_available()
+        return "bfloat16" if frozen else "float32"
+
+    @property
+    def needs_whole_weights(self) -> str:
+        """What needs all weights in every process; empty if nothing does."""
+        return ""
+
+
 @dataclass(frozen=True)
-class SFTSettings:
-    """Supervised fine-tuning.
+class SFTSettings(WeightSettings):
+    """Supervised fine-tuning; the rest is that of :class:`WeightSettings`.
 
     Attributes:
         steps: Optimizer steps.
@@ -110,7 +195,6 @@ class SFTSettings:
         learning_rate: The highest, reached after ``warmup_steps``; then it falls as a cosine.
         warmup_steps: Steps until then.
         checkpoint_every: Steps between checkpoints.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast; weights stay as loaded).
         weight_decay: Of AdamW.
         adam_beta2: Of AdamW: how slowly it forgets squared gradients, below 1.
         seed: Seed of the order of the rows.
@@ -128,7 +212,6 @@ class SFTSettings:
     learning_rate: float = 5e-3
     warmup_steps: int = 0
     checkpoint_every: int = 200
-    precision: str = "float32"
     weight_decay: float = 0.01
     adam_beta2: float = 0.999
     seed: int = 0
@@ -140,13 +223,11 @@ class SFTSettings:
             ValueError: If one is out of range; names it.
         """
         _check_settings(self)
-        if self.adam_beta2 >= 1:
-            raise ValueError(f"adam_beta2 is {self.adam_beta2!r}; expected a number, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
-    """What all reinforcement on rollouts has in common.
+class RolloutSettings(WeightSettings):
+    """What all reinforcement on rollouts has in common, beside :class:`WeightSettings`.
 
     Attributes:
         group_size: Rollouts of one prompt, G.
@@ -165,9 +246,10 @@ class RolloutSettings:
         loss_type: What a token's loss is divided by, as in TRL.
         scale_rewards: ``"group"``, ``"batch"`` or ``"none"``, as in TRL.
         rollouts: What makes them: ``"corea"``, our engine, for text prompts and a model that is
-            whole in every process; or ``"trl"``, for weights that are sharded.
+            whole in every process; ``"trl"``, for weights that are sharded; ``"vllm_colocate"``,
+            vLLM on the GPUs of the training; or ``"vllm_server"``, on others.
+        vllm_memory_share: Of the memory of a GPU that vLLM takes there, below 1.
         checkpoint_every: Steps between checkpoints, each with a validation.
-        precision: ``"float32"`` or ``"bfloat16"`` (autocast).
         seed: Seed of the questions' order and of sampling.
     """
 
@@ -186,8 +268,8 @@ class RolloutSettings:
     loss_type: str = "dapo"
     scale_rewards: str = "group"
     rollouts: str = "corea"
+    vllm_memory_share: float = 0.3
     checkpoint_every: int = 20
-    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -201,6 +283,11 @@ class RolloutSettings:
             raise ValueError(f"group_size is {self.group_size}; expected 2 or more")
         _check_multiple(self, "batch", "group_size")
         _check_multiple(self, "checkpoint_every", "steps_per_rollout")
+
+    @property
+    def needs_whole_weights(self) -> str:
+        """Our engine, which generates with the model itself."""
+        return "rollouts 'corea', unlike TRL's and vLLM's," if self.rollouts == "corea" else ""
 
     @property
     def reward_weights(self) -> list[float]:
@@ -309,6 +396,8 @@ def _check_settings(settings: _Settings) -> None:
             or (value == 0 and field.name not in _MAY_BE_ZERO)
         ):
             raise ValueError(f"{field.name} is {value!r}; expected {kind}, {expected}")
+        if field.name in _BELOW_ONE and value >= 1:
+            raise ValueError(f"{field.name} is {value!r}; expected {kind}, below 1")
     _check_multiple(settings, "steps", "checkpoint_every")  # the last step is kept and validated
 
 
@@ -317,14 +406,18 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     # TRL's other two need importance ratios of whole sequences
     "loss_type": ("grpo", "dapo", "bnpo", "dr_grpo", "cispo", "sapo"),
     "scale_rewards": ("group", "batch", "none"),
-    "rollouts": ("corea", "trl"),
+    "rollouts": ("corea", "trl", "vllm_colocate", "vllm_server"),
+    "lora_targets": ("default", "all-linear"),
     "lr_schedule": ("constant", "linear", "cosine"),
     "wrong_target": ("uniform", "proper"),
     "decisions": ("sampled", "greedy"),
     "precision": ("float32", "bfloat16"),
 }
 _SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' names where others
+_BELOW_ONE = {"adam_beta2", "lora_dropout", "vllm_memory_share"}
 _MAY_BE_ZERO = {
+    "lora_rank",
+    "lora_dropout",
     "warmup_steps",
     "kl_coef",
     "entropy_coef",
@@ -432,6 +525,10 @@ class _Reinforced(GRPOTrainer):  # type: ignore[misc]
             rollout_func=_complete if settings.rollouts == "corea" else None,
             **arguments,
         )
+        if settings.lora_rank and self.use_vllm and not _sharding():
+            self.vllm_generation.sync_weights = without_rounding(
+                self.vllm_generation.sync_weights, self.model
+            )
         self.question_ids = {
             _digest(row["prompt"]): row["question_id"] for row in self.eval_dataset
         }
@@ -454,7 +551,12 @@ class _Reinforced(GRPOTrainer):  # type: ignore[misc]
         return int(self.state.global_step) + int(self.model.training)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.annotate(inputs, super()._generate_and_score_completions(inputs))
+        batch = super()._generate_and_score_completions(inputs)
+        ratio = batch.get("importance_sampling_ratio")  # (B, 1), 0 where vLLM is too far off
+        if self.model.training and ratio is not None:
+            masked = gather((ratio == 0).double().mean().reshape(1)).mean().item()
+            self._metrics["train"]["masked_share"].append(masked)
+        return self.annotate(inputs, batch)
 
     def annotate(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         """What a subclass adds to a batch of rollouts.
@@ -676,6 +778,32 @@ def _complete(prompts: list[str], trainer: _Reinforced) -> dict[str, Any]:
     }
 
 
+def without_rounding(sync: Callable[[], None], model: torch.nn.Module) -> Callable[[], None]:
+    """Give merged weights away and have the frozen ones back as they were.
+
+    Args:
+        sync: Merges the adapters into the weights, gives those away, and takes them out again.
+        model: With adapters; the frozen weights are copied once.
+
+    Returns:
+        What does the same and leaves no rounding behind.
+    """
+    frozen = {
+        name: weight.detach().to("cpu", copy=True)
+        for name, weight in model.named_parameters()
+        if ".base_layer." in name
+    }
+
+    def synced() -> None:
+        sync()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name in frozen:
+                    weight.copy_(frozen[name])
+
+    return synced
+
+
 def rollout_metrics(correct: _Floats, stated: _Floats, group_size: int) -> dict[str, float]:
     """What is logged of a batch of rollouts at every step.
 
@@ -767,7 +895,8 @@ def train_grpo(
 
     Raises:
         TrainingError: If the loss or the gradient is not finite, the batch layout breaks
-            groups, a validation question is asked twice, or the weights selected are damaged.
+            groups, a validation question is asked twice, the weights selected are damaged, the
+            processes cannot do what the settings ask for, or no vLLM server is named.
         ValueError: If there are no questions to train or to validate on, or the batch does not
             divide among the processes.
     """
@@ -809,28 +938,34 @@ def reinforce(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    check_processes(settings)
     per_rollout = settings.batch * settings.steps_per_rollout // settings.group_size
     rollouts = -(-settings.steps // settings.steps_per_rollout)
     asked = _in_order(questions, per_rollout * rollouts, settings.seed)
-    config = _grpo_config(settings, directory, len(validation))
+    longest = 0
+    if settings.rollouts == "vllm_colocate":
+        prompts = [row["prompt"] for row in (*questions, *validation)]
+        longest = max(map(len, tokenizer(prompts)["input_ids"]))
+    config = _grpo_config(settings, directory, len(validation), longest)
     with _quiet():
         trainer = trainer_class(
             settings,
             directory,
-            model=str(base),
+            model=str(model_folder(base)),
             args=config,
             processing_class=tokenizer,
             train_dataset=datasets.Dataset.from_list(asked),
             eval_dataset=datasets.Dataset.from_list(list(validation)),
+            peft_config=settings.adapter,
         )
         _run(trainer, directory)
     if trainer.accelerator.is_main_process:
-        _finish_grpo(trainer, settings, directory)
+        _finish_grpo(trainer, base, settings, directory)
     trainer.accelerator.wait_for_everyone()
 
 
 def train_sft(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, str]],
     settings: SFTSettings,
@@ -841,23 +976,34 @@ def train_sft(
     The loss is that of the completion and of the end-of-sequence token after it.
 
     Args:
-        model: What to start from; changed in place.
+        model: What to start from: the folder or hub name of a model; or a model, which is
+            changed in place and whose weights stay as they are loaded.
         tokenizer: Its tokenizer.
         rows: Each with ``prompt`` and ``completion``.
         settings: The settings.
         directory: Where everything is written: ``model/`` and ``dynamics.csv``.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite.
-        ValueError: If there are no rows, or the batch does not divide among the processes.
+        TrainingError: If the loss or the gradient is not finite, or the processes cannot do what
+            the settings ask for.
+        ValueError: If there are no rows, the batch does not divide among the processes, or LoRA
+            is to start from a model that is no folder.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    check_processes(settings)
+    named = isinstance(model, str | Path)
+    if settings.lora_rank and not named:
+        raise ValueError(
+            f"lora_rank is {settings.lora_rank} for a model in memory; expected its folder or hub "
+            "name, for adapters are merged into what is read from there"
+        )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     _accumulation(settings, world)
     chosen = _in_order(rows, settings.batch * settings.steps, settings.seed)
     config = SFTConfig(
         **_common(settings, directory, world),
+        model_init_kwargs={"dtype": settings.dtype} if named else None,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
         lr_scheduler_type="cosine",
@@ -872,22 +1018,69 @@ def train_sft(
         order = np.argsort(-lengths.reshape(settings.steps, -1), axis=1, kind="stable")
         order += np.arange(settings.steps)[:, None] * settings.batch
         trainer = SFTTrainer(
-            model=model,
+            model=str(model_folder(model)) if named else model,
             args=config,
             processing_class=tokenizer,
             train_dataset=tokenized.select(order.ravel()),
             callbacks=[_Finite(directory), _Heartbeat(), _Seal()],
+            peft_config=settings.adapter,
         )
         _run(trainer, directory)
     if trainer.accelerator.is_main_process:
         table = _logged_steps(trainer, {})
         _write_dynamics(table[[name for name in table if table[name].notna().any()]], directory)
-        _keep_model(_weights(directory, settings.steps), tokenizer, directory)
+        weights = _weights(directory, settings.steps)
+        _keep_model(weights, model, settings, tokenizer, directory)
         Path(directory, "alarms.jsonl").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
 
 
 # --- what both have in common ---------------------------------------------------------------
+
+
+def check_processes(settings: WeightSettings) -> None:
+    """Compare settings with the processes that accelerate started, before a model is loaded.
+
+    Args:
+        settings: Those of the training.
+
+    Raises:
+        TrainingError: If the two differ in the precision, the weights are sharded although
+            something needs them whole, or checkpoints would not hold whole weights.
+
+    Example:
+        >>> check_processes(SFTSettings(steps=200))  # no accelerate: nothing to say
+    """
+    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if said not in ("no", "bf16" if settings.precision == "bfloat16" else "no"):
+        raise TrainingError(
+            f"the accelerate configuration says mixed_precision {said!r} and precision is "
+            f"{settings.precision!r}; expected 'no' there, for the settings decide"
+        )
+    sharding = _sharding()
+    if sharding and settings.needs_whole_weights:
+        raise TrainingError(
+            f"{settings.needs_whole_weights} need all weights in every process, and {sharding} "
+            "shards them; expected a configuration without, such as ZeRO-2"
+        )
+    for name, variable, expected in (
+        ("ZeRO-3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true"),
+        ("FSDP", "FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT"),
+    ):
+        value = os.environ.get(variable)
+        if sharding == name and value != expected:
+            raise TrainingError(
+                f"{variable} is {value!r}; expected {expected!r}, so that checkpoints hold whole "
+                "weights"
+            )
+
+
+def _sharding() -> str:
+    """How the weights are spread over the processes; empty if each has all of them."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "FSDP"
+    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    return "ZeRO-3" if zero and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else ""
 
 
 def _common(settings: _Settings, directory: Path, world: int) -> dict[str, Any]:
@@ -901,7 +1094,7 @@ def _common(settings: _Settings, directory: Path, world: int) -> dict[str, Any]:
         "warmup_steps": settings.warmup_steps,
         "bf16": settings.precision == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
-        "activation_checkpointing": False,
+        "activation_checkpointing": settings.gradient_checkpointing,
         "ddp_find_unused_parameters": False,  # a language model uses all of them
         "seed": settings.seed,
         "logging_steps": 1,
@@ -914,12 +1107,15 @@ def _common(settings: _Settings, directory: Path, world: int) -> dict[str, Any]:
     }
 
 
-def _grpo_config(settings: RolloutSettings, directory: Path, n_validation: int) -> GRPOConfig:
+def _grpo_config(
+    settings: RolloutSettings, directory: Path, n_validation: int, longest_prompt: int = 0
+) -> GRPOConfig:
     """Arguments of TRL's trainer."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return GRPOConfig(
         **_common(settings, directory, world),
-        model_init_kwargs={"dtype": "float32"},
+        **_vllm(settings, longest_prompt),
+        model_init_kwargs={"dtype": settings.dtype},
         num_generations=settings.group_size,
         num_generations_eval=settings.group_size,
         per_device_eval_batch_size=_eval_batch(n_validation, settings, world),
@@ -937,6 +1133,31 @@ def _grpo_config(settings: RolloutSettings, directory: Path, n_validation: int) 
         eval_steps=settings.checkpoint_every,
         remove_unused_columns=False,
     )
+
+
+def _vllm(settings: RolloutSettings, longest_prompt: int) -> dict[str, Any]:
+    """What TRL is told of vLLM, of the versions 0.22 to 0.31."""
+    if settings.rollouts not in ("vllm_colocate", "vllm_server"):
+        return {}
+    corrected = {
+        "use_vllm": True,
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": "sequence_mask",
+        "vllm_importance_sampling_clip_max": 3.0,
+    }
+    if settings.rollouts == "vllm_colocate":
+        return corrected | {
+            "vllm_mode": "colocate",
+            "vllm_gpu_memory_utilization": settings.vllm_memory_share,
+            "vllm_max_model_length": longest_prompt + settings.max_completion_tokens,
+        }
+    address = os.environ.get(VLLM_SERVER, "")
+    if not address.startswith(("http://", "https://")):
+        raise TrainingError(
+            f"{VLLM_SERVER} is {address!r}; expected the address of a vLLM server for rollouts "
+            "'vllm_server', such as 'http://node1:8000'"
+        )
+    return corrected | {"vllm_mode": "server", "vllm_server_base_url": address}
 
 
 def _accumulation(settings: _Settings, world: int) -> int:
@@ -1086,6 +1307,9 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             warnings.filterwarnings("ignore", message=".*rollout_func.*")
+            # peft asks the hub at every save whether the vocabulary is the base model's
+            warnings.filterwarnings("ignore", message="Could not find a config file in .*")
+            warnings.filterwarnings("ignore", message="Unable to fetch remote file .*")
             yield
     finally:
         hub.HF_HUB_DISABLE_TELEMETRY = telemetry
@@ -1174,8 +1398,11 @@ def _write_dynamics(table: pd.DataFrame, directory: Path) -> None:
     write_atomically(directory / "dynamics.csv", table.to_csv(index=False))
 
 
-def _finish_grpo(trainer: _Reinforced, settings: RolloutSettings, directory: Path) -> None:
-    _write_dynamics(_logged_steps(trainer, trainer.logged), directory)
+def _finish_grpo(
+    trainer: _Reinforced, base: str | Path, settings: RolloutSettings, directory: Path
+) -> None:
+    masked = {"masked_share": "masked_share"} if trainer.use_vllm else {}
+    _write_dynamics(_logged_steps(trainer, {**trainer.logged, **masked}), directory)
     parts = sorted((directory / "validation").glob("*.csv"))
     validation = pd.concat(
         [
@@ -1196,7 +1423,7 @@ def _finish_grpo(trainer: _Reinforced, settings: RolloutSettings, directory: Pat
     )
     write_atomically(directory / "alarms.csv", alarms.to_csv(index=False))
     chosen = int(choice.loc[choice["selected"], "step"].item())
-    _keep_model(_weights(directory, chosen), trainer.processing_class, directory)
+    _keep_model(_weights(directory, chosen), base, settings, trainer.processing_class, directory)
     shutil.rmtree(directory / "validation")
     path.unlink(missing_ok=True)  # after the checkpoints: until then a killed run reads it again
 
@@ -1258,7 +1485,13 @@ def _least_behind(
     return table
 
 
-def _keep_model(weights: Path, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def _keep_model(
+    weights: Path,
+    base: PreTrainedModel | str | Path,
+    settings: WeightSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+) -> None:
     """Make ``model/`` from the weights of one step and delete what only training needed."""
     try:
         check_seal(weights)
@@ -1268,9 +1501,32 @@ def _keep_model(weights: Path, tokenizer: PreTrainedTokenizerBase, directory: Pa
         ) from None
     model, partial = directory / "model", directory / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(weights, partial, ignore=shutil.ignore_patterns(MANIFEST))
+    unset_hf_deepspeed_config()  # ZeRO-3 would spread what is read now over all processes
+    with _quiet():
+        if settings.lora_rank:
+            merged(base, weights).to(getattr(torch, settings.precision)).save_pretrained(partial)
+        elif settings.precision == "float32":
+            shutil.copytree(weights, partial, ignore=shutil.ignore_patterns(MANIFEST))
+        else:
+            read = AutoModelForCausalLM.from_pretrained
+            read(weights, dtype=settings.precision).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(model, ignore_errors=True)
     partial.replace(model)
     for folder in ("checkpoints", "weights"):
         shutil.rmtree(directory / folder, ignore_errors=True)
+
+
+def merged(base: str | Path, adapter: str | Path) -> PreTrainedModel:
+    """A model with an adapter merged into its weights, in 32 bits.
+
+    Args:
+        base: Folder or hub name of the model that the adapter was trained beside.
+        adapter: Folder of the adapter, as peft writes it.
+
+    Returns:
+        The model, on the CPU.
+    """
+    model, _ = load_model(base, device="cpu", dtype="float32")
+    with _quiet():
+        return PeftModel.from_pretrained(model, adapter, torch_device="cpu").merge_and_unload()

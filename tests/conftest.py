@@ -95,7 +95,7 @@ def pipeline():
             cwd=repository,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=850,
         )
 
     return run

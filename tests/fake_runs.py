@@ -10,6 +10,7 @@ import pandas as pd
 
 from corea.records import records_from_columns, write_records
 from corea.runs import TrainedModel, write_model
+from corea.suites import MICROWORLD, SUITES
 
 LEVELS = {"chains": (1, 4), "long_chains": (4, 7), "words": (1, 4), "facts": (1, 3)}
 PARAMETERS = {
@@ -38,6 +39,7 @@ def fake_run(
     n_samples=4,
     n_steps=30,
     learnt=True,
+    suite=MICROWORLD,
 ):
     """Write one run's folder and return it as text.
 
@@ -57,6 +59,7 @@ def fake_run(
         parameters=PARAMETERS[role],
         selected_step=n_steps if trained else None,
         checkpoint=f"build/store/{folder.name}",
+        suite=suite.name,
     )
     write_model(model, folder)
     rng = np.random.default_rng([seed, len(folder.name), sum(folder.name.encode())])
@@ -107,7 +110,8 @@ def _stated(model, rng, chance):
 
 def _records(model, rng, n_questions, n_samples, learnt):
     tables = []
-    for dataset, (lowest, highest) in LEVELS.items():
+    for dataset in SUITES[model.suite].datasets:
+        lowest, highest = LEVELS.get(dataset, (1, 4))
         # the same questions for every run
         questions = np.random.default_rng(len(dataset))
         level = np.repeat(questions.integers(lowest, highest + 1, n_questions), n_samples)

@@ -9,6 +9,7 @@ from corea.calibration import expected_calibration_error
 from corea.decisions import LETTERS
 from corea.experiments import intervals
 from corea.published import published_table
+from corea.suites import MICROWORLD
 
 
 def decisions(dataset="choices", system="GRPO", n=200, *, seed=0, sharpness=1.0, samples=1):
@@ -45,7 +46,7 @@ def test_paper_rows_are_the_printed_numbers_in_our_units():
     printed = published_table("B", 4)
     printed = printed[printed["model"] == "Qwen3-1.7B"].set_index(["dataset", "system", "metric"])
     assert len(rows) == 16
-    for theirs, ours in de.COUNTERPARTS.items():
+    for theirs, ours in MICROWORLD.decision_counterparts.items():
         accuracy = printed.loc[(theirs, "Ours", "accuracy"), "value"]
         assert rows[ours, "mine", "pass_at_1"] == accuracy
         error = printed.loc[(theirs, "GRPO", "ece"), "value"]

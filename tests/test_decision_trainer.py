@@ -113,19 +113,28 @@ def reference_loss(made, batch, weight):
     return policy / tokens + weight * calibration / n
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize(("target", "masked"), [("uniform", True), ("proper", False)])
-def test_gradients_are_those_of_a_plain_reference(build, target, masked, temperature):
+@pytest.mark.parametrize(
+    ("target", "masked", "temperature", "rank"),
+    [
+        *(("uniform", True, 1.0, 0), ("uniform", True, 0.7, 0), ("proper", False, 1.0, 0)),
+        *(("proper", False, 0.7, 0), ("uniform", True, 0.7, 4)),
+    ],
+)
+def test_gradients_are_those_of_a_plain_reference(build, target, masked, temperature, rank):
     made = build(
-        calibration_weight=0.3, wrong_target=target, mask_decision=masked, temperature=temperature
-    )
+        calibration_weight=0.3, wrong_target=target, mask_decision=masked, temperature=temperature,
+        lora_rank=rank, lora_dropout=0.0,
+    )  # fmt: skip
+    for name, weight in made.model.named_parameters():
+        if "lora_B" in name:  # 0 at first, where the other factor has no gradient
+            torch.nn.init.normal_(weight, std=0.02)
     batch = rollouts(made)
     decided = batch["decision_place"] >= 0
     assert decided.sum() > 4
     right = (batch["decided"] == batch["gold_option"])[decided]
     assert 0 < right.sum() < len(right)
     assert batch["advantages"].abs().sum() > 0
-    parameters = list(made.model.parameters())
+    parameters = [weight for weight in made.model.parameters() if weight.requires_grad]
     ours = torch.autograd.grad(made._compute_loss(made.model, batch), parameters)
     plain = torch.autograd.grad(reference_loss(made, batch, 0.3), parameters)
     for a, b in zip(ours, plain, strict=True):
@@ -419,8 +428,12 @@ def test_what_cannot_be_decided_is_refused_before_training(decider, tmp_path):
     refused(decider, tmp_path, TrainingError, "the same prompt", validation=twice)
 
 
-def test_rows_are_prompts_with_reasoning():
-    (row,) = decision_trainer._rows(TRAINING[:1])
+def test_rows_are_prompts_with_reasoning(decider):
+    _, tokenizer = load_model(decider, device="cpu")
+    (row,) = decision_trainer._rows(TRAINING[:1], tokenizer)
     assert row["prompt"] == TRAINING[0].prompt(reasoning=True)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (row,) = decision_trainer._rows(TRAINING[:1], tokenizer)
+    assert row["prompt"] == f"[{TRAINING[0].prompt(reasoning=True)}]"
     assert datasets.Dataset.from_list([row])["options"][0] == ["A", "B", "C", "D", "E"]
     assert isinstance(DecisionTrainer.logged, dict)

@@ -1,13 +1,12 @@
 """Training dynamics: what is read, what is computed, what is drawn, and the chapters that do so."""
 
-import ast
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
@@ -15,6 +14,7 @@ from corea import dynamics, figures, full_run
 from corea.calibration import Interval, auroc, expected_calibration_error
 from corea.pipeline import notebook_parameters
 from corea.runs import RunError, TrainedModel
+from corea.suites import PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"n_questions": 12, "n_samples": 2, "n_steps": 30}
@@ -259,7 +259,9 @@ def test_without_a_confidence_only_what_needs_none_is_defined():
 
 
 def trained_model(system="a", seed=0, selected_step=20):
-    return TrainedModel(system, "l1", "small", "qwen2", True, 8, seed, 100, selected_step, "")
+    return TrainedModel(
+        system, "l1", "small", "qwen2", True, 8, seed, 100, selected_step, "", "microworld"
+    )
 
 
 def test_checkpoints_are_each_seeds_own():
@@ -570,24 +572,6 @@ def folders(tmp_path_factory):
     return root
 
 
-def execute(name, parameters):
-    """Run a notebook's code here and return the HTML it shows, cell by cell."""
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
-    namespace, shown = {}, []
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            code = ast.parse("".join(cell["source"]))
-            last = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None
-            exec(compile(code, name, "exec"), namespace)
-            if "parameters" in cell["metadata"].get("tags", []):
-                assert set(parameters) <= set(namespace)
-                namespace |= parameters
-            if last:
-                value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-                shown.append(value._repr_html_())
-    return shown
-
-
 def chapter_parameters(name, folders, seeds, tmp_path):
     given = {
         parameter: [f"{folders}/{run}_s{seed}" for run in runs for seed in seeds]
@@ -608,6 +592,17 @@ def test_chapters_run_on_one_seed(name, folders, tmp_path):
     assert all(0 < path.stat().st_size < 64 * 1024 for path in written)
 
 
+@pytest.mark.parametrize("name", sorted(CHAPTERS.keys() - {"self_knowledge"}))
+def test_chapters_run_on_the_papers_datasets(name, tmp_path):
+    for run, made in RUNS.items():
+        if any(run in runs for runs in CHAPTERS[name].values()):
+            fake_run(tmp_path / f"{run}_s0", seed=0, suite=PAPERS, **SMALL, **made)
+    text = "".join(execute(name, chapter_parameters(name, tmp_path, (0,), tmp_path)))
+    assert "deepmath" in text
+    assert "chains" not in text
+    assert "committed full run" not in text
+
+
 def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
     given = chapter_parameters("self_knowledge", folders, (0, 1), tmp_path)
     text = "".join(execute("self_knowledge", given))
@@ -621,8 +616,10 @@ def test_the_committed_full_run_stands_beside_ones_own(folders, tmp_path, monkey
     text = "".join(execute("reward_ablation", parameters))
     assert "committed full run" not in text
     written = pd.read_csv(tmp_path / "rewards.csv")
-    monkeypatch.setattr(full_run, "published", lambda run, table: written.assign(value=0.4321))
-    monkeypatch.setattr(full_run, "facts", lambda run: {"commit": "abc"})
+    monkeypatch.setattr(
+        full_run, "published", lambda run, table, suite: written.assign(value=0.4321)
+    )
+    monkeypatch.setattr(full_run, "facts", lambda run, suite: {"commit": "abc"})
     text = "".join(execute("reward_ablation", parameters))
     assert "0.432" in text
     assert "committed full run: commit" in text

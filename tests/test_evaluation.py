@@ -113,7 +113,7 @@ def test_answers_that_could_not_be_had_are_left_out_and_asked_again_alone(tmp_pa
         "4 of 24 answer(s) could not be had, the first because of HTTP 500 on 3, 0; the same call "
         "again asks for them"
     ) in records.notes
-    samples = read_samples(tmp_path / "e")
+    samples = read_samples(tmp_path / "e", failed=True)
     assert len(samples) == 24
     assert (samples["error"] != "").sum() == 4
     assert samples["question_id"].tolist() == whole["question_id"].tolist()
@@ -267,6 +267,23 @@ def test_only_what_is_missing_is_asked(tmp_path):
     again = Scripted()
     pd.testing.assert_frame_equal(run(tmp_path / "e", again).table, whole.table)
     assert again.asked == []
+
+
+def test_a_finished_evaluation_is_there_at_once(tmp_path):
+    """At most 50 microseconds a row, of the processor: 5 seconds for 100,000 rows."""
+    questions = [
+        dataclasses.replace(question, kind="choice") for question in make_questions(10_000)
+    ]
+    arguments = {"directory": tmp_path, "questions": questions, "part_size": 32}
+    records = run(**arguments)
+    assert len(list(tmp_path.glob("part-*"))) == 313
+    engine, begun = Scripted(), time.process_time()
+    again = run(engine=engine, **arguments)
+    seconds = time.process_time() - begun
+    assert engine.asked == []
+    assert len(again.table) == 20_000
+    pd.testing.assert_frame_equal(again.table, records.table)
+    assert seconds < 1.0
 
 
 SCRIPT = """

@@ -13,13 +13,15 @@ from fake_runs import fake_run, fake_runs
 
 from corea import calibration, cascade, experiments, figures, full_run, published, report
 from corea.calibration import bootstrap_interval
-from corea.experiments import ALL, CASCADES, EACH, GROUPS, Cascade
+from corea.experiments import CASCADES, Cascade
 from corea.published import LARGE_MODEL
 from corea.records import RecordsError
 from corea.runs import run_records
+from corea.suites import MICROWORLD, PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ("base", "rlvr", "brier", "l1", "large")
+EACH, GROUPS, ALL = MICROWORLD.each, MICROWORLD.groups, MICROWORLD.together
 EVERY = {**GROUPS, **EACH, **ALL}
 
 
@@ -31,6 +33,11 @@ def one_seed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def three_seeds(tmp_path_factory):
     return fake_runs(tmp_path_factory.mktemp("three"), seeds=(0, 1, 2), n_questions=16)
+
+
+@pytest.fixture(scope="module")
+def on_the_papers_datasets(tmp_path_factory):
+    return fake_runs(tmp_path_factory.mktemp("papers"), n_questions=8, suite=PAPERS)
 
 
 @pytest.fixture(scope="module")
@@ -553,14 +560,14 @@ def test_paper_rows():
     table1 = experiments.paper_rows(1)
     assert set(table1["dataset"]) == set(GROUPS)
     assert len(table1) == len(published.published_table("A", 1))
-    rollouts = experiments.paper_rows(14, systems={"8": "G = 8"}, label="setting", groups=EACH)
+    rollouts = experiments.paper_rows(14, systems={"8": "G = 8"}, label="setting")
     assert set(rollouts["dataset"]) == {"chains", "words"}  # Math500 has no counterpart
     assert set(rollouts["system"]) == {"G = 8"}
     assert (rollouts["spread"] > 0).any()
     lost = experiments.paper_rows(3)
     assert set(lost["dataset"]) == {"all datasets"}
-    own = experiments.paper_rows(12, groups={"Math500": ["Math500"]})
-    assert "Math500" in set(own["dataset"])
+    own = experiments.paper_rows(12, 13, suite=PAPERS)
+    assert set(own["dataset"]) == set(PAPERS.datasets)
     with pytest.raises(ValueError, match="table of paper A"):
         experiments.paper_rows(99)
 
@@ -671,7 +678,7 @@ def chapter(request, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("made", ["one_seed", "three_seeds", "untrained"])
+@pytest.mark.parametrize("made", ["one_seed", "three_seeds", "untrained", "on_the_papers_datasets"])
 @pytest.mark.parametrize("name", list(CHAPTERS))
 def test_chapter_on_made_up_runs(chapter, name, made):
     shown, folder = chapter(name, made)
@@ -688,16 +695,24 @@ def test_chapter_on_made_up_runs(chapter, name, made):
         assert not [c for c in pd.read_csv(path) if c.startswith("full_run")]
 
 
+def test_chapters_on_the_papers_datasets_show_no_other_datasets(chapter):
+    for name in CHAPTERS:
+        text = "\n".join(chapter(name, "on_the_papers_datasets")[0])
+        assert all(name in text for name in PAPERS.groups)
+        assert "chains" not in text
+        assert "committed full run" not in text
+
+
 @pytest.mark.parametrize(("name", "n_tables"), [("corea_baselines", 12), ("second_pairing", 5)])
 def test_a_chapter_shows_the_committed_full_run(chapter, one_seed, monkeypatch, name, n_tables):
     _, folder = chapter(name, "one_seed")
 
-    def published_table(run, table):
-        assert run == name
+    def published_table(run, table, suite):
+        assert (run, suite) == (name, MICROWORLD)
         return pd.read_csv(folder / f"{table}.csv")
 
     monkeypatch.setattr(full_run, "published", published_table)
-    monkeypatch.setattr(full_run, "facts", lambda run: {"profile": "laptop-full"})
+    monkeypatch.setattr(full_run, "facts", lambda run, suite: {"profile": "laptop-full"})
     shown = []
     run_cells(name, parameters_of(name, one_seed), shown)
     with_it = [html for html in "".join(shown).split("<caption>") if "committed full run" in html]

@@ -2,6 +2,8 @@ import dataclasses
 import json
 import random
 
+import httpx
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ from corea.generate import (  # noqa: E402
     chat_prompt,
     expected_confidence,
     load_model,
+    load_tokenizer,
     next_logprobs,
 )
 
@@ -557,6 +560,17 @@ def test_a_tokenizer_file_alone_is_enough(folder, tokenizer):
     assert read(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
 
 
+@pytest.mark.parametrize("missing", ["", "tokenizer_config.json", "generation_config.json"])
+def test_a_tokenizer_alone_is_read_as_with_its_model(folder, missing, capfd):
+    for name in filter(None, ("tokenizer_config.json" if missing else "", missing)):
+        (folder / name).unlink(missing_ok=True)
+    alone, (_, beside) = load_tokenizer(folder), load_model(folder)
+    assert capfd.readouterr() == ("", "")
+    for name in ("eos_token", "pad_token", "padding_side"):
+        assert getattr(alone, name) == getattr(beside, name)
+    assert alone(TEXTS)["input_ids"] == beside(TEXTS)["input_ids"]
+
+
 def test_progress_bars_are_as_they_were(folder):
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
@@ -614,6 +628,29 @@ def test_a_damaged_model_is_named(folder, file, damage, message, capfd):
 def test_a_folder_that_is_not_there_is_named(path):
     with pytest.raises(ModelError, match="no such folder"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "GatedRepoError",
+            "a/b: not to be had without agreement. Ask for access .* `hf auth login`",
+        ),
+        ("RepositoryNotFoundError", "a/b: neither a folder nor a model on the hub"),
+        (None, r"a/b: cannot be fetched \(ConnectionError: no route\). Connect to the network, or"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch, error, told):
+    def refuse(name, **_):
+        if error is None:
+            raise ConnectionError("no route")
+        answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+        raise getattr(huggingface_hub.errors, error)("no", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ModelError, match=told):
+        load_model("a/b@0123")
 
 
 # --- the next token -------------------------------------------------------------------------------

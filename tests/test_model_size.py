@@ -1,9 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute
 from fake_runs import fake_run
 from scipy import stats
-from test_dynamics import execute
 
 from corea import full_run
 from corea.experiments import BOOTSTRAP
@@ -265,6 +265,7 @@ def test_the_chapter_runs_on_whatever_was_trained(folders, tmp_path, monkeypatch
     gain = by_key["big", "L1", "chains", "ece"] - by_key["big", "SLM", "chains", "ece"]
     assert by_key["big", "gain", "chains", "ece"] == pytest.approx(gain, abs=1e-5)
     trends = pd.read_csv(tmp_path / "trends.csv").set_index(["line", "dataset", "metric", "sizes"])
+    trends = trends.sort_index()
     of = trends.loc[("L1", "chains", "ece")]
     assert of["n_sizes"].to_dict() == {"all": 3, "without the smallest": 2}
     assert of["n_runs"].to_dict() == {"all": 5, "without the smallest": 3}

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,6 +105,32 @@ def test_one_notebook_may_run_twice(repository):
         (
             "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: 1.5}}}",
             "runs.first.parameters.size is 1.5, expected int",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {}}\nkernel: ''",
+            "kernel is '', expected the name",
+        ),
+        ("profile: tiny\nseed: 0\nruns: {first: {}}\nkernel: a b", "kernel is 'a b', expected"),
+        ("profile: tiny\nseed: 0\nruns: {first: {}}\nkernel: 3", "kernel is 3, expected"),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {}}\nresources: 1",
+            "resources must be a mapping, found 1",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {}}\nresources: {gpu: 1}",
+            "resources: unknown key gpu",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {}}\nresources: {cpus: 0}",
+            "resources.cpus is 0, expected an integer >= 1",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: 1}, resources: {gpus: -1}}}",
+            "runs.first.resources.gpus is -1, expected an integer >= 0",
+        ),
+        (
+            "profile: tiny\nseed: 0\nruns: {first: {parameters: {size: 1}, resources: {minutes: 1.5}}}",
+            "runs.first.resources.minutes is 1.5, expected an integer >= 1",
         ),
     ],
 )
@@ -305,6 +332,46 @@ def test_runs_that_need_each_other_are_refused_by_name(trainings):
         trainings("".join(entry.format(*pair) for pair in need))
     with pytest.raises(PipelineError, match="runs need each other: a needs a"):
         trainings(entry.format("a", "{tables}/a"))
+
+
+# --- what a run asks of a cluster ---------------------------------------------------------------
+
+
+def test_runs_that_train_ask_as_the_profile_says_and_others_for_little(trainings, write_notebook):
+    cells = json.loads(Path("notebooks/train.ipynb").read_text())["cells"]
+    (parameters,) = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    late = ("code", "def later():\n    import corea.stages")
+    write_notebook(Path("notebooks/train.ipynb"), TITLE, ("code", parameters, "parameters"), late)
+    profile = trainings(
+        "  train: {parameters: {reward: a, steps: 1}, seeds: [0, 1], resources: {minutes: 90}}\n"
+        "  more: {notebook: train, parameters: {reward: a, steps: 1}}\n"
+        "  part: {notebook: compare, parameters: {base: '', runs: [], by_name: {}}}\n"
+        "  compare: {parameters: {base: '{tables}/part', runs: ['{tables}/train_s1'], by_name: {}},"
+        " resources: {memory_gb: 30}}\n"
+        "resources: {gpus: 1, cpus: 8, memory_gb: 60, minutes: 30}\n"
+    )
+    assert {name: profile.asked(name) for name in profile.runs} == {
+        "train_s0": p.Resources(1, 8, 60, 90),
+        "train_s1": p.Resources(1, 8, 60, 90),
+        "more": p.Resources(1, 8, 60, 30),
+        "part": p.Resources(),
+        "compare": p.Resources(memory_gb=30),
+    }
+    assert profile.readers == ["compare"]  # the other that trains nothing is waited for
+    assert p.Resources() == p.Resources(gpus=0, cpus=1, memory_gb=4, minutes=60)
+
+
+def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    profile = load_profile("smoke")
+    runs = {run.notebook: run for run in profile.runs.values()}
+    trains = {notebook.stem for notebook, run in runs.items() if run.trains}
+    assert {"pretrain", "train", "decision_train", "confidence_models"} <= trains
+    # none of them gets to the stages through another module alone
+    assert trains == {path.stem for path in runs if p.STAGES in p.imported_modules(path)}
+    waited_for = {need for run in profile.runs.values() for need in run.needs}
+    assert not waited_for & set(profile.readers)
+    assert len(profile.readers) > 10
 
 
 # --- parameters cells -------------------------------------------------------------------------
@@ -539,6 +606,96 @@ def test_notebook_gets_one_thread_unless_told_otherwise(
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     with pytest.raises(PipelineError, match=rf"cell 1 of 2: {given}\n"):
         p.execute(*tiny_run([], write_notebook))
+
+
+def test_notebook_gets_as_many_threads_as_its_run_asks_for(repository, write_notebook, monkeypatch):
+    text = Path("profiles/tiny.yaml").read_text("utf-8")
+    write_profile(text.replace("first: {", "first: {resources: {cpus: 3}, "))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    p.execute(*tiny_run([("code", "import os\nos.environ['OMP_NUM_THREADS']")], write_notebook))
+    (shown,) = outputs("build/tiny/executed/first.ipynb")
+    assert shown["data"]["text/plain"] == ["'3'"]
+
+
+def test_a_run_is_executed_by_one_process_at_a_time(repository, write_notebook, capsys):
+    profile, run = tiny_run([], write_notebook)
+    lock = Path("build/tiny/locks/first")
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = threading.Thread(target=p.execute, args=(profile, run))
+        second.start()
+        time.sleep(0.5)
+        assert not Path("build/tiny/executed").exists()
+        assert capsys.readouterr().out == "first: waiting for another process that executes it\n"
+    second.join()
+    assert Path("build/tiny/executed/first.ipynb").exists()
+
+
+# --- kernels ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernel(repository, tmp_path_factory, monkeypatch):
+    """Function that makes the profile name the kernel ``corea-gpu`` and installs it, or not."""
+    write_profile("kernel: corea-gpu\n" + Path("profiles/tiny.yaml").read_text("utf-8"))
+    folder = tmp_path_factory.mktemp("jupyter")
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+
+    def install(python):
+        spec = folder / "kernels" / "corea-gpu"
+        spec.mkdir(parents=True)
+        argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        content = {"argv": argv, "display_name": "COREA (GPU)", "language": "python"}
+        (spec / "kernel.json").write_text(json.dumps(content | {"env": {"WHERE": "on a GPU"}}))
+
+    return install
+
+
+def test_notebook_runs_in_the_kernel_that_the_profile_names(
+    repository, kernel, write_notebook, tmp_path
+):
+    # as another environment is: its Python sees packages of other versions
+    package = tmp_path / "other" / "relplot-9.9.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: relplot\nVersion: 9.9\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{package.parent}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    kernel(python)
+    p.execute(*tiny_run([("code", "import os\nos.environ['WHERE']")], write_notebook))
+    notebook = json.loads(Path("build/tiny/executed/first.ipynb").read_text("utf-8"))
+    assert notebook["cells"][-1]["outputs"][0]["data"]["text/plain"] == ["'on a GPU'"]
+    noted = notebook["metadata"]["corea"]
+    assert noted["relplot"] == "9.9"
+    assert (noted["profile"], noted["seed"]) == ("tiny", "0")
+
+
+def test_kernel_that_cannot_import_corea_is_reported(repository, kernel, write_notebook):
+    kernel(shutil.which("false"))
+    with pytest.raises(
+        PipelineError, match=r"first: kernel corea-gpu: \S+/false is no Python that"
+    ):
+        p.execute(*tiny_run([], write_notebook))
+    assert "is no Python that" in Path("build/tiny/failed/first.txt").read_text()
+
+
+def test_kernel_that_is_not_there_is_reported_before_anything_runs(repository, kernel, pipeline):
+    complaint = (
+        r"profiles/tiny\.yaml: there is no Jupyter kernel 'corea-gpu' here; there are: .*python3.*"
+        r"python -m ipykernel install --user --name corea-gpu"
+    )
+    assert re.search(complaint, pipeline(repository, "build", "tiny").stdout)
+    assert not Path("build").exists()
+    by_hand = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "profile=tiny"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert by_hand.returncode == 1
+    assert re.search(complaint, by_hand.stderr)
+    assert not Path("build").exists()
 
 
 HOSTILE = "\\x1b[31mred\\x1b[0m\\x07 <script>alert(1)</script>\\r\\nExecuting Cell 9-----"
@@ -800,8 +957,12 @@ def test_pages_and_profile_must_agree(built, monkeypatch):
 
 
 WRITE = """\
+import time
 from pathlib import Path
-Path(output_dir, "seed.csv").write_text(str(size + seed))"""
+began = time.time()
+Path(output_dir, "seed.csv").write_text(str(size + seed))
+time.sleep(1)
+Path(output_dir, "when.csv").write_text(f"{began} {time.time()}")"""
 READ = """\
 from pathlib import Path
 from corea import display, full_run
@@ -823,7 +984,8 @@ def trained(tmp_path_factory, make_repository, pipeline, write_notebook):
     (path / "profiles/tiny.yaml").write_text(
         "profile: tiny\nseed: 0\nruns:\n"
         "  compare: {parameters: {runs: ['{tables}/train_big_s*']}}\n"
-        "  train: {parameters: {}, variants: {big: {size: 10}}, seeds: [1, 2]}\n"
+        "  train: {parameters: {}, variants: {big: {size: 10}}, seeds: [1, 2],"
+        " resources: {gpus: 1}}\n"
     )
     result = pipeline(path, "build", "tiny")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -832,6 +994,14 @@ def trained(tmp_path_factory, make_repository, pipeline, write_notebook):
 
 def test_run_reads_what_the_runs_before_it_wrote(trained):
     assert "Together 23." in (trained / "build/tiny/executed/compare.ipynb").read_text("utf-8")
+
+
+def test_runs_that_ask_for_a_gpu_do_not_run_side_by_side(trained):
+    folders = [trained / f"build/tiny/tables/train_big_s{seed}" for seed in (1, 2)]
+    (_, ended), (began, _) = sorted(
+        [float(time) for time in (folder / "when.csv").read_text().split()] for folder in folders
+    )
+    assert ended < began
 
 
 def test_variants_are_sections_below_their_page_with_titles_of_their_own(trained):

@@ -131,7 +131,7 @@ def test_repeated_keys_name_both_rows(tmp_path):
         ("a.csv", HEADER.encode() + b"\nd,\xff,s,0,1,0.5,1,1,\n", "not UTF-8 text: found byte 0xff"),
         ("a.csv", "dataset".encode("utf-16"), "not UTF-8"),
         ("a.csv.gz", b"not gzip", "gzip file damaged"),
-        ("a.csv.gz", gzip.compress(HEADER.encode() * 99)[:40], "gzip file damaged or truncated"),
+        ("a.csv.gz", gzip.compress(HEADER.encode() * 99, mtime=0)[:40], "gzip file damaged or truncated"),
         ("a.jsonl", b"", "empty file"),
         ("a.jsonl", b'{"a": 1}\n{"a"', "line 2: not JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: not JSON"),

@@ -11,7 +11,9 @@ from corea.records import RecordsError, read_records
 from corea.runs import RunError, TrainedModel, read_model, run_records, run_table, write_model
 from corea.runs import write_results as write
 
-MODEL = TrainedModel("L1-SLM", "l1", "small", "qwen2", True, 8, 0, 1000, 20, "build/store/x/model")
+MODEL = TrainedModel(
+    "L1-SLM", "l1", "small", "qwen2", True, 8, 0, 1000, 20, "build/store/x/model", "microworld"
+)
 
 
 def samples(**changes):

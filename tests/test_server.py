@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from corea import stages
 from corea.evaluation import evaluate, read_samples
 from corea.generate import Sampling
 from corea.questions import Question
@@ -170,6 +171,50 @@ def test_a_text_is_gone_on_with(serve):
     assert set(body) == {
         "model", "temperature", "top_p", "max_tokens", "seed", "prompt", "logprobs",
     }  # fmt: skip
+
+
+class Letters:
+    """A tokenizer whose ids are the letters' own."""
+
+    chat_template = "there is one"
+    bos_token = None
+
+    def __len__(self):
+        return 128
+
+    def __call__(self, texts, add_special_tokens):
+        return {"input_ids": [[*([0] * add_special_tokens), *text.encode()] for text in texts]}
+
+    def apply_chat_template(self, said, tokenize, add_generation_prompt):
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return f"<{said[0]['role']}>{said[0]['content']}<says>"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts_can_be_sent_as_ids(serve, chat):
+    def script(body, _):
+        said = body["prompt"]
+        text = said if isinstance(said, str) else bytes(said[1:]).decode()
+        choice = {"text": text, "finish_reason": "stop", "logprobs": None}
+        return 200, {
+            "choices": [choice],
+            "usage": {"prompt_tokens": len(said), "completion_tokens": 2},
+        }
+
+    server = serve(script)
+    engine = server.engine(chat=chat, tokenizer=Letters())
+    rollouts = engine.generate(["1+1", "2+2", "1+1"], SAMPLING)
+    texts = ["<user>1+1<says>", "<user>2+2<says>"] if chat else ["1+1", "2+2"]
+    assert [[rollout.completion for rollout in group] for group in rollouts] == [
+        [text] * 2 for text in [*texts, texts[0]]
+    ]
+    assert {path for path, _ in server.bodies} == {"/v1/completions"}
+    assert all(body["prompt"][0] == 0 for _, body in server.bodies)  # a special token
+    without = server.engine(chat=False)
+    without.generate(["1+1", "2+2", "1+1"], SAMPLING)
+    seeds = [body["seed"] for _, body in server.bodies]
+    assert sorted(seeds[:6]) == sorted(seeds[6:])  # drawn from the text, whatever is sent
+    assert len({engine.fingerprint, without.fingerprint}) == 2
 
 
 def test_what_is_asked_does_not_depend_on_order_or_company(serve):
@@ -381,6 +426,9 @@ def test_wrong_settings_are_named(monkeypatch):
     assert first == ServerEngine("tiny", url).fingerprint  # the same model, wherever it is
     assert first != ServerEngine("other").fingerprint
     assert first != ServerEngine("tiny", chat=False).fingerprint
+    monkeypatch.setattr(Letters, "chat_template", None)
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        ServerEngine("tiny", tokenizer=Letters())
 
 
 # --- an evaluation ------------------------------------------------------------------------------
@@ -409,7 +457,10 @@ def test_an_evaluation_goes_on_past_failures_and_asks_again_for_them_alone(serve
 
     server = serve(script)
     records = ask(tmp_path, server.engine(concurrency=16))
-    assert len(records.table) == 76
+    assert len(read_samples(tmp_path)) == len(records.table) == 76
+    lacking = read_samples(tmp_path, failed=True).query("error != ''")
+    assert len(lacking) == 4
+    assert lacking["error"].str.startswith("HTTP 500: no").all()
     assert any("4 of 80 answer(s) could not be had" in note for note in records.notes)
     assert records.table["correct"].all()
     assert set(records.table["confidence"]) == {0.8}
@@ -419,7 +470,28 @@ def test_an_evaluation_goes_on_past_failures_and_asks_again_for_them_alone(serve
     assert len(server.bodies) == 4
     assert len(records.table) == 80
     assert not records.notes
-    assert (read_samples(tmp_path)["error"] == "").all()
+    assert len(read_samples(tmp_path)) == 80
+
+
+def test_a_stage_asks_a_server_again_for_what_it_lacks(serve, tmp_path, monkeypatch):
+    failing = {"3+1"}
+
+    def script(body, _):
+        question = body["messages"][0]["content"].splitlines()[0]
+        return (422, b"no") if question in failing else (200, good(body))
+
+    server = serve(script)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    asked = {"batch_size": 8, "engine": "server", "root": tmp_path}
+    made = stages.evaluated("tiny", QUESTIONS[:10], SAMPLING, **asked)
+    assert len(read_samples(made)) == 18
+    server.bodies.clear()
+    assert stages.evaluated("tiny", QUESTIONS[:10], SAMPLING, **asked) == made
+    assert len(server.bodies) == 2
+    failing.clear()
+    stages.evaluated("tiny", QUESTIONS[:10], SAMPLING, **asked)
+    assert len(read_samples(made)) == 20
+    assert stages.evaluated("other", QUESTIONS[:10], SAMPLING, **asked) != made
 
 
 def test_a_server_that_dies_keeps_what_it_answered(serve, tmp_path):

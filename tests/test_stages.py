@@ -1,5 +1,6 @@
 """Stages are made once, and again when what decides them changes."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from safetensors.numpy import save_file
 
 from corea import microworld, stages
 from corea.evaluation import read_samples
-from corea.generate import Sampling
+from corea.generate import ModelError, Sampling
 from corea.trainers import GRPOSettings, SFTSettings
 
 WORLD = microworld.World(names=12)
@@ -48,7 +49,22 @@ def test_a_model_is_known_by_its_files_not_by_its_folder(base, tmp_path):
     assert stages.identity(copy) == stages.identity(base)
     (copy / "config.json").write_text("{}")
     assert stages.identity(copy) != stages.identity(base)
-    assert stages.identity("Qwen/Qwen2.5-7B-Instruct") == "Qwen/Qwen2.5-7B-Instruct"
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(base, tmp_path, monkeypatch):
+    snapshot = tmp_path / "0123abcd"
+    shutil.copytree(base, snapshot)
+    asked = []
+
+    def fetch(name, revision, allow_patterns):
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert stages.identity("Qwen/Qwen2.5") == "Qwen/Qwen2.5@0123abcd"
+    assert stages.identity("Qwen/Qwen2.5@main") == "Qwen/Qwen2.5@0123abcd"
+    assert stages.count_weights("Qwen/Qwen2.5") == stages.count_weights(base)
+    assert asked == [("Qwen/Qwen2.5", None), ("Qwen/Qwen2.5", "main"), ("Qwen/Qwen2.5", None)]
 
 
 def test_reinforcement_starts_from_the_base_and_is_made_once(root, base, questions):
@@ -75,14 +91,17 @@ def test_an_evaluation_and_a_router_are_made_once(root, base, questions):
 
 def test_weights_are_counted_from_the_files(tmp_path, base):
     save_file({"a": np.zeros((2, 3)), "b": np.zeros(4)}, tmp_path / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
     assert stages.count_weights(tmp_path) == 10
     tiny = microworld.PRESETS["tiny"]
     vocabulary = len(microworld.build_tokenizer(WORLD))
     config = microworld.model_config("qwen2", tiny.hidden_size, tiny.n_layers, 1, vocabulary)
     weights = microworld.new_model(config, 0).parameters()
     assert stages.count_weights(base) == sum(part.numel() for part in weights)
-    with pytest.raises(FileNotFoundError, match="no \\*.safetensors in it"):
-        stages.count_weights(tmp_path / "nothing")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="found none; expected weights as \\*.safetensors"):
+        stages.count_weights(tmp_path)
 
 
 def test_the_corpus_of_a_size_has_its_names():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from corea import store
-from corea.store import StoreError, check_seal, make, seal, write_atomically
+from corea.store import StoreError, check_seal, keep_up, make, seal, write_atomically
 
 
 def nothing_to_do(folder):
@@ -148,6 +148,17 @@ def build_two(folder):
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "weights").write_bytes(bytes(range(256)))
     (folder / "table.csv").write_text("a\n1\n")
+
+
+def test_what_is_kept_up_is_brought_up_to_date_by_every_call(tmp_path):
+    def add(folder):
+        path = folder / "lines"
+        path.write_text((path.read_text() if path.is_file() else "") + "x")
+
+    first = keep_up("log", {"a": 1}, add, root=tmp_path)
+    assert keep_up("log", {"a": 1}, add, root=tmp_path) == first
+    assert (first / "lines").read_text() == "xx"
+    assert keep_up("log", {"a": 2}, add, root=tmp_path) != first
 
 
 def flip(path):

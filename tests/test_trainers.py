@@ -19,6 +19,7 @@ from huggingface_hub.utils import _telemetry  # noqa: E402
 from packaging.requirements import Requirement  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import PreTrainedTokenizerFast, PrinterCallback  # noqa: E402
+from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from corea import calibration, rewards, trainers  # noqa: E402
 from corea.parsing import parse_completion  # noqa: E402
@@ -215,6 +216,20 @@ def test_the_private_methods_of_trl_are_as_they_were():
     assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, *added))
 
 
+def test_what_is_read_of_trl_with_vllm_is_as_it_was():
+    """No vLLM is installed here: what its users see is checked in the source."""
+    assert [*inspect.signature(VLLMGeneration.sync_weights).parameters] == ["self"]
+    for method, line in (
+        ("__init__", "self.vllm_generation = VLLMGeneration("),
+        ("_generate_single_turn", "self.vllm_generation.sync_weights()"),
+        (
+            "_generate_and_score_completions",
+            'output["importance_sampling_ratio"] = vllm_importance_sampling_ratio',
+        ),
+    ):
+        assert line in inspect.getsource(getattr(trl.GRPOTrainer, method))
+
+
 def test_the_private_state_of_trl_is_as_it_was(trainer):
     made = trainer(confidence_reward="none")
     assert {mode: dict(kept) for mode, kept in made._metrics.items()} == {"train": {}, "eval": {}}
@@ -252,6 +267,9 @@ BOTH = [
     ("learning_rate", math.inf), ("warmup_steps", -1), ("warmup_steps", 0.5),
     ("checkpoint_every", 0), ("precision", "float16"), ("precision", None),
     ("seed", -1), ("seed", 0.5),
+    ("lora_rank", -1), ("lora_rank", 1.5), ("lora_rank", True), ("lora_alpha", 0),
+    ("lora_alpha", math.nan), ("lora_dropout", -0.1), ("lora_dropout", 1), ("lora_dropout", None),
+    ("lora_targets", "q_proj"), ("gradient_checkpointing", 1),
 ]  # fmt: skip
 OF_GRPO = [
     ("confidence_reward", "l3"), ("confidence_reward", None), ("group_size", 1),
@@ -259,7 +277,8 @@ OF_GRPO = [
     ("temperature", -1.0), ("max_completion_tokens", 0), ("kl_coef", -0.1), ("kl_coef", math.nan),
     ("entropy_coef", -0.1), ("confidence_weight", math.nan), ("confidence_weight", -1),
     ("format_weight", math.inf), ("loss_type", "ppo"), ("loss_type", "luspo"),
-    ("scale_rewards", True), ("scale_rewards", "all"),
+    ("scale_rewards", True), ("scale_rewards", "all"), ("rollouts", "vllm"),
+    ("vllm_memory_share", 0), ("vllm_memory_share", 1),
 ]  # fmt: skip
 
 
@@ -295,6 +314,7 @@ def test_values_at_the_edge_are_taken():
         ("warmup_steps", "kl_coef", "entropy_coef", "confidence_weight", "format_weight", "seed"), 0
     )
     assert GRPOSettings(**zero).kl_coef == 0
+    assert GRPOSettings(lora_rank=0, lora_dropout=0).adapter is None
     assert SFTSettings(steps=200, weight_decay=0, seed=0, learning_rate=1).learning_rate == 1
 
 
@@ -516,6 +536,26 @@ def test_a_loss_of_one_process_ends_all(serve, tmp_path):
     assert newest_checkpoint(directory) == 2
 
 
+# Adapters whose dropout draws random numbers, beside weights that are kept as they are.
+ADAPTERS = {"lora_rank": 4, "lora_targets": "all-linear", "learning_rate": 1e-2}
+
+
+def test_two_processes_train_the_same_adapters(serve, reference, tmp_path):
+    directory = tmp_path / "run"
+    settings = two_processes("none") | ADAPTERS | {"kl_coef": 0.01}
+    serve(directory, settings=settings, processes=2, record=True, expect=(0, 0))
+    first, second = (
+        json.loads(directory.with_name(f"run.{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert first["weights"] == second["weights"]
+    assert [printed(directory, "err", rank) for rank in (0, 1)] == ["", ""]
+    before, after = (
+        load_file(path / "model" / "model.safetensors") for path in (reference / "sft", directory)
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj.weight" in name}
+
+
 # --- killed runs ----------------------------------------------------------------------------------
 
 
@@ -582,6 +622,23 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(
     assert len(set(starts)) > n_saving // 2  # several of them made progress
     if task == "grpo":
         assert any(kill["named"] for kill in kills)  # a half-written checkpoint was
+
+
+@pytest.mark.parametrize(("task", "steps"), [("grpo", 6), ("sft", 18)])
+def test_a_killed_run_with_adapters_ends_with_the_same_weights(serve, tmp_path, task, steps):
+    request = {"task": task, "settings": ADAPTERS | {"steps": steps}}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    serve(whole, **request)
+    serve(killed, at="S", expect=(-9,), **request)  # the first checkpoint is sealed
+    first = newest_checkpoint(killed)
+    serve(killed, at="s", expect=(-9,), **request)  # the next is about to be written
+    assert newest_checkpoint(killed) == first == steps // 3
+    checkpoint = killed / "checkpoints" / f"checkpoint-{first}"
+    assert (checkpoint / "adapter_model.safetensors").is_file()
+    assert not (checkpoint / "model.safetensors").exists()
+    serve(killed, **request)
+    assert results(killed) == results(whole)
+    assert printed(killed, "err") == ""
 
 
 def test_a_run_killed_while_it_ends_has_lost_nothing(serve, tmp_path):

@@ -65,12 +65,13 @@ def new_model(tokenizer):
 
 def train(task, reference, directory, settings):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(reference / "tokenizer")
+    base = reference / "sft" / "model"
     if task == "sft":
         settings = trainers.SFTSettings(**settings)
-        trainers.train_sft(new_model(tokenizer), tokenizer, rows_to_learn(), settings, directory)
+        model = base if settings.lora_rank else new_model(tokenizer)
+        trainers.train_sft(model, tokenizer, rows_to_learn(), settings, directory)
     else:
         settings = trainers.GRPOSettings(**settings)
-        base = reference / "sft" / "model"
         trainers.train_grpo(base, tokenizer, TRAINING, VALIDATION, settings, directory)
 
 

@@ -1,0 +1,212 @@
+"""Evaluation through a server beside the server's own benchmark client, and resuming one.
+
+``.venv-vllm/bin/python benchmarks/bench_server.py`` (``make test-vllm`` makes that environment;
+``--small`` for a quick look).
+
+1. ``vllm serve`` of a tiny model on loopback is asked the same prompts for the same number of
+   tokens by `corea.evaluation.evaluate` and by ``vllm bench serve``. Both make as many requests at
+   once, of the same parameters, with log-probabilities or without; both are measured from the
+   first request on, to the last answer or, for an evaluation, until answers are checked, parts
+   written and the records there. They alternate, the order too.
+2. An evaluation of 100,000 rows that is finished is asked for again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from corea.evaluation import evaluate, read_samples
+from corea.generate import Rollout, Sampling
+from corea.questions import Question
+from corea.server import VLLM_BODY, ServerEngine
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests_vllm"))
+import tiny
+
+WAYS = ("evaluation", "vllm bench serve")
+
+
+def questions(n: int) -> list[Question]:
+    """Sums that no two of are alike."""
+    rng = np.random.default_rng(0)
+    terms = rng.integers(10, size=(n, 12))
+    texts = [f"{i}: " + "+".join(map(str, row)) + ":" for i, row in enumerate(terms)]
+    golds = terms.sum(axis=1)
+    return [
+        Question("sums", f"q{i}", text, str(gold), "choice")
+        for i, (text, gold) in enumerate(zip(texts, golds, strict=True))
+    ]
+
+
+def by_evaluation(
+    address: str, asked: Sequence[Question], tokens: int, concurrency: int, logprobs: bool
+) -> float:
+    """Tokens written in a second."""
+    engine = ServerEngine(
+        "tiny",
+        f"{address}/v1",
+        concurrency=concurrency,
+        chat=False,
+        logprobs=logprobs,
+        body={**VLLM_BODY, "ignore_eos": True},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        evaluate(
+            engine,
+            asked,
+            system="tiny",
+            sampling=Sampling(0.0, tokens),
+            directory=folder,
+            confidence_grid=(),
+        )
+        seconds = time.perf_counter() - begun
+        written = read_samples(folder)["completion_tokens"]
+    engine.close()
+    if not (written == tokens).all():
+        raise SystemExit(f"completions have {sorted(set(written))} tokens; expected {tokens}")
+    return len(asked) * tokens / seconds
+
+
+def by_its_own(
+    address: str,
+    model: Path,
+    asked: Sequence[Question],
+    tokens: int,
+    concurrency: int,
+    logprobs: bool,
+) -> float:
+    """Tokens written in a second, as the server's benchmark client says."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts = Path(folder, "prompts.jsonl")
+        prompts.write_text(
+            "".join(json.dumps({"prompt": question.prompt}) + "\n" for question in asked)
+        )
+        command = [
+            *(sys.executable, Path(tiny.__file__).with_name("vllm_cli.py"), "bench", "serve"),
+            *("--backend", "openai", "--endpoint", "/v1/completions", "--base-url", address),
+            *("--model", "tiny", "--tokenizer", model, "--skip-chat-template"),
+            *("--dataset-name", "custom", "--dataset-path", prompts, "--disable-shuffle"),
+            *("--num-prompts", len(asked), "--custom-output-len", tokens, "--ignore-eos"),
+            *("--max-concurrency", concurrency, "--temperature", 0, "--disable-tqdm"),
+            *("--save-result", "--result-dir", folder, "--result-filename", "result.json"),
+            *(("--logprobs", 1) if logprobs else ()),
+        ]
+        done = subprocess.run(
+            [str(word) for word in command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **tiny.ENVIRONMENT},
+        )
+        if done.returncode:
+            raise SystemExit(f"vllm bench serve failed:\n{done.stdout}\n{done.stderr}")
+        result = json.loads(Path(folder, "result.json").read_text())
+    if result["completed"] != len(asked) or result["total_output_tokens"] != len(asked) * tokens:
+        raise SystemExit(f"vllm bench serve wrote {result['total_output_tokens']} tokens")
+    return float(result["output_throughput"])
+
+
+def compare(n: int, tokens: int, concurrency: int, rounds: int) -> pd.DataFrame:
+    """Tokens a second of each way, round and kind of request; the first round is not counted."""
+    measured = []
+    with tempfile.TemporaryDirectory() as name:
+        model = Path(name, "model")
+        tiny.save(model)
+        with tiny.served(model, Path(name, "log"), concurrency) as address:
+            for step in range(rounds + 1):
+                some = questions(n if step else 2 * concurrency)
+                for logprobs in (True, False):
+                    for way in WAYS[:: 1 if step % 2 else -1]:
+                        if way == "evaluation":
+                            rate = by_evaluation(address, some, tokens, concurrency, logprobs)
+                        else:
+                            rate = by_its_own(address, model, some, tokens, concurrency, logprobs)
+                        row = {"step": step, "logprobs": logprobs, "way": way, "rate": rate}
+                        measured += [row] if step else []
+                        print(row, flush=True)
+    return pd.DataFrame(measured)
+
+
+class Invented:
+    """An engine that has an answer of 2,000 letters at once."""
+
+    fingerprint, batch_size, parts_at_once = "invented", 64, 1
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        *,
+        pooled_states: bool = False,
+        confidence_grid: Sequence[str] = (),
+        samples: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Rollout]]:
+        """One rollout of each prompt."""
+        logprobs = np.full(500, -0.1, dtype=np.float32)
+        return [
+            [
+                Rollout(
+                    rf"{np.random.default_rng(len(prompt)).bytes(1000).hex()}\boxed{{7}}",
+                    None,
+                    logprobs,
+                    True,
+                    40,
+                    n_tokens=500,
+                )
+            ]
+            for prompt in prompts
+        ]
+
+
+def resume(n: int) -> tuple[float, float]:
+    """Seconds and CPU seconds of asking again for what is there."""
+    asked = questions(n)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            begun, cpu = time.perf_counter(), time.process_time()
+            evaluate(
+                Invented(), asked, system="tiny", sampling=Sampling(0.6, 500), directory=folder
+            )
+        return time.perf_counter() - begun, time.process_time() - cpu
+
+
+def main() -> None:
+    """Compare, resume."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=2048, help="of each run")
+    parser.add_argument("--tokens", type=int, default=64, help="of each completion")
+    parser.add_argument("--concurrency", type=int, default=64, help="requests at once")
+    parser.add_argument("--rounds", type=int, default=5, help="of both ways")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the evaluation resumed")
+    parser.add_argument("--small", action="store_true", help="a quick look")
+    chosen = parser.parse_args()
+    if chosen.small:
+        chosen.requests, chosen.rounds, chosen.rows = 256, 1, 10_000
+    seconds, cpu = resume(chosen.rows)
+    print(f"{chosen.rows:,} rows resumed in {seconds:.2f} s ({cpu:.2f} s of the processor)")
+    measured = compare(chosen.requests, chosen.tokens, chosen.concurrency, chosen.rounds)
+    for logprobs, rows in measured.groupby("logprobs", sort=False):
+        rates = rows.pivot(index="step", columns="way", values="rate")
+        ours, theirs = (rates[way] for way in WAYS)
+        ratios = ours / theirs
+        kind = "with" if logprobs else "without"
+        print(
+            f"{kind} log-probabilities: {ours.median():,.0f} tokens/s, "
+            f"vllm bench serve {theirs.median():,.0f}; ratio {ratios.median():.2f} "
+            f"[{ratios.min():.2f}, {ratios.max():.2f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Real models and datasets, offline: a tiny chat model in a folder, and files as they are released."""
+
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("trl", reason="training needs the extra `train`")
+
+from chapters import execute  # noqa: E402
+from test_tasks import ROWS, several, write  # noqa: E402
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+
+from corea.generate import load_model  # noqa: E402
+from corea.runs import read_model, run_records  # noqa: E402
+from corea.suites import PAPERS  # noqa: E402
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUICK = {"n_resamples": 5, "batch_size": 64, "n_samples": 2, "max_completion_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folder with the datasets in the form of their original files, as long as their parts need."""
+    folder = tmp_path_factory.mktemp("data")
+    lengths = {"deepmath": 16_504, "openai_moderation": 506}
+    for dataset in (*PAPERS.datasets, "openbookqa", "openai_moderation", "xstest"):
+        rows = (
+            several(dataset, lengths.get(dataset, 4)) if dataset in lengths else [ROWS[dataset][0]]
+        )
+        write(folder, dataset, rows)
+    stem = ROWS["commonsenseqa"][0]["question"]
+    rows = [
+        ROWS["commonsenseqa"][0] | {"question": stem | {"stem": f"Where is {i}?"}}
+        for i in range(504)
+    ]
+    write(folder, "commonsenseqa", rows, "train_rand_split.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub_model(tmp_path_factory):
+    """Folder of a chat model with one token a byte, as a hub would give it."""
+    folder = tmp_path_factory.mktemp("hub") / "Tiny-Instruct"
+    letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    core = Tokenizer(models.BPE({"<|endoftext|>": 0, "<|im_end|>": 1} | letters, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>"
+    )
+    words = ("<think>", "</think>", "Safe", "Unsafe")
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+        transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, data):
+    """Folder for runs; the store is below it, and the datasets are found."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COREA_DATA", str(data))
+        yield folder
+
+
+def run(work, notebook, name, **parameters):
+    """Execute a notebook's code; its folder and what it shows."""
+    folder = work / name
+    folder.mkdir()
+    shown = execute(notebook, {**parameters, "profile": "gpu", "output_dir": str(folder)})
+    return folder, "".join(shown)
+
+
+@pytest.fixture(scope="module")
+def base(work, hub_model):
+    return run(work, "base_model", "base", model=str(hub_model), engine="transformers", **QUICK)
+
+
+def test_a_base_model_is_asked_all_datasets_of_the_papers(base, hub_model):
+    folder, shown = base
+    model = read_model(folder)
+    assert (model.suite, model.architecture, model.informed) == ("papers", "qwen2", None)
+    weights = load_model(hub_model, device="cpu")[0].num_parameters()
+    assert model.parameters == weights
+    records = run_records([folder])
+    assert set(records["dataset"]) == set(PAPERS.datasets)
+    assert (records["prompt_tokens"] > 100).all()
+    kept = pd.read_parquet(folder / "samples.parquet")
+    assert set(kept["dataset"]) == set(PAPERS.datasets) - {"gpqa"}  # its text is not published
+    assert "Find the limit." in shown
+    assert "put your final answer within" in shown
+
+
+def test_a_model_is_reinforced_and_asked_again(work, base):
+    folder, _ = run(
+        work,
+        "train",
+        "l1",
+        base=str(base[0]),
+        group_size=2,
+        steps=2,
+        batch=4,
+        checkpoint_every=1,
+        n_train=4,
+        n_validation=2,
+        more={"micro_batch": 2, "lora_rank": 4, "gradient_checkpointing": True},
+        **QUICK,
+    )
+    model = read_model(folder)
+    assert model.suite == "papers"
+    trained, tokenizer = load_model(model.checkpoint, device="cpu")
+    assert tokenizer.chat_template == CHAT
+    before, _ = load_model(read_model(base[0]).checkpoint, device="cpu")
+    changed = {
+        name.split(".")[-2]
+        for (name, old), (_, new) in zip(
+            before.named_parameters(), trained.named_parameters(), strict=True
+        )
+        if not torch.equal(old, new)
+    }
+    assert changed == {"q_proj", "v_proj"}  # what peft adapts; the rest is the base model's
+    assert len(pd.read_csv(folder / "dynamics.csv")) == 2
+    assert set(run_records([folder])["dataset"]) == set(PAPERS.datasets)
+
+
+@pytest.fixture(scope="module")
+def decision_base(work, hub_model):
+    return run(work, "decision_base", "decision_base", model=str(hub_model), **QUICK)
+
+
+def test_decisions_are_asked_in_both_formats(decision_base):
+    folder, shown = decision_base
+    assert set(run_records([folder])["dataset"]) == set(PAPERS.decision_datasets)
+    assert "without" in shown
+
+
+@pytest.mark.parametrize("task", ["choices", "messages"])
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_decisions_are_trained_on_each_task(work, decision_base, task, method):
+    folder, _ = run(
+        work,
+        "decision_train",
+        f"{method}_{task}",
+        base=str(decision_base[0]),
+        task=task,
+        method=method,
+        steps=1,
+        batch=4,
+        group_size=2,
+        checkpoint_every=1,
+        calibration_weight=0.01,
+        n_train=4,
+        n_validation=2,
+        **QUICK,
+    )
+    assert set(run_records([folder])["dataset"]) == set(PAPERS.tasks[task])
+
+
+def test_a_probe_and_a_router_are_trained(work, base):
+    folder, _ = run(
+        work,
+        "confidence_models",
+        "judges",
+        model=str(base[0]),
+        base=str(base[0]),
+        n_train=8,
+        n_answers=2,
+        hidden_sizes=[4, 4],
+        probe_epochs=1,
+        router_steps=1,
+        router_batch=4,
+        **QUICK,
+    )
+    records = run_records([folder])
+    assert records["probe"].notna().all()
+    assert (records["router_prompt_tokens"] > 100).all()

@@ -1,0 +1,50 @@
+"""A tiny chat model in a folder, and vLLM and transformers on it."""
+
+import os
+
+import pytest
+import tiny
+
+from corea.generate import TransformersEngine, load_model
+from corea.vllm_engine import VLLMEngine
+
+os.environ |= tiny.ENVIRONMENT
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The model's folder."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded(folder):
+    return load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def plain(loaded):
+    """What transformers makes of it."""
+    return TransformersEngine(*loaded, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def chat(loaded):
+    return TransformersEngine(*loaded, batch_size=4, chat=True)
+
+
+@pytest.fixture(scope="session")
+def vllm(folder):
+    """VLLM in this process."""
+    engine = VLLMEngine(folder, batch_size=64, sequences=16, more={"enforce_eager": True})
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def address(folder, tmp_path_factory):
+    """Of ``vllm serve`` on loopback."""
+    with tiny.served(folder, tmp_path_factory.mktemp("served") / "log", 16) as address:
+        yield f"{address}/v1"
