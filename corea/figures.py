@@ -39,7 +39,7 @@ _METHODS = (
     ("RLCR", "Brier", "Brier-SLM", "Brier-SLM-Verb"),
     ("L1", "L1-SLM", "L1-SLM-Verb", "COREA", "Ours", "CA-GRPO"),
     ("RLVR-Classifier", "RLVR-SLM-Probe", "Probe", "KL", "KL-SLM"),
-    ("Answer-Prob", "RLVR-SLM-AvgProb", "L2", "L2-SLM"),
+    ("Answer-Prob", "RLVR-SLM-AvgProb", "SLM-AvgProb", "L2", "L2-SLM"),
     ("Router+RLVR-SLM", "Router", "SFT", "Sample_L1", "Sample_L1-SLM"),
     ("Baseline LLM",),
     ("Sample_KL", "Sample_KL-SLM"),

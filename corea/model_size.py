@@ -197,6 +197,27 @@ def direction(row: Mapping[Any, Any]) -> str:
     return "rises" if row["low"] > 0 else "falls" if row["high"] < 0 else "not certain"
 
 
+def verdict(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None) -> str:
+    """Whether a trend is that of sizes, or one size by itself makes it.
+
+    Args:
+        over_all: The trend over all sizes, with ``low`` and ``high``; None where there is none.
+        larger: The trend without the smallest size.
+
+    Returns:
+        What both say, for a sentence.
+
+    Example:
+        >>> verdict({"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.1})
+        'rises over all sizes, not certain without the smallest: that one makes the trend'
+    """
+    if over_all is None or larger is None:
+        return "too few sizes to tell"
+    both, rest = direction(over_all), direction(larger)
+    said = f"{both} over all sizes, {rest} without the smallest"
+    return said if both in (rest, "not certain") else f"{said}: that one makes the trend"
+
+
 def in_words(row: Mapping[Any, Any] | None, spec: str = "+.3f") -> str:
     """A trend for a sentence: what changes, and whether the interval leaves doubt.
 

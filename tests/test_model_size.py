@@ -8,7 +8,15 @@ from scipy import stats
 from corea import full_run
 from corea.experiments import BOOTSTRAP
 from corea.microworld import PRESETS, World, build_tokenizer, model_config, new_model
-from corea.model_size import POOLED, direction, learner, plot_sizes, short_number, trends
+from corea.model_size import (
+    POOLED,
+    direction,
+    learner,
+    plot_sizes,
+    short_number,
+    trends,
+    verdict,
+)
 
 SIZES = {"a": 1e4, "b": 1e5, "c": 1e6}
 
@@ -136,6 +144,18 @@ def test_a_direction_needs_the_whole_interval(low, high, said):
     assert direction({"low": low, "high": high}) == said
 
 
+UP, DOWN, FLAT = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}, {"low": -1, "high": 1}
+
+
+@pytest.mark.parametrize(
+    ("over_all", "larger", "makes_the_trend"),
+    [(UP, FLAT, True), (UP, DOWN, True), (UP, UP, False), (FLAT, UP, False), (FLAT, FLAT, False)],
+)
+def test_one_size_makes_a_trend_that_the_others_do_not_have(over_all, larger, makes_the_trend):
+    assert verdict(over_all, larger).endswith("makes the trend") == makes_the_trend
+    assert "too few" in verdict(over_all, None)
+
+
 # --- what there is to be known ----------------------------------------------------------------
 
 
@@ -244,6 +264,11 @@ def test_the_chapter_runs_on_whatever_was_trained(folders, tmp_path, monkeypatch
     by_key = sizes.set_index(key)["value"]
     gain = by_key["big", "L1", "chains", "ece"] - by_key["big", "SLM", "chains", "ece"]
     assert by_key["big", "gain", "chains", "ece"] == pytest.approx(gain, abs=1e-5)
+    trends = pd.read_csv(tmp_path / "trends.csv").set_index(["line", "dataset", "metric", "sizes"])
+    trends = trends.sort_index()
+    of = trends.loc[("L1", "chains", "ece")]
+    assert of["n_sizes"].to_dict() == {"all": 3, "without the smallest": 2}
+    assert of["n_runs"].to_dict() == {"all": 5, "without the smallest": 3}
     ends = pd.read_csv(tmp_path / "ends.csv").set_index("size")
     # its made-up confidence goes to 0
     assert ends["collapsed"].to_dict() == {"tiny": 1, "small": 0, "big": 0}
@@ -260,11 +285,11 @@ def test_a_run_of_fewer_sizes_shows_the_committed_sweep_beside_its_own(
     own = [run for (method, role, seed), run in folders.items() if role == "small" and not seed]
     text = "".join(chapter(own, tmp_path))
     assert "committed full run: commit" in text
-    assert "Trends over sizes, committed full run" in text
+    assert "Trends on chains, committed full run" in text
     assert set(pd.read_csv(tmp_path / "sizes.csv")["size"]) == {"small"}
     # as wide as what is committed: only its own
     text = "".join(chapter(folders.values(), tmp_path))
-    assert "Trends over sizes, this run" in text
+    assert "Trends on chains, this run" in text
 
 
 def test_models_that_stated_nothing_do_not_stop_the_chapter(tmp_path, monkeypatch):
