@@ -81,14 +81,15 @@ def trends(
     for name, sizes in lines.items():
         if unknown := [system for system in sizes if system not in known]:
             raise ValueError(f"{name}: not measured: {', '.join(unknown)}")
-    in_order = measurements.sort_values("resample", kind="stable")
+    resamples = range(int(measurements["resample"].max()) + 1)
     found = []
     for name, sizes in lines.items():
-        own = in_order[in_order["system"].isin(list(sizes))]
+        own = measurements[measurements["system"].isin(list(sizes))]
         for (dataset, metric), part in own.groupby(["dataset", "metric"], sort=False):
             runs: dict[float, list[Floats]] = {}
             for (system, _), rows in part.groupby(["system", "seed"], sort=False):
-                values = rows["value"].to_numpy(dtype=float)
+                # where a metric is not defined in a resample there may be no row
+                values = rows.set_index("resample")["value"].reindex(resamples).to_numpy(float)
                 if not np.isnan(values[0]):
                     runs.setdefault(sizes[str(system)], []).append(values)
             if len(runs) >= 2:

@@ -447,8 +447,11 @@ def test_presets_are_what_they_are_for(tokenizer):
     assert sizes["tiny"] < sizes["small"] < sizes["large"]
     assert sizes["large"] / sizes["small"] > 3
     assert (np.cumsum(PRESETS["large"].name_shares) >= np.cumsum(WORLD.name_shares)).all()
-    for preset in PRESETS.values():
-        assert preset.hidden_size // preset.n_heads == 32
+    assert sizes["micro"] < sizes["tiny"]
+    assert sizes["small"] < sizes["medium"] < sizes["big"]
+    assert sizes["big"] / sizes["micro"] > 90  # two orders of magnitude
+    for name in PRESETS.keys() - {"micro"}:
+        assert PRESETS[name].hidden_size // PRESETS[name].n_heads == 32
 
 
 @pytest.mark.parametrize(

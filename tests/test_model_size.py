@@ -131,6 +131,18 @@ def test_runs_in_which_a_metric_is_not_defined_are_left_out():
     assert "p_value" in nothing
 
 
+def test_resamples_in_which_a_metric_is_not_defined_may_have_no_row():
+    values = {system: {0: value} for system, value in zip("abc", (0.1, 0.2, 0.4), strict=True)}
+    table = measurements(values, resamples=(0.1, -0.1, 0.05))
+    lines = {"L1": SIZES}
+    (whole,) = trends(table, lines).to_dict("records")
+    (found,) = trends(table.drop(index=[2, 7]), lines).to_dict("records")  # of a and b
+    assert (found["value"], found["n_sizes"]) == (whole["value"], 3)
+    assert np.isfinite([found["low"], found["high"]]).all()
+    (two,) = trends(table.drop(index=4), lines).to_dict("records")  # b as it is
+    assert two["n_sizes"] == 2
+
+
 def test_a_system_that_was_not_measured_is_named():
     with pytest.raises(ValueError, match="L1: not measured: d"):
         trends(measurements({"a": {0: 0.5}}), {"L1": {"a": 1e4, "d": 1e7}})
