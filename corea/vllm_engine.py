@@ -91,9 +91,6 @@ class VLLMEngine:
         max_model_len: Tokens of prompt and completion at most; the model's own when None.
         more: Further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
         running: Where the running vLLM is kept; copies with another ``chat`` share it.
-
-    Example:
-        >>> engine = VLLMEngine("Qwen/Qwen2.5-1.5B-Instruct", chat=True)  # doctest: +SKIP
     """
 
     model: str | Path
