@@ -20,6 +20,14 @@ TITLE = ("markdown", "# What is this?")
 PARAMETERS = ("code", 'profile = "tiny"\nseed = 0\noutput_dir = ""\nsize = 3', "parameters")
 
 
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """No figure that one test left open is seen by another."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
 @pytest.fixture(scope="session")
 def decider(tmp_path_factory):
     """Folder of a model that reasons about choices and decides, badly."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,12 +17,6 @@ from corea.suites import PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"n_questions": 12, "n_samples": 2, "n_steps": 30}
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture

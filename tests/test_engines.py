@@ -19,7 +19,12 @@ def test_a_server_that_cannot_be_reached_is_told_before_anything_is_asked(monkey
         pass
 
 
-@pytest.mark.parametrize("name", ["transformers", "vllm"])
-def test_a_model_that_is_not_there_is_named(name):
-    with pytest.raises(ModelError, match="no such folder"), opened(name, "./no/such"):
+def test_a_model_that_is_not_there_is_named():
+    with pytest.raises(ModelError, match="no such folder"), opened("transformers", "./no/such"):
+        pass
+
+
+def test_without_vllm_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="vLLM is not installed"), opened("vllm", "./no/such"):
         pass
