@@ -33,7 +33,7 @@ class TrainedModel:
     Attributes:
         system: Name in tables and figures, such as ``"L1-SLM"``.
         method: ``"base"``, or the name of the confidence reward (``"none"`` is RLVR).
-        role: ``"small"``, ``"large"`` or ``"tiny"``.
+        role: Its size among those compared, such as ``"small"`` or ``"large"``.
         architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``, as transformers calls it.
         informed: Whether the base model's stated confidence was informed in pretraining; None
             where nobody knows.
