@@ -56,7 +56,9 @@ def build(
         base,
         settings,
         folder,
-        lambda split, n: _rows(decision_world.questions(own, "choices", split, n)),
+        lambda split, n, tokenizer: _rows(
+            decision_world.questions(own, "choices", split, n), tokenizer
+        ),
     )
     trainer: Any = DecisionTrainer(settings, folder, **common)
     if name == "trl":

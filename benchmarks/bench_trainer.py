@@ -114,7 +114,9 @@ def build(
         base,
         settings,
         folder,
-        lambda split, n: trainers._rows(microworld.questions(world, "chains", split, n)),
+        lambda split, n, tokenizer: trainers._rows(
+            microworld.questions(world, "chains", split, n), tokenizer
+        ),
     )
     trainer: Any
     if name != "trl":

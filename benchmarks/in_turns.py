@@ -39,19 +39,21 @@ def arguments(
     base: Path,
     settings: RolloutSettings,
     folder: Path,
-    rows: Callable[[str, int], list[dict[str, Any]]],
+    rows: Callable[[str, int, PreTrainedTokenizerFast], list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """Arguments of a trainer that neither validates nor saves; rows are of a split, so many."""
     n = settings.batch // settings.group_size * settings.steps
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     asked, held_out = (
-        datasets.Dataset.from_list(rows(split, k)) for split, k in (("train", n), ("validation", 8))
+        datasets.Dataset.from_list(rows(split, k, tokenizer))
+        for split, k in (("train", n), ("validation", 8))
     )
     config = trainers._grpo_config(settings, folder, len(held_out))
     config.save_strategy = config.eval_strategy = "no"
     return {
         "model": str(base),
         "args": config,
-        "processing_class": PreTrainedTokenizerFast.from_pretrained(base),
+        "processing_class": tokenizer,
         "train_dataset": asked,
         "eval_dataset": held_out,
     }
