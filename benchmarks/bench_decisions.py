@@ -31,7 +31,8 @@ from trl import GRPOTrainer
 from corea import decision_world, trainers, training_speed
 from corea.decision_evaluation import _scored
 from corea.decision_trainer import DecisionSettings, DecisionTrainer, _rows
-from corea.generate import Sampling, TransformersEngine, load_model
+from corea.generate import Sampling, TransformersEngine
+from corea.models import load_model
 from corea.trainers import SFTSettings
 
 TRAINERS = ("calibration-aware", "vanilla", "trl")

@@ -121,7 +121,7 @@ def evaluate_decisions(
 
 def _prompt(engine: TransformersEngine, question: DecisionQuestion, *, reasoning: bool) -> str:
     """All that stands before the reasoning, or before the decision where there is none."""
-    from corea.generate import chat_prompt
+    from corea.models import chat_prompt
 
     message, opening = question.prompt(reasoning=reasoning), "" if reasoning else NO_THINKING
     return chat_prompt(engine.tokenizer, message, opening) if engine.chat else message + opening

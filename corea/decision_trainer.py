@@ -51,7 +51,8 @@ from corea.decisions import (
     option_ids,
     wrong_target,
 )
-from corea.generate import Sampling, chat_prompt
+from corea.generate import Sampling
+from corea.models import chat_prompt
 from corea.rewards import Floats
 from corea.trainers import (
     RolloutSettings,

@@ -31,7 +31,9 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
 
     Args:
         name: One of :data:`ENGINES`.
-        model: Folder or hub name; for a server the name under which it has the model.
+        model: Folder or hub name; for a server the name under which it has the model. A server
+            that has the model of a folder here (``vllm serve FOLDER``) is sent its prompts as
+            the ids that the folder's tokenizer makes of them, in its chat template if it has one.
         batch_size: Completions it works on at once.
 
     Yields:
@@ -54,9 +56,16 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
         finally:
             in_process.close()
     elif name == "server":
+        from corea.models import load_tokenizer
         from corea.server import ServerEngine
 
-        server = ServerEngine(str(model), concurrency=batch_size)
+        tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
+        server = ServerEngine(
+            str(model),
+            concurrency=batch_size,
+            chat=tokenizer is None or bool(tokenizer.chat_template),
+            tokenizer=tokenizer,
+        )
         try:
             server.models()  # one that cannot be reached is told before anything is asked
             yield server

@@ -24,7 +24,6 @@ one for models of transformers, on a CPU or GPU. What is decided here:
    those of a chat model stand in its chat template, as the one message of a user. Candidate
    texts are encoded together with the text before them, as the tokenizer would, whatever it
    merges.
-7. Models are read from safetensors only, and no code from a model's folder is run.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corea.confidence import CONFIDENCE_GRID, expectation_on_grid
+from corea.models import chat_prompt, encode, encode_prompts, end_ids, load_model
 from corea.parsing import confidence_opening, parse_completion
 
 if TYPE_CHECKING:
@@ -54,13 +54,7 @@ if TYPE_CHECKING:
 _Floats = NDArray[np.float64]
 
 _PLAIN_NUMBER = re.compile(r"[0-9.]+")
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w.-]+))?")
-_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 _DROP_AT = 0.8  # rows that ended are taken out once this share or less is still being written
-
-
-class ModelError(Exception):
-    """A model cannot be read; names the folder or file, what was found and expected."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +83,9 @@ class Sampling:
         )
         if not (number and np.isfinite(self.temperature) and self.temperature >= 0):
             raise ValueError(f"temperature is {self.temperature!r}; expected a number from 0")
-        _require_whole("max_completion_tokens", self.max_completion_tokens, 1)
-        _require_whole("n_samples", self.n_samples, 1)
-        _require_whole("seed", self.seed, 0)
+        require_whole("max_completion_tokens", self.max_completion_tokens, 1)
+        require_whole("n_samples", self.n_samples, 1)
+        require_whole("seed", self.seed, 0)
         if self.temperature == 0 and self.n_samples > 1:
             raise ValueError(
                 f"n_samples is {self.n_samples} at temperature 0, which gives the same completion "
@@ -211,7 +205,7 @@ class TransformersEngine:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _require_whole("batch_size", self.batch_size, 1)
+        require_whole("batch_size", self.batch_size, 1)
         if self.chat and not self.tokenizer.chat_template:
             raise ValueError("chat is True, but the tokenizer has no chat template")
 
@@ -263,9 +257,9 @@ class TransformersEngine:
         """
         if self.chat:
             prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
-        encoded = _encode_prompts(self.tokenizer, prompts)
+        encoded = encode_prompts(self.tokenizer, prompts)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        _require_room(positions, encoded, sampling.max_completion_tokens)
+        require_room(positions, encoded, sampling.max_completion_tokens)
         wanted = wanted_samples([tuple(ids) for ids in encoded], sampling, samples)
         asked, numbers = [i for i, _ in wanted], [number for _, number in wanted]
         rollouts: list[Rollout | None] = [None] * len(asked)
@@ -275,9 +269,9 @@ class TransformersEngine:
                 [encoded[asked[r]] for r in batch],
                 np.stack([_uniforms(encoded[asked[r]], numbers[r], sampling) for r in batch]),
                 sampling.temperature,
-                _end_ids(self.model.generation_config, self.tokenizer),
+                end_ids(self.model.generation_config, self.tokenizer),
                 pooled_states,
-                _encode(self.tokenizer, [sampling.greedy_after])[0],
+                encode(self.tokenizer, [sampling.greedy_after])[0],
             )
             ids = [row[:length] for row, length in zip(decoded.ids, decoded.lengths, strict=True)]
             texts = self.tokenizer.batch_decode(
@@ -422,7 +416,7 @@ def candidate_logprobs(
             twice.
         FloatingPointError: If the model gives a distribution that is not finite.
     """
-    _require_whole("batch_size", batch_size, 1)
+    require_whole("batch_size", batch_size, 1)
     prefixes, suffixes = encode_candidates(tokenizer, prompts, openings, candidates)
     n_candidates = len(candidates)
     scores = np.empty((len(prompts), n_candidates))
@@ -460,7 +454,7 @@ def encode_candidates(
         raise ValueError(f"{len(prompts)} prompts for {len(openings)} openings")
     if not candidates or not all(candidates) or len(set(candidates)) != len(candidates):
         raise ValueError(f"candidates are {list(candidates)}; expected texts, all different")
-    encoded = _encode_prompts(tokenizer, prompts)
+    encoded = encode_prompts(tokenizer, prompts)
     shared, suffixes = _continuations(tokenizer, openings, candidates)
     return [prompt + ids for prompt, ids in zip(encoded, shared, strict=True)], suffixes
 
@@ -490,7 +484,7 @@ def next_logprobs(
     """
     import torch
 
-    _require_whole("batch_size", batch_size, 1)
+    require_whole("batch_size", batch_size, 1)
     if (empty := next((i for i, row in enumerate(rows) if not len(row)), None)) is not None:
         raise ValueError(f"rows[{empty}] is empty; expected ids")
     scores, likeliest = np.empty((len(rows), len(tokens))), np.empty(len(rows), dtype=np.int64)
@@ -511,118 +505,6 @@ def next_logprobs(
     if np.isnan(scores).any():
         raise FloatingPointError("the model gives log-probabilities that are not numbers")
     return scores, likeliest
-
-
-def model_folder(path: str | Path) -> Path:
-    """The folder with a model's files; those of a hub of models are fetched if need be.
-
-    Args:
-        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
-            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be that one.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ModelError: If there is no such folder or hub repository, a file is missing, or the hub
-            cannot be reached or asks for an agreement; says what to do.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        named = _HUB_NAME.fullmatch(str(path))
-        if not named:
-            raise ModelError(f"{path}: no such folder")
-        folder = _fetched(named["name"], named["revision"])
-    _require_model_files(folder)
-    return folder
-
-
-def _fetched(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    with _quiet():
-        try:
-            patterns = list(_MODEL_FILES)
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except GatedRepoError as error:
-            raise ModelError(
-                f"{name}: not to be had without agreement. Ask for access on its page on the hub "
-                "and log in with `hf auth login`, or name a folder"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(f"{name}: neither a folder nor a model on the hub") from error
-        except Exception as error:  # of several libraries: no network, no such commit, no space
-            raise ModelError(
-                f"{name}: cannot be fetched ({_first_line(error)}). Connect to the network, or "
-                "name a folder with the model"
-            ) from error
-
-
-def load_model(
-    path: str | Path, *, device: str | None = None, dtype: str = "auto"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read a model and its tokenizer from a folder, or from a hub of models by name.
-
-    Args:
-        path: As for :func:`model_folder`.
-        device: Where the model goes, such as ``"cuda:0"``; the first GPU, or the CPU where there
-            is none, when None.
-        dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
-
-    Returns:
-        The model, in evaluation mode, and the tokenizer. It pads on the left, with the end token
-        where it has no token for padding.
-
-    Raises:
-        ModelError: If something is missing or damaged, weights are not safetensors, or they are
-            not those of the model that the config describes.
-    """
-    import torch
-    import transformers
-
-    folder = model_folder(path)
-    name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
-    safe = {"trust_remote_code": False}
-    with _quiet():
-        try:
-            read: Any = transformers.AutoModelForCausalLM.from_pretrained
-            model, report = read(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
-            )
-            tokenizer = _tokenizer_class(folder).from_pretrained(folder, **safe)
-        except Exception as error:  # of several libraries, down to Rust
-            raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
-    if wrong:
-        raise ModelError(f"{name}: the weights are not those of its config.json: {wrong}")
-    _complete_tokenizer(tokenizer, model.generation_config.eos_token_id, name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer that :func:`load_model` would, without the model.
-
-    Args:
-        path: As for :func:`model_folder`.
-
-    Returns:
-        The tokenizer. It pads on the left, with the end token where it has no token for padding.
-
-    Raises:
-        ModelError: If something is missing or damaged.
-    """
-    folder = model_folder(path)
-    name = str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
-    with _quiet():
-        try:
-            tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
-            config = _generation_config(folder)
-        except Exception as error:  # of several libraries, down to Rust
-            raise ModelError(f"{name}: cannot be read ({_first_line(error)})") from error
-    _complete_tokenizer(tokenizer, config.eos_token_id, name)
-    return tokenizer
 
 
 def open_model(path: str | Path, *, batch_size: int = 64) -> TransformersEngine:
@@ -854,47 +736,6 @@ def _last_states(model: Any) -> Iterator[list[torch.Tensor]]:
 # --- prompts and batches --------------------------------------------------------------------------
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str = "") -> str:
-    """The text a model goes on with: a user's message in the chat template, where there is one.
-
-    It is encoded like any other text. So a begin token at the start of the template, which the
-    tokenizer puts before every text anyway, is left out.
-
-    Args:
-        tokenizer: A tokenizer, with a chat template or without.
-        message: What the user says.
-        opening: How the answer begins.
-
-    Returns:
-        The text; the message and the opening alone where there is no template.
-    """
-    if not tokenizer.chat_template:
-        return message + opening
-    said = [{"role": "user", "content": message}]
-    text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-    begin = tokenizer.bos_token
-    if begin and _encode(tokenizer, [""], special=True)[0][:1] == [tokenizer.bos_token_id]:
-        text = text.removeprefix(begin)
-    return text + opening
-
-
-def _encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-    return encoded
-
-
-def _encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts is one string, {prompts[:40]!r}; expected a sequence of them")
-    if not prompts:
-        return []
-    encoded = _encode(tokenizer, prompts, special=True)
-    for i, ids in enumerate(encoded):
-        if not ids:
-            raise ValueError(f"prompts[{i}] is {prompts[i]!r}; expected text with tokens in it")
-    return encoded
-
-
 def _continuations(
     tokenizer: Any, openings: Sequence[str], candidates: Sequence[str]
 ) -> tuple[list[list[int]], list[list[list[int]]]]:
@@ -910,7 +751,7 @@ def _continuations(
 
     def encoded(text: str) -> list[int]:
         if text not in known:
-            known[text] = _encode(tokenizer, [text])[0]
+            known[text] = encode(tokenizer, [text])[0]
         return known[text]
 
     whole = tokenizer(
@@ -926,7 +767,7 @@ def _continuations(
         end = opening[offsets[last][0] :] if last else opening
         same = ids == ids[:last] + encoded(end + candidates[0])
         if same and last and (ids[last - 1], end) not in checked:
-            all_ids = _encode(tokenizer, [opening + candidate for candidate in candidates])
+            all_ids = encode(tokenizer, [opening + candidate for candidate in candidates])
             tails = [encoded(end + candidate) for candidate in candidates]
             same = all_ids == [ids[:last] + tail for tail in tails]
             if same:
@@ -949,9 +790,19 @@ def _n_shared(rows: Sequence[list[int]]) -> int:
     return next(differing, min(len(low), len(high)))
 
 
-def _require_room(
+def require_room(
     positions: int | None, prompts: Sequence[Sequence[int]], max_completion_tokens: int
 ) -> None:
+    """Refuse prompts whose completions may outgrow a model.
+
+    Args:
+        positions: Tokens that the model has positions for; any number when None.
+        prompts: Ids of each.
+        max_completion_tokens: That may be written after each.
+
+    Raises:
+        ValueError: If one is too long; names it.
+    """
     for i, prompt in enumerate(prompts):
         if positions is not None and len(prompt) + max_completion_tokens > positions:
             raise ValueError(
@@ -1028,93 +879,16 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
-    named = _as_list(generation_config.eos_token_id) + _as_list(tokenizer.eos_token_id)
-    if not named:
-        raise ValueError("neither tokenizer nor generation config names an end token")
-    return sorted(set(named))
+def require_whole(name: str, value: object, lowest: int) -> None:
+    """Refuse what is no whole number, or too small.
 
+    Args:
+        name: What it is called.
+        value: Any.
+        lowest: The smallest allowed.
 
-def _as_list(ids: int | Sequence[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else list(ids)
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def _require_model_files(folder: Path) -> None:
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ModelError(f"{folder.name}: no {name}; expected the folder of a model")
-    if not list(folder.glob("*.safetensors")):
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        found = f"found {', '.join(others)}" if others else "found none"
-        raise ModelError(f"{folder.name}: {found}; expected weights as *.safetensors")
-
-
-def _generation_config(folder: Path) -> Any:
-    """The one that a model of the folder would have."""
-    import transformers
-
-    try:
-        return transformers.GenerationConfig.from_pretrained(folder)
-    except OSError:  # there is none
-        own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return transformers.GenerationConfig.from_model_config(own)
-
-
-def _tokenizer_class(folder: Path) -> Any:
-    """What reads a tokenizer as it was written.
-
-    ``AutoTokenizer`` goes by the model's architecture: for a Qwen2 model with a tokenizer of its
-    own it puts Qwen2's way of splitting text in place of that of ``tokenizer.json``.
+    Raises:
+        ValueError: If it is refused; names it.
     """
-    import transformers
-
-    config = folder / "tokenizer_config.json"
-    named = (
-        json.loads(config.read_text("utf-8")).get("tokenizer_class") if config.is_file() else None
-    )
-    generic = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
-    return transformers.PreTrainedTokenizerFast if named in generic else transformers.AutoTokenizer
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither progress bars nor advice while a model is fetched and read."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # that of the hub too
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
-    """Give it an end token, one for padding, and the side on which generation pads."""
-    if tokenizer.eos_token is None:
-        known = _as_list(ends)
-        if not known:
-            raise ModelError(f"{name}: neither tokenizer nor config names an end token")
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(known[0])
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _require_whole(name: str, value: object, lowest: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
         raise ValueError(f"{name} is {value!r}; expected a whole number from {lowest}")

@@ -197,7 +197,7 @@ def _outside_model(run: str, value: str, parameters: Mapping[str, Any]) -> Model
         return Model(value, "server", None, told, SUITES[suite], "bfloat16")
     folder = Path(value)
     if folder.is_dir():
-        from corea.generate import ModelError
+        from corea.models import ModelError
         from corea.stages import count_weights
 
         try:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from corea.generate import load_tokenizer
+from corea.models import load_tokenizer
 from corea.store import write_atomically
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from corea.confidence import expectation_on_grid
-from corea.generate import Sampling, TransformersEngine, candidate_logprobs, chat_prompt
+from corea.generate import Sampling, TransformersEngine, candidate_logprobs
+from corea.models import chat_prompt
 from corea.parsing import parse_completion
 from corea.questions import Question
 

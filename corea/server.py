@@ -39,14 +39,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corea.generate import (
-    Rollout,
-    Sampling,
-    _encode_prompts,
-    chat_prompt,
-    request_seed,
-    wanted_samples,
-)
+from corea.generate import Rollout, Sampling, request_seed, wanted_samples
+from corea.models import chat_prompt, encode_prompts
 
 if TYPE_CHECKING:
     import httpx
@@ -267,7 +261,7 @@ class ServerEngine:
         with self._encoding:  # a tokenizer is not to be used by two threads at once
             if self.chat:
                 prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
-            return _encode_prompts(self.tokenizer, prompts)
+            return encode_prompts(self.tokenizer, prompts)
 
     @cached_property
     def _encoding(self) -> threading.Lock:

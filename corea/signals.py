@@ -69,7 +69,8 @@ def decision_token(
     Returns:
         Shape (n,), NaN where there is no box or another answer.
     """
-    from corea.generate import candidate_logprobs, chat_prompt
+    from corea.generate import candidate_logprobs
+    from corea.models import chat_prompt
 
     openings = [answer_opening(text) for text in samples["completion"]]
     answers = samples["answer"].tolist()

@@ -160,7 +160,7 @@ def evaluated(
             )
 
     spec = {
-        "model": str(model) if served else identity(model),
+        "model": identity(model, engine),
         "questions": digest(questions),
         "sampling": asdict(sampling),
         "batch_size": batch_size,
@@ -204,7 +204,7 @@ def decision_pretrained(
 
     def build(folder: Path) -> None:
         from corea import decision_world, trainers
-        from corea.generate import load_model
+        from corea.models import load_model
 
         model, tokenizer = load_model(base, device="cpu")
         decision_world.extend(model, tokenizer, own, seed=settings.seed)
@@ -241,10 +241,10 @@ def supervised(
 
     def build(folder: Path) -> None:
         from corea.decision_trainer import supervised_rows
-        from corea.generate import load_model
         from corea.launch import Job
+        from corea.models import load_tokenizer
 
-        _, tokenizer = load_model(base, device="cpu")
+        tokenizer = load_tokenizer(base)
         rows = supervised_rows(tokenizer, questions)
         _train(Job("sft", str(base), settings, rows), folder, accelerate)
 
@@ -307,10 +307,8 @@ def _on_rollouts(
     """A model reinforced on questions, selected on held-out ones."""
 
     def build(folder: Path) -> None:
-        from corea.generate import load_model
         from corea.launch import Job
 
-        load_model(base, device="cpu")  # what is wrong with it is said before anything starts
         _train(Job(task, str(base), settings, questions, validation), folder, accelerate)
 
     spec = {
@@ -475,11 +473,11 @@ def router(
 
     def build(folder: Path) -> None:
         from corea.evaluation import read_samples
-        from corea.generate import load_model
         from corea.launch import Job
         from corea.learned_confidence import prompted_rows
+        from corea.models import load_tokenizer
 
-        _, tokenizer = load_model(base, device="cpu")
+        tokenizer = load_tokenizer(base)
         rows = prompted_rows(tokenizer, questions, read_samples(answers))
         _train(Job("sft", str(base), settings, rows), folder, accelerate)
 
@@ -522,7 +520,7 @@ def count_weights(model: str | Path) -> int:
     """
     from safetensors import safe_open
 
-    from corea.generate import model_folder
+    from corea.models import model_folder
 
     total = 0
     for path in sorted(model_folder(model).glob("*.safetensors")):
@@ -532,20 +530,24 @@ def count_weights(model: str | Path) -> int:
     return total
 
 
-def identity(model: str | Path) -> str:
+def identity(model: str | Path, engine: str = "transformers") -> str:
     """What a model is, whatever its folder is called: a digest of its files.
 
     Args:
-        model: Folder or hub name.
+        model: Folder or hub name; for a server the name under which it has the model.
+        engine: What answers, one of :data:`corea.engines.ENGINES`.
 
     Returns:
-        The digest; of a hub's model its name and commit.
+        The digest; of a hub's model its name and commit; of a server's, unless its files are in a
+        folder here, its name.
 
     Raises:
         ModelError: If there is no such model.
     """
-    from corea.generate import model_folder
+    from corea.models import model_folder
 
+    if engine == "server" and not Path(model).is_dir():
+        return str(model)
     folder = model_folder(model)
     if not Path(model).is_dir():
         return f"{str(model).partition('@')[0]}@{folder.name}"

@@ -101,13 +101,8 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from corea import rewards
 from corea.calibration import describe_stated
-from corea.generate import (
-    Sampling,
-    TransformersEngine,
-    chat_prompt,
-    load_model,
-    model_folder,
-)
+from corea.generate import Sampling, TransformersEngine
+from corea.models import chat_prompt, load_model, model_folder
 from corea.parsing import parse_completion
 from corea.questions import Question
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically

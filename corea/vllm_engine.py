@@ -40,23 +40,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corea.generate import (
-    ModelError,
     Rollout,
     Sampling,
-    _encode,
-    _encode_prompts,
-    _end_ids,
-    _first_line,
-    _generation_config,
-    _require_room,
-    _require_whole,
-    chat_prompt,
     encode_candidates,
     expectation_of_stated,
+    request_seed,
+    require_room,
+    require_whole,
+    wanted_samples,
+)
+from corea.models import (
+    ModelError,
+    chat_prompt,
+    encode,
+    encode_prompts,
+    end_ids,
+    first_line,
+    generation_config,
     load_tokenizer,
     model_folder,
-    request_seed,
-    wanted_samples,
 )
 
 if TYPE_CHECKING:
@@ -80,9 +82,9 @@ class VLLMEngine:
     """Generates with vLLM, started when it is first asked.
 
     Attributes:
-        model: A folder or a name, as for :func:`corea.generate.model_folder`.
+        model: A folder or a name, as for :func:`corea.models.model_folder`.
         batch_size: Completions handed to vLLM at once, from 1.
-        chat: Whether a prompt is what a user says (:func:`corea.generate.chat_prompt`); whether
+        chat: Whether a prompt is what a user says (:func:`corea.models.chat_prompt`); whether
             the tokenizer has a chat template when None.
         sequences: How many of these it works on at once at most, from 1; fewer when memory is
             short.
@@ -110,10 +112,10 @@ class VLLMEngine:
             ValueError: If one is out of range, or there is no chat template to use.
             ModelError: If vLLM is not installed or the model cannot be found.
         """
-        _require_whole("batch_size", self.batch_size, 1)
-        _require_whole("sequences", self.sequences, 1)
+        require_whole("batch_size", self.batch_size, 1)
+        require_whole("sequences", self.sequences, 1)
         if self.max_model_len is not None:
-            _require_whole("max_model_len", self.max_model_len, 2)
+            require_whole("max_model_len", self.max_model_len, 2)
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory is {self.memory!r}; expected a share in (0, 1]")
         if importlib.util.find_spec("vllm") is None:
@@ -137,7 +139,7 @@ class VLLMEngine:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, as :func:`corea.generate.load_model` reads it."""
+        """The model's tokenizer, as :func:`corea.models.load_model` reads it."""
         if "tokenizer" not in self.running:
             self.running["tokenizer"] = load_tokenizer(self.folder)
         return self.running["tokenizer"]
@@ -202,7 +204,7 @@ class VLLMEngine:
             )
         tokenizer = self.tokenizer
         texts = [chat_prompt(tokenizer, text) for text in prompts] if self.chat else prompts
-        encoded = _encode_prompts(tokenizer, texts)
+        encoded = encode_prompts(tokenizer, texts)
         drafts = [
             _Draft(i, number, prompts[i], encoded[i])
             for i, number in wanted_samples(prompts, sampling, samples)
@@ -210,7 +212,7 @@ class VLLMEngine:
         answers: list[list[Rollout]] = [[] for _ in prompts]
         if not drafts:
             return answers
-        _require_room(self._positions, encoded, sampling.max_completion_tokens)
+        require_room(self._positions, encoded, sampling.max_completion_tokens)
         self._write(drafts, sampling)
         if not all(np.isfinite(draft.logprobs).all() for draft in drafts):
             raise FloatingPointError("the model gives probabilities that are not finite numbers")
@@ -285,7 +287,7 @@ class VLLMEngine:
                 self.running["llm"] = vllm.LLM(str(self.folder), **arguments)
             except Exception as error:  # of several libraries
                 raise ModelError(
-                    f"{Path(self.model).name}: vLLM does not start ({_first_line(error)}); what it "
+                    f"{Path(self.model).name}: vLLM does not start ({first_line(error)}); what it "
                     "reported before says why"
                 ) from error
         return self.running["llm"]
@@ -297,7 +299,7 @@ class VLLMEngine:
 
     @property
     def _ends(self) -> list[int]:
-        return _end_ids(_generation_config(self.folder), self.tokenizer)
+        return end_ids(generation_config(self.folder), self.tokenizer)
 
     def _ask(
         self, rows: Sequence[Sequence[int]], settings: Sequence[Mapping[str, Any]]
@@ -316,7 +318,7 @@ class VLLMEngine:
     def _write(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
         """Complete drafts, with the likeliest token wherever ``greedy_after`` asks for it."""
         ends, limit = self._ends, sampling.max_completion_tokens
-        marker = _encode(self.tokenizer, [sampling.greedy_after])[0]
+        marker = encode(self.tokenizer, [sampling.greedy_after])[0]
         common = {
             "temperature": sampling.temperature,
             "stop_token_ids": ends,

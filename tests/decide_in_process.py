@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from corea import microworld, trainers
 from corea.decision_trainer import DecisionSettings, DecisionTrainer, train_decisions
 from corea.decision_world import DecisionWorld, questions
-from corea.generate import load_model
+from corea.models import load_model
 
 OWN = DecisionWorld(microworld.World(names=12), direct=0.0, mixture=(1.0, 0.0, 0.0, 0.0))
 TRAINING = questions(OWN, "choices", "train", 40)

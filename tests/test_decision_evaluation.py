@@ -13,7 +13,8 @@ from corea.decision_evaluation import OPTIONS, evaluate_decisions, swap_reasonin
 from corea.decision_world import questions  # noqa: E402
 from corea.decisions import DecisionQuestion, OptionError, option_ids  # noqa: E402
 from corea.evaluation import EvaluationError, read_samples  # noqa: E402
-from corea.generate import Sampling, TransformersEngine, load_model  # noqa: E402
+from corea.generate import Sampling, TransformersEngine  # noqa: E402
+from corea.models import load_model  # noqa: E402
 
 ASKED = questions(OWN, "choices", "test", 24) + questions(OWN, "messages", "test", 6)
 SAMPLING = Sampling(1.0, 24, 2, seed=0)

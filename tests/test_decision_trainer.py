@@ -31,8 +31,8 @@ from corea.decisions import NO_THINKING, DecisionQuestion, OptionError, wrong_ta
 from corea.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
-    load_model,
 )
+from corea.models import load_model  # noqa: E402
 from corea.trainers import TrainingError  # noqa: E402
 
 SETTINGS = {

@@ -3,7 +3,7 @@
 import pytest
 
 from corea.engines import ENGINES, opened
-from corea.generate import ModelError
+from corea.models import ModelError
 from corea.server import ServerError
 
 

@@ -16,16 +16,13 @@ from tokenizers.processors import TemplateProcessing  # noqa: E402
 from corea import generate as g  # noqa: E402
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
 from corea.generate import (  # noqa: E402
-    ModelError,
     Sampling,
     TransformersEngine,
     candidate_logprobs,
-    chat_prompt,
     expected_confidence,
-    load_model,
-    load_tokenizer,
     next_logprobs,
 )
+from corea.models import ModelError, chat_prompt, load_model, load_tokenizer  # noqa: E402
 
 TEXTS = [rf"{a}+{b}: {a}+{b}={a + b}. \boxed{{{a + b}}} \confidence{{0.{a}}}" for a in range(10) for b in range(9)]  # fmt: skip
 PROMPTS = ["3+4:", "1+1:", "3+4: 3+", "2+2: 2+2=4. So", "0"]

@@ -212,7 +212,7 @@ def test_stages_pass_their_jobs_to_the_processes(decider, tmp_path, monkeypatch)
 
 
 def stages_tokenizer(folder):
-    from corea.generate import load_model
+    from corea.models import load_model
 
     return load_model(folder, device="cpu")
 

@@ -23,11 +23,9 @@ from corea.evaluation import evaluate, read_samples  # noqa: E402
 from corea.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
-    chat_prompt,
-    load_model,
-    load_tokenizer,
     open_model,
 )
+from corea.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
 from corea.trainers import GRPOSettings, SFTSettings, TrainingError, merged  # noqa: E402
 
 # peft calls what transformers will rename

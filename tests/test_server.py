@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from corea import stages
+from corea.engines import opened
 from corea.evaluation import evaluate, read_samples
 from corea.generate import Sampling
 from corea.questions import Question
@@ -215,6 +216,35 @@ def test_prompts_can_be_sent_as_ids(serve, chat):
     seeds = [body["seed"] for _, body in server.bodies]
     assert sorted(seeds[:6]) == sorted(seeds[6:])  # drawn from the text, whatever is sent
     assert len({engine.fingerprint, without.fingerprint}) == 2
+
+
+@pytest.mark.parametrize("template", ["", "<u>{{ messages[0]['content'] }}<a>"])
+def test_a_server_of_a_folder_here_is_sent_the_ids_of_its_own_tokenizer(
+    serve, tmp_path, monkeypatch, template
+):
+    from test_generate import make_model, make_tokenizer
+
+    folder, tokenizer = tmp_path / "tiny", make_tokenizer(merging=True)
+    tokenizer.chat_template = template or None
+    make_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def script(body, _):
+        choice = {"text": tokenizer.decode(body["prompt"]), "finish_reason": "stop"}
+        return 200, {
+            "choices": [choice],
+            "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1},
+        }
+
+    server = serve(script)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    with opened("server", folder) as engine:
+        [[rollout]] = engine.generate(["3+4:"], Sampling(0.0, 8))
+    assert rollout.completion == ("<u>3+4:<a>" if template else "3+4:")
+    assert {(path, body["model"]) for path, body in server.bodies} == {
+        ("/v1/completions", str(folder))
+    }
+    assert stages.identity(folder, "server") == stages.identity(folder)
 
 
 def test_what_is_asked_does_not_depend_on_order_or_company(serve):

@@ -9,7 +9,8 @@ from safetensors.numpy import save_file
 
 from corea import microworld, stages
 from corea.evaluation import read_samples
-from corea.generate import ModelError, Sampling
+from corea.generate import Sampling
+from corea.models import ModelError
 from corea.trainers import GRPOSettings, SFTSettings
 
 WORLD = microworld.World(names=12)

@@ -16,13 +16,12 @@ from test_generate import PROMPTS, make_model, make_tokenizer, taught  # noqa: E
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
 from corea.generate import (  # noqa: E402
-    ModelError,
     Sampling,
     TransformersEngine,
     candidate_logprobs,
-    load_model,
     next_logprobs,
 )
+from corea.models import ModelError, load_model  # noqa: E402
 from corea.vllm_engine import VLLMEngine  # noqa: E402
 
 TEMPLATE = "{% for said in messages %}<u>{{ said['content'] }}<a>{% endfor %}"

@@ -5,7 +5,8 @@ import os
 import pytest
 import tiny
 
-from corea.generate import TransformersEngine, load_model
+from corea.generate import TransformersEngine
+from corea.models import load_model
 from corea.vllm_engine import VLLMEngine
 
 os.environ |= tiny.ENVIRONMENT
