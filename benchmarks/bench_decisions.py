@@ -28,7 +28,7 @@ from in_turns import arguments, take_turns, untrained
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from corea import decision_world, trainers, training_speed
+from corea import decision_world, speed, trainers
 from corea.decision_evaluation import _scored
 from corea.decision_trainer import DecisionSettings, DecisionTrainer, _rows
 from corea.generate import Sampling, TransformersEngine
@@ -130,7 +130,7 @@ def confidences(base: Path, n: int, rounds: int) -> pd.DataFrame:
             ways[name]()
             if step:  # the first round warms up
                 seconds = time.perf_counter() - start
-                measured.append({"step": step, "trainer": name, "seconds": seconds})
+                measured.append({"step": step, "way": name, "seconds": seconds})
     return pd.DataFrame(measured)
 
 
@@ -151,10 +151,10 @@ def main() -> None:
         taken = confidences(base, chosen.records, chosen.rounds)
     pairs = [("calibration-aware", "vanilla"), ("calibration-aware", "trl"), ("vanilla", "trl")]
     for first, second in pairs:
-        middle, low, high = training_speed.overhead(steps, first, base=second)
+        middle, low, high = speed.overhead(steps, first, base=second)
         print(f"{first} over {second}: {middle:+.2%} [{low:+.2%}, {high:+.2%}] a step")
-    middle, low, high = training_speed.overhead(taken, "confidence", base="bare pass")
-    seconds = taken.groupby("trainer")["seconds"].median()
+    middle, low, high = speed.overhead(taken, "confidence", base="bare pass")
+    seconds = taken.groupby("way")["seconds"].median()
     print(
         f"confidence of {chosen.records:,} decisions: {seconds['confidence']:.2f} s, over a bare "
         f"forward pass ({seconds['bare pass']:.2f} s): {middle:+.2%} [{low:+.2%}, {high:+.2%}]"

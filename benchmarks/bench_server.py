@@ -1,7 +1,7 @@
 """Evaluation through a server beside the server's own benchmark client, and resuming one.
 
 ``.venv-vllm/bin/python benchmarks/bench_server.py`` (``make test-vllm`` makes that environment;
-``--small`` for a quick look).
+``--small`` for a quick look, ``--publish`` to write what the book shows into the package).
 
 1. ``vllm serve`` of a tiny model on loopback is asked the same prompts for the same number of
    tokens by `corea.evaluation.evaluate` and by ``vllm bench serve``. Both make as many requests at
@@ -26,15 +26,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from corea import speed
 from corea.evaluation import evaluate, read_samples
 from corea.generate import Rollout, Sampling
+from corea.provenance import provenance
 from corea.questions import Question
 from corea.server import VLLM_BODY, ServerEngine
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests_vllm"))
 import tiny
 
-WAYS = ("evaluation", "vllm bench serve")
+WAYS = ("corea", "vllm bench serve")
 
 
 def questions(n: int) -> list[Question]:
@@ -52,7 +54,7 @@ def questions(n: int) -> list[Question]:
 def by_evaluation(
     address: str, asked: Sequence[Question], tokens: int, concurrency: int, logprobs: bool
 ) -> float:
-    """Tokens written in a second."""
+    """Seconds from the first request to the records."""
     engine = ServerEngine(
         "tiny",
         f"{address}/v1",
@@ -76,7 +78,7 @@ def by_evaluation(
     engine.close()
     if not (written == tokens).all():
         raise SystemExit(f"completions have {sorted(set(written))} tokens; expected {tokens}")
-    return len(asked) * tokens / seconds
+    return seconds
 
 
 def by_its_own(
@@ -87,7 +89,7 @@ def by_its_own(
     concurrency: int,
     logprobs: bool,
 ) -> float:
-    """Tokens written in a second, as the server's benchmark client says."""
+    """Seconds from the first request to the last answer, as the server's benchmark says."""
     with tempfile.TemporaryDirectory() as folder:
         prompts = Path(folder, "prompts.jsonl")
         prompts.write_text(
@@ -114,11 +116,11 @@ def by_its_own(
         result = json.loads(Path(folder, "result.json").read_text())
     if result["completed"] != len(asked) or result["total_output_tokens"] != len(asked) * tokens:
         raise SystemExit(f"vllm bench serve wrote {result['total_output_tokens']} tokens")
-    return float(result["output_throughput"])
+    return float(result["duration"])
 
 
 def compare(n: int, tokens: int, concurrency: int, rounds: int) -> pd.DataFrame:
-    """Tokens a second of each way, round and kind of request; the first round is not counted."""
+    """Seconds of each way, round and kind of request; the first round is not counted."""
     measured = []
     with tempfile.TemporaryDirectory() as name:
         model = Path(name, "model")
@@ -128,11 +130,14 @@ def compare(n: int, tokens: int, concurrency: int, rounds: int) -> pd.DataFrame:
                 some = questions(n if step else 2 * concurrency)
                 for logprobs in (True, False):
                     for way in WAYS[:: 1 if step % 2 else -1]:
-                        if way == "evaluation":
-                            rate = by_evaluation(address, some, tokens, concurrency, logprobs)
+                        if way == WAYS[0]:
+                            seconds = by_evaluation(address, some, tokens, concurrency, logprobs)
                         else:
-                            rate = by_its_own(address, model, some, tokens, concurrency, logprobs)
-                        row = {"step": step, "logprobs": logprobs, "way": way, "rate": rate}
+                            seconds = by_its_own(
+                                address, model, some, tokens, concurrency, logprobs
+                            )
+                        row = {"step": step, "logprobs": logprobs, "way": way}
+                        row |= {"tokens": len(some) * tokens, "seconds": seconds}
                         measured += [row] if step else []
                         print(row, flush=True)
     return pd.DataFrame(measured)
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of both ways")
     parser.add_argument("--rows", type=int, default=100_000, help="of the evaluation resumed")
     parser.add_argument("--small", action="store_true", help="a quick look")
+    parser.add_argument("--publish", action="store_true", help="write into the package")
     chosen = parser.parse_args()
     if chosen.small:
         chosen.requests, chosen.rounds, chosen.rows = 256, 1, 10_000
@@ -197,15 +203,25 @@ def main() -> None:
     print(f"{chosen.rows:,} rows resumed in {seconds:.2f} s ({cpu:.2f} s of the processor)")
     measured = compare(chosen.requests, chosen.tokens, chosen.concurrency, chosen.rounds)
     for logprobs, rows in measured.groupby("logprobs", sort=False):
-        rates = rows.pivot(index="step", columns="way", values="rate")
-        ours, theirs = (rates[way] for way in WAYS)
-        ratios = ours / theirs
-        kind = "with" if logprobs else "without"
-        print(
-            f"{kind} log-probabilities: {ours.median():,.0f} tokens/s, "
-            f"vllm bench serve {theirs.median():,.0f}; ratio {ratios.median():.2f} "
-            f"[{ratios.min():.2f}, {ratios.max():.2f}]"
-        )
+        rates = speed.token_rates(rows).set_index("way")["tokens_per_second"]
+        told = ", ".join(f"{way} {rate:,.0f} tokens/s" for way, rate in rates.items())
+        print(f"{'with' if logprobs else 'without'} log-probabilities: {told}")
+        if chosen.rounds > 1:
+            middle, low, high = speed.overhead(rows, WAYS[0], base=WAYS[1])
+            print(
+                f"throughput is {1 / (1 + middle):.2f} [{1 / (1 + high):.2f}, {1 / (1 + low):.2f}] "
+                "of its own benchmark's"
+            )
+    if chosen.publish:
+        facts = provenance("laptop", 0, packages=["torch", "vllm", "httpx"])
+        facts |= {
+            "requests of a round": f"{chosen.requests:,}",
+            "tokens of each": str(chosen.tokens),
+            "requests at once": str(chosen.concurrency),
+            "rows of the evaluation resumed": f"{chosen.rows:,}",
+            "seconds to resume it": f"{seconds:.1f}",
+        }
+        speed.publish("server", {"server": measured}, facts)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ reads them.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -36,10 +35,9 @@ from in_turns import NOT_COUNTED, arguments, take_turns, untrained
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from corea import microworld, trainers, training_speed
+from corea import microworld, speed, trainers
 from corea.generate import Sampling, TransformersEngine
 from corea.provenance import provenance
-from corea.store import write_atomically
 from corea.trainers import GRPOSettings, RLCCTrainer, SFTSettings
 
 TRAINERS = ("corea", "corea, TRL's rollouts", "trl")
@@ -249,16 +247,11 @@ def main() -> None:
         steps = compare(base, settings(chosen.steps), folder)
         parts, rollouts = explain(base, settings(chosen.steps_apart), folder / "apart")
     for name in TRAINERS[:-1]:
-        middle, low, high = training_speed.overhead(steps, name)
+        middle, low, high = speed.overhead(steps, name)
         print(f"{name}: a step is longer than TRL's by {middle:+.2%} [{low:+.2%}, {high:+.2%}]")
-    print(training_speed.step_parts(parts).round(3).to_string(index=False))
-    print(training_speed.token_rates(rollouts).round(0).to_string(index=False))
+    print(speed.step_parts(parts).round(3).to_string(index=False))
+    print(speed.token_rates(rollouts).round(0).to_string(index=False))
     if chosen.publish:
-        training_speed.FOLDER.mkdir(exist_ok=True)
-        tables = {"steps": steps, "parts": parts, "rollouts": rollouts}
-        for table, rows in tables.items():
-            text = rows.to_csv(index=False, float_format="%.6g")
-            write_atomically(training_speed.FOLDER / f"{table}.csv", text)
         facts = provenance("laptop", 0, packages=["torch", "transformers", "trl"])
         facts |= {
             "threads": str(torch.get_num_threads()),
@@ -267,8 +260,7 @@ def main() -> None:
             "completions of a question": str(settings(1).group_size),
             "longest completion": f"{settings(1).max_completion_tokens} tokens",
         }
-        text = json.dumps(facts, indent=1) + "\n"
-        write_atomically(training_speed.FOLDER / "provenance.json", text)
+        speed.publish("training", {"steps": steps, "parts": parts, "rollouts": rollouts}, facts)
 
 
 if __name__ == "__main__":

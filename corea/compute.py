@@ -20,7 +20,7 @@ With N weights, A those of a LoRA adapter, in a model of L layers and width d:
    new row whenever one ends, as many as fit into 90 % of the memory.
 4. On a CPU small models spend most of their time moving activations, which takes time by L times d
    for each token. How much, for training and for generation, is what the committed measurements of
-   one core (:mod:`corea.training_speed`) leave beyond point 1.
+   one core (:mod:`corea.speed`) leave beyond point 1.
 5. Memory of training: weights, gradients and two moments of AdamW, 4 bytes each in float32; with
    bfloat16 2 bytes more, for the copy that autocast makes of each weight. Weights that LoRA leaves
    as they are take 2 bytes with bfloat16, and have neither gradients nor moments. The backward pass
@@ -48,7 +48,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from corea import training_speed
+from corea import speed
 
 GIB = 2**30
 BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2})
@@ -359,10 +359,10 @@ def moving() -> tuple[float, float]:
     """
     # the model and the questions of the measurements are those of the profile `laptop`
     core, shape = DEVICES["cpu"], Shape(64, 3, 2, 2, 256, 542, 32, biased=True)
-    rows, prompt = int(training_speed.facts()["completions a step"]), 8.4
-    parts = training_speed.step_parts(training_speed.measured("parts"))
+    rows, prompt = int(speed.facts("training")["completions a step"]), 8.4
+    parts = speed.step_parts(speed.measured("parts"))
     seconds = dict(zip(parts["part"], parts["milliseconds"] / 1000, strict=True))
-    rollouts = training_speed.measured("rollouts").query("way == 'in training'")
+    rollouts = speed.measured("rollouts").query("way == 'in training'")
     sampled = float(rollouts["tokens"].median())
     places = shape.n_layers * shape.hidden_size
 

@@ -108,7 +108,7 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
         raise PipelineError(f"no notebook of profile {profile.name} imports corea.full_run")
     tables = {run: sorted((profile.directory / "tables" / run).glob("*.csv")) for run in chosen}
     every = list(dict.fromkeys(name for run in chosen for name in [*profile.all_needs(run), run]))
-    notes = {run: _notes(profile, run) for run in every}
+    notes = {run: read_notes(profile, run) for run in every}
     complaints = [*_outdated(profile, notes), *_unfit(tables)]
     if complaints:
         raise PipelineError("\n  ".join(["nothing was published:", *complaints]))
@@ -122,7 +122,7 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
             own = {name: notes[name] for name in [*profile.all_needs(run), run]}
-            content = json.dumps(_described(own), indent=1, ensure_ascii=False) + "\n"
+            content = json.dumps(join_notes(own), indent=1, ensure_ascii=False) + "\n"
             (fresh / run / _PROVENANCE).write_text(content, "utf-8")
         if FOLDER.exists():
             FOLDER.rename(earlier)
@@ -135,8 +135,17 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     return sorted(path for run in chosen for path in (FOLDER / run).iterdir())
 
 
-def _notes(profile: Profile, run: str) -> dict[str, Any]:
-    """What is noted in an executed notebook; nothing if there is none."""
+def read_notes(profile: Profile, run: str) -> dict[str, Any]:
+    """What is noted in an executed notebook.
+
+    Args:
+        profile: The profile.
+        run: One of its runs.
+
+    Returns:
+        The notebook's metadata: ``papermill``'s notes, and ``corea``'s, the provenance; nothing
+        if it was not executed.
+    """
     path = profile.directory / "executed" / f"{run}.ipynb"
     if not path.is_file():
         return {}
@@ -175,8 +184,15 @@ def _unfit(tables: Mapping[str, Sequence[Path]]) -> Iterator[str]:
                 yield f"{path} is not readable as CSV: {visible(error)}"
 
 
-def _described(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Content of ``provenance.json``: the notes of all runs, each different value once."""
+def join_notes(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The provenance of several runs as one, as a ``provenance.json`` has it.
+
+    Args:
+        notes: Run to what :func:`read_notes` returned for it; all were executed.
+
+    Returns:
+        Field to its values, each different one once, and the wall time in all.
+    """
     facts: dict[str, dict[str, None]] = {}
     for noted in notes.values():
         for field, value in noted["corea"].items():

@@ -37,7 +37,7 @@ import pandas as pd
 
 from corea import compute
 from corea.compute import DEVICES, Device
-from corea.full_run import _described, _notes
+from corea.full_run import join_notes, read_notes
 from corea.jobs import (
     JOBS,
     KNOWN,
@@ -213,7 +213,7 @@ def _state(profile: Profile, run: Run, earlier: Mapping[str, str]) -> str:
     if not executed.is_file() or not tables.is_dir():
         failed = profile.directory / "failed" / f"{run.name}.txt"
         return "to do: failed before" if failed.is_file() else "to do"
-    noted = _notes(profile, run.name).get("papermill", {}).get("parameters")
+    noted = read_notes(profile, run.name).get("papermill", {}).get("parameters")
     if noted != {**run.parameters, "output_dir": tables.as_posix()}:
         return "to do: other parameters"
     if waiting := [need for need in run.needs if earlier[need] != DONE]:
@@ -231,7 +231,7 @@ def _executed(profile: Profile, run: str) -> Path:
 
 def _took(profile: Profile, run: str) -> float:
     """Hours that an executed notebook took."""
-    return float(_notes(profile, run).get("papermill", {}).get("duration", math.nan)) / 3600
+    return float(read_notes(profile, run).get("papermill", {}).get("duration", math.nan)) / 3600
 
 
 def measured() -> pd.DataFrame:
@@ -267,7 +267,7 @@ def publish(profile: Profile) -> list[Path]:
     """
     if profile.name != "laptop":
         raise PipelineError(f"profile {profile.name}: only what laptop took is kept")
-    notes = {name: _notes(profile, name) for name in profile.runs}
+    notes = {name: read_notes(profile, name) for name in profile.runs}
     if lacking := [name for name, noted in notes.items() if "corea" not in noted]:
         raise PipelineError(f"nothing was published: not executed: {', '.join(lacking)}")
     table = pd.DataFrame(
@@ -279,7 +279,7 @@ def publish(profile: Profile) -> list[Path]:
     )
     FOLDER.mkdir(parents=True, exist_ok=True)
     table.to_csv(FOLDER / "laptop.csv", index=False)
-    content = json.dumps(_described(notes), indent=1, ensure_ascii=False) + "\n"
+    content = json.dumps(join_notes(notes), indent=1, ensure_ascii=False) + "\n"
     (FOLDER / "provenance.json").write_text(content, "utf-8")
     return [FOLDER / "laptop.csv", FOLDER / "provenance.json"]
 

@@ -269,12 +269,12 @@ def test_training_time_is_operations_over_what_is_reached():
 
 def test_a_core_takes_what_the_committed_measurements_took():
     """A step of the benchmark: 256 completions of the small model, whose parts were measured."""
-    from corea import training_speed
+    from corea import speed
 
     small = Shape(64, 3, 2, 2, 256, 542, 32, biased=True)
-    parts = training_speed.step_parts(training_speed.measured("parts"))
+    parts = speed.step_parts(speed.measured("parts"))
     took = dict(zip(parts["part"], parts["milliseconds"] / 1000, strict=True))
-    sampled = training_speed.measured("rollouts").query("way == 'in training'")["tokens"].median()
+    sampled = speed.measured("rollouts").query("way == 'in training'")["tokens"].median()
     draw = Draw(256, 8.4, sampled / 256, 64, 256)
     drawn = compute.generation_seconds(small, draw, CORE, "float32")
     assert drawn == pytest.approx(took["rollouts"], rel=1e-6)

@@ -1,27 +1,33 @@
-r"""What a training step costs: the committed measurements, and what follows from them.
+r"""What a training step and an answer cost: committed measurements, and what follows from them.
 
-``python benchmarks/bench_trainer.py --publish`` makes the tables in ``data/training_speed/``:
+``python benchmarks/bench_trainer.py --publish`` makes three of the tables in ``data/speed/``:
 
-- ``steps``: ``step``, ``trainer`` (``"corea"``, the same with TRL's rollouts, or ``"trl"``),
+- ``steps``: ``step``, ``way`` to train (``"corea"``, the same with TRL's rollouts, or ``"trl"``),
   ``seconds`` of that step
 - ``parts``: ``step``, ``part`` of it, ``seconds``
 - ``rollouts``: ``step``, ``way`` in which its completions were made, ``tokens``, ``seconds``
 
-The chapter on training speed computes every number it states from these and from the reader's
-own runs.
+and ``benchmarks/bench_server.py --publish`` the fourth:
+
+- ``server``: ``step``, ``logprobs`` whether log-probabilities were asked for, ``way`` to ask
+  (``"corea"``, or ``"vllm bench serve"``, the server's own benchmark), ``tokens``, ``seconds``
+
+The chapters compute every number they state from these and from the reader's own runs.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
-FOLDER = Path(__file__).parent / "data" / "training_speed"
-TABLES = ("steps", "parts", "rollouts")
+FOLDER = Path(__file__).parent / "data" / "speed"
+TABLES = {"steps": "training", "parts": "training", "rollouts": "training", "server": "server"}
+"""Table to what was measured."""
 
 
 def measured(table: str) -> pd.DataFrame:
@@ -41,29 +47,52 @@ def measured(table: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / f"{table}.csv")
 
 
-def facts() -> dict[str, str]:
-    """Where the committed measurements come from, and with which settings they were made.
+def facts(of: str) -> dict[str, str]:
+    """Where committed measurements come from, and with which settings they were made.
+
+    Args:
+        of: What was measured, ``"training"`` or ``"server"``.
 
     Returns:
         Field name to value, in reading order.
     """
-    content: dict[str, str] = json.loads((FOLDER / "provenance.json").read_text("utf-8"))
+    content: dict[str, str] = json.loads((FOLDER / f"{of}.json").read_text("utf-8"))
     return content
+
+
+def publish(of: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, str]) -> None:
+    """Write measurements into the package.
+
+    Args:
+        of: What was measured, ``"training"`` or ``"server"``.
+        tables: All of its tables.
+        facts: What :func:`facts` is to return.
+
+    Raises:
+        ValueError: If the tables are not those.
+    """
+    expected = [name for name, measured in TABLES.items() if measured == of]
+    if sorted(tables) != sorted(expected):
+        raise ValueError(f"tables are {', '.join(tables)}; expected {', '.join(expected)}")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        rows.to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.6g")
+    (FOLDER / f"{of}.json").write_text(json.dumps(dict(facts), indent=1) + "\n", "utf-8")
 
 
 def overhead(
     steps: pd.DataFrame,
-    trainer: str = "corea",
+    way: str = "corea",
     *,
     base: str = "trl",
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """By how much a step of a trainer is longer than the same step of another's.
+    """By how much a step done in one way is longer than the same step done in another.
 
     Args:
-        steps: Table with ``step``, ``trainer`` and ``seconds``; each step of both trainers.
-        trainer: Which is compared.
+        steps: Table with ``step``, ``way`` and ``seconds``; each step in both ways.
+        way: Which is compared.
         base: With which.
         n_resamples: Bootstrap resamples of the pairs.
         seed: Of the resampling.
@@ -72,21 +101,19 @@ def overhead(
         Median over the pairs of its time / the other's - 1, and the 95 % interval (percentiles).
 
     Raises:
-        ValueError: If a step was not measured with both trainers, or fewer than two were.
+        ValueError: If a step was not measured in both ways, or fewer than two were.
 
     Example:
-        >>> pair = {"trainer": ["corea", "trl"] * 2, "seconds": [1.03, 1.0, 2.06, 2.0]}
+        >>> pair = {"way": ["corea", "trl"] * 2, "seconds": [1.03, 1.0, 2.06, 2.0]}
         >>> steps = pd.DataFrame({"step": [1, 1, 2, 2]} | pair)
         >>> [round(value, 3) for value in overhead(steps)]
         [0.03, 0.03, 0.03]
     """
-    both = steps[steps["trainer"].isin([trainer, base])]
-    pairs = both.pivot(index="step", columns="trainer", values="seconds")
-    if set(pairs) != {trainer, base} or pairs.isna().any(axis=None) or len(pairs) < 2:
-        raise ValueError(
-            f"expected at least two steps, each measured with {trainer} and with {base}"
-        )
-    ratios = (pairs[trainer] / pairs[base] - 1).to_numpy()
+    both = steps[steps["way"].isin([way, base])]
+    pairs = both.pivot(index="step", columns="way", values="seconds")
+    if set(pairs) != {way, base} or pairs.isna().any(axis=None) or len(pairs) < 2:
+        raise ValueError(f"expected at least two steps, each measured with {way} and with {base}")
+    ratios = (pairs[way] / pairs[base] - 1).to_numpy()
     found = bootstrap(
         (ratios,),
         np.median,

@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea import training_speed
-from corea.training_speed import measured, overhead, step_parts, token_rates
+from corea import speed
+from corea.speed import measured, overhead, step_parts, token_rates
 
 
 def timed(ratios, *, slow=1.0):
     """Steps of TRL's that take 1 s (times ``slow``), and of ours in these ratios to it."""
     rows = [
-        {"step": step, "trainer": trainer, "seconds": slow * seconds}
+        {"step": step, "way": trainer, "seconds": slow * seconds}
         for step, ratio in enumerate(ratios)
         for trainer, seconds in (("corea", ratio), ("trl", 1.0))
     ]
@@ -34,23 +34,23 @@ def test_overhead_is_that_of_pairs_and_its_interval_holds_the_truth():
 
 def test_overhead_of_incomplete_pairs_is_refused():
     steps = timed([1.0, 1.1, 1.2])
-    for wrong in (steps.iloc[:-1], steps[steps["trainer"] == "trl"], steps.iloc[:2]):
+    for wrong in (steps.iloc[:-1], steps[steps["way"] == "trl"], steps.iloc[:2]):
         with pytest.raises(ValueError, match="each measured with corea and with trl"):
             overhead(wrong)
 
 
 def test_the_committed_measurements_are_whole():
     steps = measured("steps")
-    for trainer in set(steps["trainer"]) - {"trl"}:
+    for trainer in set(steps["way"]) - {"trl"}:
         middle, low, high = overhead(steps, trainer, n_resamples=200)
         assert low <= middle <= high
     parts = step_parts(measured("parts"))
     assert parts["share"].sum() == pytest.approx(1)
     # of the same trainer on the same machine: a step is the sum of its parts
-    whole = 1000 * steps.loc[steps["trainer"] == "corea", "seconds"].median()
+    whole = 1000 * steps.loc[steps["way"] == "corea", "seconds"].median()
     assert parts["milliseconds"].sum() == pytest.approx(whole, rel=0.3)
     rates = token_rates(measured("rollouts"))
     assert (rates["low"] <= rates["tokens_per_second"]).all()
-    assert {"torch", "trl", "commit", "threads"} <= training_speed.facts().keys()
+    assert {"torch", "trl", "commit", "threads"} <= speed.facts("training").keys()
     with pytest.raises(ValueError, match="table is 'nothing'; expected one of steps, parts"):
         measured("nothing")
