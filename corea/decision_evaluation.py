@@ -46,7 +46,7 @@ from corea.evaluation import (
 from corea.records import Records, records_from_columns
 
 if TYPE_CHECKING:
-    from corea.generate import Sampling, TransformersEngine
+    from corea.generate import OpenEngine, Sampling
 
 OPTIONS = tuple(f"p_{k + 1}" for k in range(MAX_OPTIONS))
 """Columns of the options' probabilities."""
@@ -60,7 +60,7 @@ _TEXTS = ["prompt", "opening", "completion", "kind", "finished", "undecided", "e
 
 
 def evaluate_decisions(
-    engine: TransformersEngine,
+    engine: OpenEngine,
     questions: Sequence[DecisionQuestion],
     *,
     system: str,
@@ -119,7 +119,7 @@ def evaluate_decisions(
     return records_from_columns(columns, source=system, notes=notes)
 
 
-def _prompt(engine: TransformersEngine, question: DecisionQuestion, *, reasoning: bool) -> str:
+def _prompt(engine: OpenEngine, question: DecisionQuestion, *, reasoning: bool) -> str:
     """All that stands before the reasoning, or before the decision where there is none."""
     from corea.models import chat_prompt
 
@@ -128,7 +128,7 @@ def _prompt(engine: TransformersEngine, question: DecisionQuestion, *, reasoning
 
 
 def _decide(
-    engine: TransformersEngine,
+    engine: OpenEngine,
     questions: Sequence[DecisionQuestion],
     prompts: Sequence[str],
     sampling: Sampling,
@@ -136,7 +136,7 @@ def _decide(
     """One row per question and sample; a prompt is that of its question, or goes on from it."""
     tokenizer = engine.tokenizer
     # the prompts stand in the chat template already
-    rollouts = dataclasses.replace(engine, chat=False).generate(prompts, sampling)
+    rollouts = engine.plain().generate(prompts, sampling)
     require_rollouts(rollouts, [sampling.n_samples] * len(questions))
     rows: list[dict[str, Any]] = []
     before: list[list[int]] = []  # of each row, the ids its decision follows
@@ -180,7 +180,7 @@ def _decide(
 
 
 def _scored(
-    engine: TransformersEngine,
+    engine: OpenEngine,
     before: Sequence[Sequence[int]],
     options: Sequence[tuple[str, ...]],
     decided: Sequence[str | None] | None = None,
@@ -193,17 +193,13 @@ def _scored(
         ``confidence``, ``renormalised``, the columns of :data:`OPTIONS` and ``likeliest``, the
         option that is the likeliest token (None if that is none).
     """
-    from corea.generate import next_logprobs
-
     columns = ["confidence", "renormalised", *OPTIONS]
     found = pd.DataFrame(np.nan, index=range(len(before)), columns=columns)
     likeliest: list[str | None] = [None] * len(before)
     for own in dict.fromkeys(options):
         rows = [i for i, these in enumerate(options) if these == own]
         known = option_ids(engine.tokenizer, own)
-        logprobs, first = next_logprobs(
-            engine.model, [before[i] for i in rows], known, batch_size=engine.batch_size
-        )
+        logprobs, first = engine.next_logprobs([before[i] for i in rows], known)
         for i, token in zip(rows, first, strict=True):
             likeliest[i] = own[known.index(token)] if token in known else None
         chosen = [likeliest[i] if decided is None else decided[i] for i in rows]
@@ -220,7 +216,7 @@ def _scored(
 
 
 def swap_reasoning(
-    engine: TransformersEngine,
+    engine: OpenEngine,
     questions: Sequence[DecisionQuestion],
     decided: pd.DataFrame,
     *,
@@ -311,7 +307,7 @@ def swap_reasoning(
     return pd.concat(tables, ignore_index=True)
 
 
-def _part(engine: TransformersEngine, opening: str, share: float) -> str:
+def _part(engine: OpenEngine, opening: str, share: float) -> str:
     """The beginning of what is thought: this share of its tokens, none of the closing tag."""
     thought, closing, _ = opening.partition(f"\n{END_OF_THINKING}")
     if not closing or not thought.startswith(f"{THINK}\n") or share == 0:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from corea.generate import Engine, TransformersEngine
+    from corea.generate import Engine, OpenEngine
 
 ENGINES = ("transformers", "vllm", "server")
 """Their names."""
@@ -44,60 +44,68 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
         ModelError: If the model cannot be read.
         ServerError: If the server cannot be reached.
     """
-    if name == "transformers":
-        with opened_model(model, batch_size=batch_size) as engine:
-            yield engine
-    elif name == "vllm":
-        from corea.vllm_engine import VLLMEngine
-
-        in_process = VLLMEngine(model, batch_size)
-        try:
-            yield in_process
-        finally:
-            in_process.close()
-    elif name == "server":
-        from corea.models import load_tokenizer
-        from corea.server import ServerEngine
-
-        tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
-        server = ServerEngine(
-            str(model),
-            concurrency=batch_size,
-            chat=tokenizer is None or bool(tokenizer.chat_template),
-            tokenizer=tokenizer,
-        )
-        try:
-            server.models()  # one that cannot be reached is told before anything is asked
-            yield server
-        finally:
-            server.close()
-    else:
+    if name not in ENGINES:
         raise ValueError(f"engine is {name!r}; expected one of {', '.join(ENGINES)}")
+    if name != "server":
+        with opened_here(name, model, batch_size=batch_size) as engine:
+            yield engine
+        return
+    from corea.models import load_tokenizer
+    from corea.server import ServerEngine
+
+    tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
+    server = ServerEngine(
+        str(model),
+        concurrency=batch_size,
+        chat=tokenizer is None or bool(tokenizer.chat_template),
+        tokenizer=tokenizer,
+    )
+    try:
+        server.models()  # one that cannot be reached is told before anything is asked
+        yield server
+    finally:
+        server.close()
 
 
 @contextmanager
-def opened_model(model: str | Path, *, batch_size: int = 64) -> Iterator[TransformersEngine]:
-    """A model of transformers, which gives a GPU's memory back in the end.
+def opened_here(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[OpenEngine]:
+    """A model of this process, which gives its memory back in the end.
 
     Args:
+        name: ``"transformers"`` or ``"vllm"``.
         model: Folder or hub name.
-        batch_size: Rows it works on at once.
+        batch_size: Completions it works on at once.
 
     Yields:
         The engine.
 
     Raises:
+        ValueError: If there is no such engine, or it does not have the model in this process.
         ModelError: If the model cannot be read.
     """
-    import torch
+    if name == "transformers":
+        import torch
 
-    from corea.generate import open_model
+        from corea.generate import open_model
 
-    engine = open_model(model, batch_size=batch_size)
-    try:
-        yield engine
-    finally:
-        del engine
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
+        engine = open_model(model, batch_size=batch_size)
+        try:
+            yield engine
+        finally:
+            del engine
+            if torch.cuda.is_available():
+                gc.collect()
+                torch.cuda.empty_cache()
+    elif name == "vllm":
+        from corea.vllm_engine import VLLMEngine
+
+        running = VLLMEngine(model, batch_size)
+        try:
+            yield running
+        finally:
+            running.close()
+    else:
+        raise ValueError(
+            f"engine is {name!r}; a model that has to be looked into, as for decisions, needs "
+            "transformers or vllm"
+        )

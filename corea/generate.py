@@ -187,6 +187,30 @@ class Engine(Protocol):
         ...
 
 
+class OpenEngine(Engine, Protocol):
+    """An engine whose model can be looked into: what decisions need beyond answers."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def chat(self) -> bool | None:
+        """Whether a prompt is what a user says (:func:`corea.models.chat_prompt`)."""
+        ...
+
+    def plain(self) -> OpenEngine:
+        """The same engine for prompts that stand in the chat template already."""
+        ...
+
+    def next_logprobs(
+        self, rows: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> tuple[_Floats, NDArray[np.int64]]:
+        """As :func:`next_logprobs`, with the engine's model."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class TransformersEngine:
     """Generates with a model of transformers, wherever it is.
@@ -225,6 +249,16 @@ class TransformersEngine:
     def parts_at_once(self) -> int:
         """One: a model works on one batch at a time."""
         return 1
+
+    def plain(self) -> TransformersEngine:
+        """The same model for prompts that stand in the chat template already."""
+        return replace(self, chat=False)
+
+    def next_logprobs(
+        self, rows: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> tuple[_Floats, NDArray[np.int64]]:
+        """As :func:`next_logprobs`, with this model and batch size."""
+        return next_logprobs(self.model, rows, tokens, batch_size=self.batch_size)
 
     def generate(
         self,

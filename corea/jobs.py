@@ -347,7 +347,7 @@ class Planner:
             )
             for name in datasets
         ]
-        return self.generation(run, model, asked, what)
+        return self.generation(run, model, asked, what, engine=p.get("engine", "transformers"))
 
     def generation(
         self,
@@ -663,7 +663,8 @@ def _reasoning_swap(run: Run, planner: Planner) -> Iterator[Job]:
             text, n = TEXTS[dataset], _questions(dataset, "test", p["n_questions"])
             again = (1 + len(p["shares"])) / drawn * (text.prompt + text.written(64))
             asked.append(_Asked(dataset, n * drawn, read_again=again))
-        yield planner.generation(run, model, asked, "decisions behind foreign reasoning")
+        what = "decisions behind foreign reasoning"
+        yield planner.generation(run, model, asked, what, engine=p["engine"])
 
 
 def _decided(profile: Profile, name: str) -> tuple[Model, list[str]]:

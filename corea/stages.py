@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from corea.trainers import GRPOSettings, SFTSettings
 
 
+_ENGINE_MODULES = {
+    "transformers": ("generate",),
+    "vllm": ("vllm_engine",),
+    "server": ("server",),
+}
+
+
 def pretrained(
     world: World,
     preset: Preset,
@@ -171,13 +178,6 @@ def evaluated(
     # answers that a server failed to give are asked for by the next call
     keep = keep_up if served else make
     return keep("evaluation", spec, build, modules=modules, root=root)
-
-
-_ENGINE_MODULES = {
-    "transformers": ("generate",),
-    "vllm": ("vllm_engine",),
-    "server": ("server",),
-}
 
 
 def decision_pretrained(
@@ -347,6 +347,7 @@ def decided(
     reasoning: bool,
     batch_size: int,
     decisions: str = "greedy",
+    engine: str = "transformers",
     root: str | Path = ROOT,
 ) -> Path:
     """The decisions of a model, with the probabilities of the options.
@@ -358,6 +359,7 @@ def decided(
         reasoning: Whether to reason first.
         batch_size: Rows at once.
         decisions: ``"greedy"`` or ``"sampled"``, after the reasoning.
+        engine: What decides, ``"transformers"`` or ``"vllm"``.
         root: Folder of the store.
 
     Returns:
@@ -366,11 +368,11 @@ def decided(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import evaluate_decisions
-        from corea.engines import opened_model
+        from corea.engines import opened_here
 
-        with opened_model(model, batch_size=batch_size) as engine:
+        with opened_here(engine, model, batch_size=batch_size) as deciding:
             evaluate_decisions(
-                engine,
+                deciding,
                 questions,
                 system="model",
                 sampling=sampling,
@@ -386,8 +388,9 @@ def decided(
         "reasoning": reasoning,
         "batch_size": batch_size,
         "decisions": decisions,
+        "engine": engine,
     }
-    modules = ("decision_evaluation", "evaluation", "generate", "decisions")
+    modules = ("decision_evaluation", "evaluation", "decisions", *_ENGINE_MODULES.get(engine, ()))
     return make("decisions", spec, build, modules=modules, root=root)
 
 
@@ -400,6 +403,7 @@ def swapped(
     max_completion_tokens: int,
     batch_size: int,
     seed: int,
+    engine: str = "transformers",
     root: str | Path = ROOT,
 ) -> Path:
     """What a model decides behind the reasoning of other questions.
@@ -412,6 +416,7 @@ def swapped(
         max_completion_tokens: Length at which a model that goes on is cut.
         batch_size: Rows at once.
         seed: Of the donors.
+        engine: What decides, ``"transformers"`` or ``"vllm"``.
         root: Folder of the store.
 
     Returns:
@@ -421,12 +426,12 @@ def swapped(
 
     def build(folder: Path) -> None:
         from corea.decision_evaluation import swap_reasoning
-        from corea.engines import opened_model
+        from corea.engines import opened_here
         from corea.evaluation import read_samples
 
-        with opened_model(model, batch_size=batch_size) as engine:
+        with opened_here(engine, model, batch_size=batch_size) as deciding:
             table = swap_reasoning(
-                engine,
+                deciding,
                 questions,
                 read_samples(decisions),
                 shares=shares,
@@ -443,8 +448,9 @@ def swapped(
         "max_completion_tokens": max_completion_tokens,
         "batch_size": batch_size,
         "seed": seed,
+        "engine": engine,
     }
-    modules = ("decision_evaluation", "evaluation", "generate", "decisions")
+    modules = ("decision_evaluation", "evaluation", "decisions", *_ENGINE_MODULES.get(engine, ()))
     return make("swap", spec, build, modules=modules, root=root)
 
 

@@ -32,7 +32,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +243,38 @@ class VLLMEngine:
                 )
             )
         return answers
+
+    def plain(self) -> VLLMEngine:
+        """The same running model for prompts that stand in the chat template already."""
+        return replace(self, chat=False)
+
+    def next_logprobs(
+        self, rows: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-probability of each of a few tokens behind each row.
+
+        Args:
+            rows: Ids of each text, length n, none empty.
+            tokens: Ids of the K tokens.
+
+        Returns:
+            As :func:`corea.generate.next_logprobs`.
+
+        Raises:
+            ValueError: If a row is empty or leaves no room for a token.
+            FloatingPointError: If the model gives a distribution that is not finite.
+        """
+        if (empty := next((i for i, row in enumerate(rows) if not len(row)), None)) is not None:
+            raise ValueError(f"rows[{empty}] is empty; expected ids")
+        require_room(self._positions, rows, 1)
+        asked = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": list(tokens)}
+        written = self._ask(rows, [asked] * len(rows))
+        # the first is that of the token vLLM took
+        found = [one.logprobs.logprobs[1:] for one in written]
+        scores = np.array(found, dtype=np.float64).reshape(len(rows), len(tokens))
+        if np.isnan(scores).any():
+            raise FloatingPointError("the model gives log-probabilities that are not numbers")
+        return scores, np.array([one.token_ids[0] for one in written], dtype=np.int64)
 
     def close(self) -> None:
         """End vLLM's processes, which frees all they held; to ask again starts it again."""

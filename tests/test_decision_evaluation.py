@@ -1,5 +1,7 @@
 """Decisions as records, and what foreign reasoning does to them."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl", reason="making a model needs the extra `train`")
 
+import fake_vllm  # noqa: E402
 from decide_in_process import OWN  # noqa: E402
 
 from corea.decision_evaluation import OPTIONS, evaluate_decisions, swap_reasoning  # noqa: E402
@@ -15,6 +18,7 @@ from corea.decisions import DecisionQuestion, OptionError, option_ids  # noqa: E
 from corea.evaluation import EvaluationError, read_samples  # noqa: E402
 from corea.generate import Sampling, TransformersEngine  # noqa: E402
 from corea.models import load_model  # noqa: E402
+from corea.vllm_engine import VLLMEngine  # noqa: E402
 
 ASKED = questions(OWN, "choices", "test", 24) + questions(OWN, "messages", "test", 6)
 SAMPLING = Sampling(1.0, 24, 2, seed=0)
@@ -79,6 +83,24 @@ def test_decisions_are_greedy_though_reasoning_is_not(engine, decided):
         assert row["confidence"] == pytest.approx(p.max().item(), abs=1e-5)
     texts = samples.groupby("question_id")["completion"].nunique()
     assert (texts > 1).any()
+
+
+@pytest.mark.parametrize("reasoning", [True, False])
+def test_vllm_decides_as_transformers_does(engine, decider, monkeypatch, tmp_path, reasoning):
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module(engine.model))
+    monkeypatch.setattr("corea.vllm_engine.importlib.util.find_spec", lambda name: name)
+    greedy, found, swapped = Sampling(0.0, 24), [], []
+    for deciding in (engine, VLLMEngine(decider)):
+        folder = tmp_path / type(deciding).__name__
+        asked = {"system": "SLM", "sampling": greedy, "reasoning": reasoning}
+        evaluate_decisions(deciding, ASKED[20:], **asked, directory=folder)
+        found.append(read_samples(folder))
+        if reasoning:
+            swapped.append(swap_reasoning(deciding, ASKED[20:], found[-1], shares=[0.5, 1.0]))
+    pd.testing.assert_frame_equal(*found, atol=1e-5)
+    assert found[0]["answer"].notna().any()
+    if reasoning:
+        pd.testing.assert_frame_equal(*swapped, atol=1e-5)
 
 
 def test_without_reasoning_the_likeliest_token_comes_first(engine, tmp_path):

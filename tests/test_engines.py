@@ -2,7 +2,7 @@
 
 import pytest
 
-from corea.engines import ENGINES, opened
+from corea.engines import ENGINES, opened, opened_here
 from corea.models import ModelError
 from corea.server import ServerError
 
@@ -16,6 +16,14 @@ def test_an_engine_that_is_not_there_is_named():
 def test_a_server_that_cannot_be_reached_is_told_before_anything_is_asked(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(ServerError, match="cannot be reached"), opened("server", "m"):
+        pass
+
+
+def test_decisions_by_a_server_are_refused():
+    with (
+        pytest.raises(ValueError, match="engine is 'server'.*needs transformers or vllm"),
+        opened_here("server", "m"),
+    ):
         pass
 
 

@@ -147,7 +147,9 @@ def test_a_model_is_reinforced_and_asked_again(work, base):
 
 @pytest.fixture(scope="module")
 def decision_base(work, hub_model):
-    return run(work, "decision_base", "decision_base", model=str(hub_model), **QUICK)
+    return run(
+        work, "decision_base", "decision_base", model=str(hub_model), engine="transformers", **QUICK
+    )
 
 
 def test_decisions_are_asked_in_both_formats(decision_base):

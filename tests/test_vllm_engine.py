@@ -124,6 +124,20 @@ def test_a_token_behind_a_text_is_the_likeliest_one(fake, folder, loaded):
     assert changed > 0
 
 
+def test_tokens_behind_rows_are_as_likely_as_transformers_says(fake, folder, loaded):
+    engine, tokens = VLLMEngine(folder, max_model_len=8), [9, 4, 300 - 1]
+    rows = [[5, 6, 7], [8], [7, 6, 5, 4, 3, 2, 1]]
+    scores, likeliest = engine.next_logprobs(rows, tokens)
+    expected, first = next_logprobs(loaded[0], rows, tokens)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert likeliest.tolist() == first.tolist()
+    assert [a.shape for a in engine.next_logprobs([], tokens)] == [(0, 3), (0,)]
+    with pytest.raises(ValueError, match=r"rows\[1\] is empty"):
+        engine.next_logprobs([[5], []], tokens)
+    with pytest.raises(ValueError, match=r"has 8 tokens; .* the model's 8 positions"):
+        engine.next_logprobs([[5] * 8], tokens)
+
+
 def test_a_likeliest_token_that_ends_it_ends_it(fake, folder, loaded, monkeypatch):
     engine, sampling = VLLMEngine(folder, chat=False), Sampling(1.0, 20, 8, 3)
     greedy = next_logprobs(loaded[0], [engine.tokenizer("3+4:")["input_ids"]], [0])[1][0]

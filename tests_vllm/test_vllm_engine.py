@@ -136,6 +136,15 @@ def test_a_token_behind_a_text_is_the_likeliest_one(vllm, plain):
     assert changed > 5
 
 
+def test_tokens_behind_rows_are_as_likely_as_transformers_says(vllm, plain):
+    rows = [vllm.tokenizer(prompt)["input_ids"] for prompt in PROMPTS] * 2
+    tokens = [7, 3, *{row[0] for row in rows}]
+    scores, likeliest = vllm.next_logprobs(rows, tokens)
+    expected, first = plain.next_logprobs(rows, tokens)
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    assert likeliest.tolist() == first.tolist()
+
+
 def test_what_it_cannot_give_is_refused(vllm):
     with pytest.raises(ValueError, match="pooled_states is not to be had from vLLM"):
         vllm.generate(["1+1:"], Sampling(0.0, 4), pooled_states=True)
