@@ -17,7 +17,8 @@ With N weights, A those of a LoRA adapter, in a model of L layers and width d:
    a time for each layer, in which the host starts its kernels: on a GPU 1 ms in transformers, where
    Python starts each, and 0.1 ms in vLLM, which replays a recorded graph; both are our assumptions.
    Rows of transformers' engine are a batch, which goes on until its longest has ended; vLLM takes a
-   new row whenever one ends, as many as fit into 90 % of the memory.
+   new row whenever one ends, as many as fit into 90 % of the memory. To start it takes a minute
+   (:data:`STARTUP`, our assumption), each time a model is opened.
 4. On a CPU small models spend most of their time moving activations, which takes time by L times d
    for each token. How much, for training and for generation, is what the committed measurements of
    one core (:mod:`corea.speed`) leave beyond point 1.
@@ -239,6 +240,9 @@ class Device:
     base: float
     launch: Mapping[str, float]
 
+
+STARTUP: Mapping[str, float] = MappingProxyType({"vllm": 60.0})
+"""Seconds until an engine answers, beyond reading the weights."""
 
 _LAUNCH = {"transformers": 1e-3, "vllm": 1e-4}
 

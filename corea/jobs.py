@@ -335,6 +335,7 @@ class Planner:
         reasoning: bool = True,
         part: str = "test",
         what: str = "evaluation",
+        openings: int = 1,
     ) -> Job:
         """Decisions, each with its probability from one pass over all before it."""
         p = run.parameters
@@ -347,7 +348,8 @@ class Planner:
             )
             for name in datasets
         ]
-        return self.generation(run, model, asked, what, engine=p.get("engine", "transformers"))
+        engine = p.get("engine", "transformers")
+        return self.generation(run, model, asked, what, engine=engine, openings=openings)
 
     def generation(
         self,
@@ -357,8 +359,9 @@ class Planner:
         what: str,
         *,
         engine: str = "transformers",
+        openings: int = 1,
     ) -> Job:
-        """What drawing completions takes, and reading them again."""
+        """What drawing completions takes, and reading them again, by a model opened so often."""
         p = run.parameters
         longest = p["max_completion_tokens"]
         datasets = tuple(dict.fromkeys(part.dataset for part in asked))
@@ -389,6 +392,7 @@ class Planner:
         again = 0.0 if engine == "vllm" else sum(part.rows * part.read_again for part in asked)
         common = (self.device, model.precision)
         seconds = compute.reading_seconds(model.shape, again, *common)
+        seconds += openings * compute.STARTUP.get(engine, 0.0)
         for draw in draws:
             seconds += compute.generation_seconds(model.shape, draw, *common, engine)
         gib = max(compute.generation_gib(model.shape, draw, *common, engine) for draw in draws)
@@ -650,7 +654,10 @@ def _signals_together(run: Run, planner: Planner) -> Iterator[Job]:
 def _calibrated_rollouts(run: Run, planner: Planner) -> Iterator[Job]:
     for name in _read(run.parameters["runs"]):
         model, datasets = _decided(planner.profile, name)
-        yield planner.decisions(run, model, datasets, part="train", what="decisions")
+        openings = len(datasets)
+        yield planner.decisions(
+            run, model, datasets, part="train", what="decisions", openings=openings
+        )
 
 
 def _reasoning_swap(run: Run, planner: Planner) -> Iterator[Job]:
@@ -664,7 +671,8 @@ def _reasoning_swap(run: Run, planner: Planner) -> Iterator[Job]:
             again = (1 + len(p["shares"])) / drawn * (text.prompt + text.written(64))
             asked.append(_Asked(dataset, n * drawn, read_again=again))
         what = "decisions behind foreign reasoning"
-        yield planner.generation(run, model, asked, what, engine=p["engine"])
+        openings = 2 * len(datasets)
+        yield planner.generation(run, model, asked, what, engine=p["engine"], openings=openings)
 
 
 def _decided(profile: Profile, name: str) -> tuple[Model, list[str]]:
