@@ -137,6 +137,7 @@ _KNOWS_MORE = (0.55, 0.1, 0.1, 0.05, 0.05, 0.15)
 PRESETS = {
     # the same corpus, in order of size: a factor of 100 from first to last
     "micro": Preset(hidden_size=16, n_layers=2, n_heads=1),
+    "mini": Preset(hidden_size=32, n_layers=2, n_heads=1),
     "tiny": Preset(hidden_size=32, n_layers=5, n_heads=1),
     "small": Preset(hidden_size=64, n_layers=3, n_heads=2),
     "medium": Preset(hidden_size=96, n_layers=4, n_heads=3),

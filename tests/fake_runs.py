@@ -18,9 +18,10 @@ PARAMETERS = {
     "large": 1_050_000,
     "tiny": 40_000,
     "micro": 20_000,
+    "mini": 30_000,
     "big": 2_000_000,
 }
-SKILL = {"small": 0.0, "large": 1.3, "tiny": -1.4, "micro": -2.0, "big": 0.4}
+SKILL = {"small": 0.0, "large": 1.3, "tiny": -1.4, "mini": -1.7, "micro": -2.0, "big": 0.4}
 CALIBRATED = {"l1", "sample_l1", "l2", "brier", "kl", "sample_kl"}
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
 

@@ -164,7 +164,7 @@ def test_a_model_that_nobody_knows_has_no_estimate_and_is_not_left_out(profile):
         ({"b": ("base_model", {"model": ""})}, "b: its parameters name neither a model nor a base"),
         ({"b": ("base_model", {"model": SEVEN, "suite": "x"})}, "b: suite is 'x'; expected one of"),
         ({"b": ("base_model", {"model": SEVEN, "engine": "x"})}, "b: engine is 'x'; expected one"),
-        ({"b": ("pretrain", {"role": "giant"})}, "b: role is 'giant'; expected one of micro, tiny"),
+        ({"b": ("pretrain", {"role": "giant"})}, "b: role is 'giant'; expected one of micro, mini, tiny"),
         ({"b": ("pretrain", {"architecture": "x"})}, "b: architecture is 'x'; expected one of qwen2"),
         (
             {"a": BASE, "b": ("decision_train", {"base": "{tables}/a", "task": "x"})},

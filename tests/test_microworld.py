@@ -447,7 +447,7 @@ def test_presets_are_what_they_are_for(tokenizer):
     assert sizes["tiny"] < sizes["small"] < sizes["large"]
     assert sizes["large"] / sizes["small"] > 3
     assert (np.cumsum(PRESETS["large"].name_shares) >= np.cumsum(WORLD.name_shares)).all()
-    assert sizes["micro"] < sizes["tiny"]
+    assert sizes["micro"] < sizes["mini"] < sizes["tiny"]
     assert sizes["small"] < sizes["medium"] < sizes["big"]
     assert sizes["big"] / sizes["micro"] > 90  # two orders of magnitude
     for name in PRESETS.keys() - {"micro"}:
