@@ -205,7 +205,7 @@ def test_weights_of_blocks_are_those_of_the_models_matrices():
         assert sum(blocks) == preset.block_weights
         weights[name] = sum(w.numel() for w in model.parameters())
     same_corpus = [name for name, preset in PRESETS.items() if preset.name_shares is None]
-    assert len(same_corpus) == 5
+    assert len(same_corpus) >= 5
     sizes = [weights[name] for name in same_corpus]
     assert sizes == sorted(sizes)
     assert sizes[-1] >= 100 * sizes[0]
