@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 pytest.importorskip("trl", reason="training needs the extra `train`")
 
@@ -181,6 +182,56 @@ def test_two_processes_train_what_one_does(decider, tmp_path, capsys, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(
         path.name for path in (one, two)
     )
+
+
+# each process writes down at its end how it was spread
+SPREAD = """
+import atexit, os, sys
+from pathlib import Path
+def write():
+    if state := sys.modules.get("accelerate.state"):
+        kind = str(state.AcceleratorState._shared_state.get("distributed_type"))
+        Path(os.environ["SPREAD"], str(os.getpid())).write_text(kind)
+atexit.register(write)
+"""
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_trains_what_two_plain_processes_do(decider, tmp_path, monkeypatch, name):
+    """On the CPU, which DeepSpeed can use too: the committed configurations, for two processes."""
+    pytest.importorskip("deepspeed", reason="ZeRO needs the extra `gpu`")
+    sharded = {**launch.configuration(PROFILES / "accelerate" / f"{name}.yaml"), "num_processes": 2}
+    (tmp_path / "sharded.yaml").write_text(yaml.safe_dump(sharded))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SPREAD)
+    own = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    for variable, value in {**own, "PYTHONPATH": str(tmp_path / "site")}.items():
+        monkeypatch.setenv(variable, value)
+    settings = GRPOSettings(
+        "l1",
+        steps=2,
+        batch=16,
+        micro_batch=4,
+        group_size=4,
+        checkpoint_every=2,
+        max_completion_tokens=24,
+        scale_rewards="batch",
+        rollouts="trl",
+    )
+    dynamics, spread = [], []
+    for accelerate in (CPU2, str(tmp_path / "sharded.yaml")):
+        told = tmp_path / f"told-{len(dynamics)}"
+        told.mkdir()
+        monkeypatch.setenv("SPREAD", str(told))
+        folder = stages.reinforced(
+            decider, QUESTIONS, QUESTIONS, settings, accelerate=accelerate, root=tmp_path
+        )
+        dynamics.append(pd.read_csv(folder / "dynamics.csv").drop(columns="seconds"))
+        spread.append({path.read_text() for path in told.iterdir()} - {"None"})
+        stages_tokenizer(folder / "model")  # whole weights
+    assert spread == [{"DistributedType.MULTI_CPU"}, {"DistributedType.DEEPSPEED"}]
+    pd.testing.assert_frame_equal(*dynamics, rtol=1e-3, atol=1e-6)
+    assert (dynamics[0]["grad_norm"] > 0).all()
 
 
 def test_stages_pass_their_jobs_to_the_processes(decider, tmp_path, monkeypatch):
