@@ -140,7 +140,8 @@ class ServerEngine:
     def fingerprint(self) -> str:
         """SHA-256 over the model's name and what else decides a request."""
         asked = ["server", self.model, self.chat, self.logprobs, dict(self.body)]
-        asked += [len(self.tokenizer)] if self.tokenizer else []
+        if self.tokenizer:
+            asked += [len(self.tokenizer), self.tokenizer.chat_template]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
