@@ -138,7 +138,7 @@ def take_turns(build: Mapping[str, Callable[[TrainerCallback], Any]]) -> pd.Data
         raise SystemExit("a trainer failed; see above")
     return pd.DataFrame(
         [
-            {"step": step, "trainer": name, "seconds": seconds}
+            {"step": step, "way": name, "seconds": seconds}
             for name, callback in callbacks.items()
             for step, seconds in enumerate(callback.seconds, start=1)
             if step > NOT_COUNTED
