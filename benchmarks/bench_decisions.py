@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="of taking them")
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # as notebooks train
     with tempfile.TemporaryDirectory() as name, trainers._quiet():
         folder = Path(name)
         preset = "tiny" if chosen.small else "small"

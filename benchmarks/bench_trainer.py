@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     parser.add_argument("--publish", action="store_true", help="write into the package")
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # as notebooks train, and as corea.compute takes the measurements
     batch = 32 if chosen.small else 256
 
     def settings(steps: int) -> GRPOSettings:

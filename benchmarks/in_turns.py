@@ -116,7 +116,7 @@ class TakesTurns(TrainerCallback):
 
 
 def take_turns(build: Mapping[str, Callable[[TrainerCallback], Any]]) -> pd.DataFrame:
-    """Seconds of each counted step of all trainers: ``step``, ``trainer``, ``seconds``."""
+    """Seconds of each counted step of all trainers: ``step``, ``way``, ``seconds``."""
     turns = Turns(list(build))
     callbacks = {name: TakesTurns(name, turns) for name in build}
     made = {name: build[name](callback) for name, callback in callbacks.items()}
