@@ -107,8 +107,7 @@ def test_one_question_is_the_title(path):
 def test_no_cell_is_long(path):
     for number, cell in enumerate(read(path)["cells"], 1):
         if cell["cell_type"] == "code":
-            longest = 40 if "parameters" in cell["metadata"].get("tags", []) else 30  # a mere list
-            assert "".join(cell["source"]).count("\n") < longest, f"cell {number}"
+            assert "".join(cell["source"]).count("\n") < 30, f"cell {number}"
 
 
 @each_notebook
