@@ -519,8 +519,7 @@ def next_logprobs(
     import torch
 
     require_whole("batch_size", batch_size, 1)
-    if (empty := next((i for i, row in enumerate(rows) if not len(row)), None)) is not None:
-        raise ValueError(f"rows[{empty}] is empty; expected ids")
+    require_rows(rows)
     scores, likeliest = np.empty((len(rows), len(tokens))), np.empty(len(rows), dtype=np.int64)
     with _evaluating(model):
         wanted = torch.tensor(list(tokens), device=model.device)
@@ -822,6 +821,20 @@ def _n_shared(rows: Sequence[list[int]]) -> int:
     low, high = min(rows), max(rows)  # all others lie between them
     differing = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return next(differing, min(len(low), len(high)))
+
+
+def require_rows(rows: Sequence[Sequence[int]]) -> None:
+    """Refuse texts without tokens.
+
+    Args:
+        rows: Ids of each.
+
+    Raises:
+        ValueError: If one is empty; names it.
+    """
+    for i, row in enumerate(rows):
+        if not len(row):
+            raise ValueError(f"rows[{i}] is empty; expected ids")
 
 
 def require_room(

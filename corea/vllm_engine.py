@@ -46,6 +46,7 @@ from corea.generate import (
     expectation_of_stated,
     request_seed,
     require_room,
+    require_rows,
     require_whole,
     wanted_samples,
 )
@@ -264,8 +265,7 @@ class VLLMEngine:
             ValueError: If a row is empty or leaves no room for a token.
             FloatingPointError: If the model gives a distribution that is not finite.
         """
-        if (empty := next((i for i, row in enumerate(rows) if not len(row)), None)) is not None:
-            raise ValueError(f"rows[{empty}] is empty; expected ids")
+        require_rows(rows)
         require_room(self._positions, rows, 1)
         asked = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": list(tokens)}
         written = self._ask(rows, [asked] * len(rows))
