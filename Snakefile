@@ -7,11 +7,20 @@ On a cluster:  snakemake --profile profiles/slurm --config profile=gpu
 import sys
 from pathlib import Path
 
-from corea.pipeline import check_kernel, load_profile, run_inputs, write_parameters
+from corea.pipeline import (
+    check_kernel,
+    load_profile,
+    remove_damaged,
+    run_inputs,
+    write_parameters,
+)
+from corea.store import MANIFEST
 
 profile = load_profile(config.get("profile", "laptop"))
 check_kernel(profile)
 write_parameters(profile)  # a file changes only when its content does
+if workflow.is_main_process:  # not in its jobs
+    remove_damaged(profile)
 executed = f"{profile.directory}/executed/{{run}}.ipynb"
 
 
@@ -45,7 +54,7 @@ rule train:
         f"{profile.directory}/parameters/{{run}}.yaml",
     output:
         executed,
-        directory(f"{profile.directory}/tables/{{run}}"),
+        f"{profile.directory}/tables/{{run}}/{MANIFEST}",
     priority: lambda wildcards: profile.priorities[wildcards.run]
     threads: asked("cpus")
     resources:

@@ -41,7 +41,7 @@ from corea.display import visible
 from corea.experiments import as_interval
 from corea.figures import REFERENCE, colors, style
 from corea.report import calibration_metrics
-from corea.runs import RunError, TrainedModel, read_model, run_records, run_table
+from corea.runs import RunError, TrainedModel, read_model, run_file, run_records, run_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -282,9 +282,7 @@ def sample_table(models: Mapping[str, TrainedModel]) -> pd.DataFrame:
     """
     tables = []
     for run, model in models.items():
-        path = Path(run, "samples.parquet")
-        if not path.is_file():
-            raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
+        path = run_file(run, "samples.parquet")
         table = pd.read_parquet(path)
         _require(path.as_posix(), table, SAMPLES)
         table = table.assign(system=model.system, seed=model.seed)

@@ -90,7 +90,7 @@ TEXTS: Mapping[str, Text] = MappingProxyType(
         "gpqa": Text(250, tests=448),  # not here: a guess
         "commonsenseqa": Text(145, tests=1221),
         "openbookqa": Text(160, tests=500),
-        "openai_moderation": Text(300, tests=1180),  # not here: a guess
+        "openai_moderation": Text(283, tests=1170),
         "xstest": Text(131, tests=450),
     }
 )

@@ -17,7 +17,7 @@ Everything of a profile is made below ``build/<profile>/``:
 ``executed/``     notebooks that ran to their end
 ``failed/``       notebooks that did not, with the reason beside them
 ``locks/``        one file per run, held by whoever executes it
-``tables/``       what a run wrote to its ``output_dir``
+``tables/``       what a run wrote to its ``output_dir``, sealed when it had run to its end
 ``logs/``         papermill's and jupyter-book's output
 ``source/``       the book's source: pages, executed notebooks, static files
 ``_build/html/``  the book
@@ -77,14 +77,22 @@ executed by one process at a time, on whatever machine: ``locks/<run>`` is held 
 so that a job that a cluster starts a second time waits for the first.
 Lines that a notebook prints with ``progress: `` before them are shown while it runs
 and are not part of the executed notebook.
+
+The pages are those of whole results only. The first run that is executed removes the book that
+there is, and it is rendered when all runs have succeeded. A run's folder of tables is sealed
+(:mod:`corea.store`), with the digest of its executed notebook and the names of the entries of the
+store that it asked for. Where any of these is missing or was changed, the run is executed again;
+a page that was changed is rendered again.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import fcntl
 import graphlib
+import hashlib
 import json
 import os
 import re
@@ -95,6 +103,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import distribution
@@ -106,6 +115,7 @@ import yaml
 from corea.display import visible
 from corea.provenance import PACKAGES, provenance
 from corea.sources import imported_files, with_imports
+from corea.store import ENTRIES, StoreError, check_seal, locked, seal
 
 GIVEN = ("profile", "seed", "output_dir")  # parameters that a profile's runs do not list
 VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
@@ -113,6 +123,7 @@ KERNEL = "python3"  # of the environment that the pipeline runs in
 # what a notebook imports that trains or generates; a name of a script would count as starting it
 STAGES = Path("corea", "stages").with_suffix(".py")
 FULL_RUN = Path("corea", "full_run.py")  # reads the one part of the data that few runs read
+RESULT = "run.json"  # in a run's tables: what else belongs to its result
 PROGRESS = "progress: "  # what a line starts with that is shown and not kept
 # a folder of results in a parameter, with or without a file in it
 TABLES = re.compile(r"build/(?P<profile>[^/]+)/tables(?:/(?P<run>[^/]*)(?P<file>/.*)?)?")
@@ -646,19 +657,17 @@ def execute(profile: Profile, run: Run) -> None:
         run: The run.
 
     Raises:
-        PipelineError: If the notebook did not run to its end, wrote to standard error
-            or names this machine. The partial notebook is then ``failed/<run>.ipynb``, the
-            reason ``failed/<run>.txt``.
+        PipelineError: If what the run reads is not whole, or the notebook did not run to its
+            end, wrote to standard error or names this machine. The partial notebook is then
+            ``failed/<run>.ipynb``, the reason ``failed/<run>.txt``.
     """
-    path = profile.directory / "locks" / run.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{run.name}: waiting for another process that executes it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    waiting = f"{run.name}: waiting for another process that executes it"
+    with locked(_lock(profile, run.name), waiting):
         _execute(profile, run)
+
+
+def _lock(profile: Profile, run: str) -> Path:
+    return profile.directory / "locks" / run
 
 
 def _execute(profile: Profile, run: Run) -> None:
@@ -668,7 +677,10 @@ def _execute(profile: Profile, run: Run) -> None:
     )
     tables = profile.directory / "tables" / run.name
     log = profile.directory / "logs" / f"{run.name}.log"
-    for stale in (running, executed, failed, failed.with_suffix(".txt")):
+    entries = running.with_suffix(".entries")
+    # no page is left to show what is about to change, and may fail
+    shutil.rmtree(profile.index.parents[1], ignore_errors=True)
+    for stale in (running, entries, executed, failed, failed.with_suffix(".txt")):
         stale.unlink(missing_ok=True)
     for folder in (running.parent, executed.parent, log.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -678,6 +690,9 @@ def _execute(profile: Profile, run: Run) -> None:
 
     reason = "interrupted"
     try:
+        for need in run.needs:
+            if found := damage(profile, need):
+                raise PipelineError(f"{need}, which it reads, is not whole: {found}")
         facts = _facts(profile, run)
         status, started = _papermill(profile, run, running, tables, log)
         if status != 0 and started == 0:
@@ -690,6 +705,8 @@ def _execute(profile: Profile, run: Run) -> None:
             found = "; ".join([*warnings_in(running), *private_text(running)])
             unfit = f"{run.name}: {run.notebook} ran, but is not fit for a book: {found}"
             reason = unfit if found else ""
+            if not reason:
+                _seal_result(running, tables, entries)
     except PipelineError as error:  # the kernel is unfit, or what papermill left is no notebook
         reason = f"{run.name}: {error}"
     finally:
@@ -701,6 +718,87 @@ def _execute(profile: Profile, run: Run) -> None:
         kept = f"\n  partial notebook: {failed}" if failed.exists() else ""
         raise PipelineError(f"{reason}{kept}\n  log: {log}")
     running.replace(executed)
+
+
+def _seal_result(notebook: Path, tables: Path, entries: Path) -> None:
+    """Seal a run's tables, and with them its notebook and the entries it asked the store for."""
+    asked = entries.read_text("utf-8").splitlines() if entries.exists() else []
+    result = {"notebook": _digest(notebook), "entries": sorted(set(asked))}
+    (tables / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    seal(tables)
+    entries.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def damage(profile: Profile, run: str, *, entries: dict[str, str] | None = None) -> str:
+    """What a run's result lacks, or what of it was changed since the run succeeded.
+
+    Args:
+        profile: The profile.
+        run: Name of the run.
+        entries: What is known of entries of the store: name to damage. It is added to, so that
+            an entry that several runs rest on is read once.
+
+    Returns:
+        What is wrong; empty for a result that is whole: the executed notebook, the tables, and
+        every entry of the store that the run asked for.
+    """
+    entries = {} if entries is None else entries
+    executed = profile.directory / "executed" / f"{run}.ipynb"
+    tables = profile.directory / "tables" / run
+    if not executed.is_file():
+        return f"{executed} is missing"
+    try:
+        check_seal(tables)
+        result = json.loads((tables / RESULT).read_text("utf-8"))
+        if _digest(executed) != result["notebook"]:
+            return f"{executed} was changed (its SHA-256 is not that of {tables / RESULT})"
+        for entry in result["entries"]:
+            if entry not in entries:
+                entries[entry] = _damage(Path(entry))
+            if entries[entry]:
+                return entries[entry]
+    except (OSError, ValueError, KeyError, StoreError) as error:
+        return str(error)
+    return ""
+
+
+def _damage(sealed: Path) -> str:
+    try:
+        check_seal(sealed)
+    except (OSError, StoreError) as error:
+        return str(error)
+    return ""
+
+
+def remove_damaged(profile: Profile) -> None:
+    """Remove results that are not whole, and pages that are not, so that they are made again.
+
+    Snakemake looks at times, and at what is there only where it is needed.
+
+    Args:
+        profile: The profile. A run that another process executes is left alone.
+    """
+    entries: dict[str, str] = {}
+    whole = True
+    for run in profile.runs:
+        executed = profile.directory / "executed" / f"{run}.ipynb"
+        tables = profile.directory / "tables" / run
+        with suppress(BlockingIOError), locked(_lock(profile, run)):
+            if found := damage(profile, run, entries=entries):
+                whole = False
+                if executed.exists():
+                    print(f"{run}: {found}; it is executed again", flush=True)
+                executed.unlink(missing_ok=True)
+                shutil.rmtree(tables, ignore_errors=True)
+    pages = profile.index.parents[1]
+    if found := _damage(pages) if pages.exists() else "":
+        print(f"book: {found}; the pages are rendered again", flush=True)
+    if found or not whole:
+        shutil.rmtree(pages, ignore_errors=True)
 
 
 def _facts(profile: Profile, run: Run) -> dict[str, str]:
@@ -746,6 +844,8 @@ def _papermill(
     with tempfile.TemporaryDirectory() as settings, log.open("w", encoding="utf-8") as record:
         # a person's own start-up files and kernels of the same name must not change the result
         own = {"IPYTHONDIR": settings, "JUPYTER_PREFER_ENV_PATH": "1"}
+        own |= {"JUPYTER_RUNTIME_DIR": settings}  # else below HOME, which may not be writable
+        own |= {ENTRIES: str(output.with_suffix(".entries").absolute())}
         threads = {"OMP_NUM_THREADS": str(profile.asked(run.name).cpus)}
         environment = threads | os.environ | own
         process = subprocess.Popen(
@@ -1002,9 +1102,14 @@ def assemble(profile: Profile) -> Path:
         The folder for ``jupyter-book build``.
 
     Raises:
-        PipelineError: If the table of contents and the profile disagree on the chapters.
+        PipelineError: If the result of a run is not whole, or the table of contents and the
+            profile disagree on the chapters.
     """
     contents = table_of_contents(profile)
+    entries: dict[str, str] = {}
+    found = {run: damage(profile, run, entries=entries) for run in profile.runs}
+    if broken := [f"{run}: {why}" for run, why in found.items() if why]:
+        raise PipelineError("\n  ".join(["the book was not built:", *broken]))
     source = profile.directory / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree("book", source / "book")
@@ -1096,6 +1201,7 @@ def render(profile: Profile) -> Path:
         reason = "\n  ".join(["the book was not built:", *(told or lines)[-20:]])
         _write_reason(profile, "book", reason)
         raise PipelineError(f"{reason}\n  log: {log}")
+    seal(profile.index.parents[1])
     return profile.index
 
 
@@ -1119,11 +1225,15 @@ def build(profile: Profile) -> Path:
     command += ["--config", f"profile={profile.name}", "--rerun-incomplete", "--nolock"]
     command += ["--resources", "gpu=1"]  # several runs at once would all take the first GPU
     # Snakemake's own lock outlives a killed run; the system frees this one with its last holder
-    with (profile.directory / "lock").open("w") as lock:
+    with (profile.directory / "lock").open("a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PipelineError(f"profile {profile.name} is being built already") from error
+            lock.seek(0)
+            raise PipelineError(
+                f"profile {profile.name} is being built already, by {lock.read().strip()}. Wait "
+                "for it, or end that process"
+            ) from error
         for reason in failed.glob("*.txt"):
             reason.unlink()
         with log.open("w", encoding="utf-8") as record:
@@ -1134,7 +1244,12 @@ def build(profile: Profile) -> Path:
                 stderr=record,
                 pass_fds=[lock.fileno()],
                 process_group=0,
+                # else it would ignore the signal below where a shell started this in the background
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
+            lock.truncate(0)
+            lock.write(f"process {process.pid} (Snakemake) on {socket.gethostname()}\n")
+            lock.flush()
             try:
                 status = process.wait()
             except BaseException:
@@ -1151,6 +1266,18 @@ def build(profile: Profile) -> Path:
         told = reasons or plain_lines(log.read_text("utf-8"))[-20:]
         raise PipelineError("\n  ".join([f"profile {profile.name} failed:", *told, f"log: {log}"]))
     return profile.index
+
+
+def _refusal(error: OSError) -> str:
+    """What the system refused, and what to do, in one line."""
+    mend = {
+        errno.ENOSPC: "Free some space on that disk and run it again: what is finished is kept",
+        errno.EDQUOT: "Free some of your quota and run it again: what is finished is kept",
+        errno.EACCES: "Make it yours to write (chown, chmod), or work in a copy of the repository",
+        errno.EROFS: "Work in a copy of the repository that can be written",
+    }
+    told = plain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    return f"{told}. {mend.get(error.errno or 0, 'Everything is made below build/')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1175,7 +1302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("run")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):  # unwind, as for an interrupt
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores the second
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         profile = load_profile(options.profile)
         if options.command == "parameters":
@@ -1190,6 +1318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(build(profile))
     except PipelineError as error:
         print(error, flush=True)
+        return 1
+    except OSError as error:
+        print(_refusal(error), flush=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -2,8 +2,9 @@
 
 A run's folder holds ``model.json`` (what was trained), ``records.parquet`` (its answers to the
 test questions) and, where something was trained, ``dynamics.csv`` (one row a step) and
-``validation.csv`` (rollouts on held-out questions at the steps evaluated). Nothing here needs
-torch.
+``validation.csv`` (rollouts on held-out questions at the steps evaluated). What the pipeline
+executed is sealed (:mod:`corea.store`), and nothing is read from a folder that was changed since.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from corea.records import read_records, records_from_columns, write_records
+from corea.store import MANIFEST, StoreError, check_seal
 from corea.suites import WITHHELD
 
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
@@ -58,6 +60,31 @@ class TrainedModel:
     suite: str
 
 
+def run_file(run: str | Path, name: str) -> Path:
+    """A file that a run left to others.
+
+    Args:
+        run: The run's folder. One that no pipeline made, as of a notebook that was executed by
+            hand, is not sealed and taken as it is.
+        name: The file's name.
+
+    Returns:
+        Its path.
+
+    Raises:
+        RunError: If it is not there, or the folder was changed since it was sealed.
+    """
+    path = Path(run, name)
+    try:
+        if path.with_name(MANIFEST).exists():
+            check_seal(path.parent)
+    except StoreError as error:
+        raise RunError(f"{error}; `make book` makes it anew") from None
+    if not path.is_file():
+        raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
+    return path
+
+
 def read_model(run: str | Path) -> TrainedModel:
     """Read what a run trained.
 
@@ -68,14 +95,13 @@ def read_model(run: str | Path) -> TrainedModel:
         The content of its ``model.json``.
 
     Raises:
-        RunError: If the run was not made yet, or the file lacks or has unknown fields.
+        RunError: If the run was not made yet or was changed, or the file lacks or has unknown
+            fields.
     """
-    path = Path(run) / "model.json"
+    path = run_file(run, "model.json")
     try:
         content = json.loads(path.read_text("utf-8"))
         return TrainedModel(**content)
-    except FileNotFoundError:
-        raise RunError(f"{path.as_posix()}: not there; `make book` makes it") from None
     except (ValueError, TypeError) as error:
         raise RunError(f"{path.as_posix()}: not the description of a model ({error})") from None
 
@@ -165,17 +191,14 @@ def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
         run lacks is missing.
 
     Raises:
-        RunError: If a run was not made yet, or two runs are the same system with the same seed on
-            the same dataset.
+        RunError: If a run was not made yet or was changed, or two runs are the same system with
+            the same seed on the same dataset.
     """
     tables: list[pd.DataFrame] = []
     seen: dict[tuple[str, int, str], str | Path] = {}
     for run in runs:
         model = read_model(run)
-        path = Path(run) / "records.parquet"
-        if not path.is_file():
-            raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
-        table = read_records(path).table
+        table = read_records(run_file(run, "records.parquet")).table
         for dataset in table["dataset"].unique():
             identity = (model.system, model.seed, dataset)
             if identity in seen:
@@ -205,15 +228,12 @@ def run_table(runs: Sequence[str | Path], name: str) -> pd.DataFrame:
         The rows with the columns ``system``, ``method`` and ``seed`` before them.
 
     Raises:
-        RunError: If a run lacks the table.
+        RunError: If a run lacks the table or was changed.
     """
     tables = []
     for run in runs:
         model = read_model(run)
-        path = Path(run) / f"{name}.csv"
-        if not path.is_file():
-            raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
-        table = pd.read_csv(path)
+        table = pd.read_csv(run_file(run, f"{name}.csv"))
         for column in ("seed", "method", "system"):
             table.insert(0, column, getattr(model, column))
         tables.append(table)

@@ -10,12 +10,14 @@ whose text changes is executed again in seconds, and two profiles share what the
    to the next one, which may go on from it.
 2. Each entry has a lock file; of two processes that ask for the same entry one makes it, the
    other waits and finds it. The system frees the lock of a process that was killed.
-3. A file that is missing or differs from the manifest is named and nothing is read from the
-   entry; an unfinished manifest counts as none.
+3. Nothing is read from an entry in which a file is missing or differs from the manifest, or whose
+   manifest is unfinished. It is named, set aside as ``<name>.damaged``, and made again.
 4. Source code is compared without comments, docstrings and layout: rewording a docstring makes
    nothing anew. A string after an assignment, which documents it, is one of those.
 5. The code of an entry is that of the modules named and of all modules of ``corea`` that they
    import or, as the checker of answers is, start by their file's name.
+6. Where the environment names a file as ``COREA_ENTRIES``, each entry that is asked for is noted
+   there, a line each, so that the pipeline knows which entries a run's results rest on.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -36,6 +39,8 @@ from corea.sources import with_imports
 
 MANIFEST = "manifest.json"
 ROOT = Path("build", "store")
+ENTRIES = "COREA_ENTRIES"  # environment variable: the file in which entries are noted
+LEAST_SPACE = 2**26  # bytes; with fewer left on the disk, a failure is put down to that
 PACKAGES = (
     *("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "numpy"),
     *("math-verify", "latex2sympy2_extended", "sympy"),  # whether an answer is right
@@ -43,7 +48,7 @@ PACKAGES = (
 
 
 class StoreError(Exception):
-    """An entry is damaged or was not made; names the entry or the file."""
+    """A folder is damaged, or an entry could not be made; names the folder and the file."""
 
 
 def make(
@@ -68,7 +73,7 @@ def make(
         The folder of the entry.
 
     Raises:
-        StoreError: If the entry is there but damaged; names the file.
+        StoreError: If the disk was full while it was made.
         FileNotFoundError: If there is no such module.
         TypeError: If ``spec`` is not JSON.
         ValueError: If ``kind`` is not a name, or a number of ``spec`` is not finite.
@@ -82,16 +87,25 @@ def make(
         (True, '1')
     """
     entry, text = _entry(kind, spec, modules, root)
-    with _locked(entry.with_name(entry.name + ".lock")):
+    waiting = f"progress: waiting for another process that makes {entry.name}"
+    with locked(entry.with_name(entry.name + ".lock"), waiting):
         if entry.is_dir():
-            check_seal(entry)
-        else:
+            try:
+                check_seal(entry)
+            except StoreError as error:
+                damaged = entry.with_name(entry.name + ".damaged")
+                print(f"progress: {error}. It is kept as {damaged.name}, and made again", flush=True)
+                shutil.rmtree(damaged, ignore_errors=True)
+                entry.replace(damaged)
+        if not entry.is_dir():
             partial = entry.with_name(entry.name + ".partial")
             partial.mkdir(parents=True, exist_ok=True)
-            build(partial)
-            write_atomically(partial / "request.json", text + "\n")
-            seal(partial)
+            with _space_told(partial):
+                build(partial)
+                write_atomically(partial / "request.json", text + "\n")
+                seal(partial)
             partial.replace(entry)
+    _note(entry)
     return entry
 
 
@@ -123,10 +137,36 @@ def keep_up(
         ValueError: As :func:`make` does.
     """
     entry, _ = _entry(kind, spec, modules, root)
-    with _locked(entry.with_name(entry.name + ".lock")):
+    waiting = f"progress: waiting for another process that completes {entry.name}"
+    with locked(entry.with_name(entry.name + ".lock"), waiting):
         entry.mkdir(parents=True, exist_ok=True)
-        build(entry)
+        with _space_told(entry):
+            build(entry)
+            seal(entry)
+    _note(entry)
     return entry
+
+
+@contextmanager
+def _space_told(folder: Path) -> Iterator[None]:
+    """Say that the disk is full where that is why something failed: few libraries do."""
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(folder).free
+        if free >= LEAST_SPACE:
+            raise
+        raise StoreError(
+            f"{folder.as_posix()}: the disk is full ({free // 2**20} MiB are left; "
+            f"{type(error).__name__}: {error}). Free some space and run it again: what is "
+            "finished is kept"
+        ) from error
+
+
+def _note(entry: Path) -> None:
+    if path := os.environ.get(ENTRIES):
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(f"{entry.as_posix()}\n")
 
 
 def _entry(
@@ -196,10 +236,7 @@ def check_seal(folder: Path) -> None:
         if expected[name] != found[name]
     ]
     if wrong:
-        raise StoreError(
-            f"{folder.as_posix()} is damaged: {'; '.join(wrong)}. Delete the folder to have it "
-            "made again"
-        )
+        raise StoreError(f"{folder.as_posix()} is damaged: {'; '.join(wrong)}")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -234,10 +271,25 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold a lock, which the system frees if this process is killed.
+
+    Args:
+        path: The lock's file.
+        waiting: What is printed before this process waits for another one that has the lock.
+
+    Raises:
+        BlockingIOError: If another process has the lock, and ``waiting`` is empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                raise
+            print(waiting, flush=True)
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

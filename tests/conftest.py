@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TITLE = ("markdown", "# What is this?")
 PARAMETERS = ("code", 'profile = "tiny"\nseed = 0\noutput_dir = ""\nsize = 3', "parameters")
+
+# A shell's background job ignores interrupts, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ if state == "FAILED":
     runs = []
 for run in runs:
     pathlib.Path("build/tiny/tables", run).mkdir(parents=True)
+    pathlib.Path("build/tiny/tables", run, "manifest.json").touch()
     notebook = pathlib.Path("build/tiny/executed", run + ".ipynb")
     notebook.parent.mkdir(exist_ok=True)
     notebook.write_text("executed")
@@ -55,6 +56,7 @@ for job in pathlib.Path(__file__).parent.glob("*.job"):
     "sinfo": "print('main*')",
     "scontrol": "print('MinJobAge = 300 sec')",
     "scancel": "",
+    "sacct": "",  # of which the account is guessed
 }
 RENDER = """\
 def render(profile):

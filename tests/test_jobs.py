@@ -256,7 +256,7 @@ def test_a_run_that_decides_directly_draws_two_tokens(profile):
         }
     )
     reasoned, direct = run_jobs(loaded, "b", H100)
-    questions = 1221 + 500 + 1180 + 450
+    questions = 1221 + 500 + 1170 + 450
     assert (reasoned.sampled_tokens, direct.sampled_tokens) == (questions * 128, questions * 2)
     training, evaluation = run_jobs(loaded, "sft", H100)
     assert training.what == "SFT (decisions)"

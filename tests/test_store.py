@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -175,17 +177,61 @@ def flip(path):
         (lambda f: (f / "model" / "weights").unlink(), "model/weights is missing"),
         (lambda f: (f / "model" / "extra").write_text(""), "model/extra was added"),
         (lambda f: (f / "table.csv").rename(f / "t"), "table.csv is missing; t was added"),
+        (lambda f: flip(f / "manifest.json"), "manifest.json: not readable"),
+        (lambda f: os.truncate(f / "manifest.json", 0), "manifest.json: not readable"),
+        (lambda f: (f / "manifest.json").unlink(), "half written, there is no manifest.json"),
     ],
 )
-def test_a_damaged_entry_is_refused_and_its_files_are_named(tmp_path, damage, named):
+def test_a_damaged_entry_is_named_set_aside_and_made_again(tmp_path, capsys, damage, named):
     entry = make("two", {}, build_two, root=tmp_path)
+    shutil.copytree(entry, tmp_path / "good")
     damage(entry)
-    with pytest.raises(StoreError) as error:
-        make("two", {}, nothing_to_do, root=tmp_path)
-    assert f"{entry.as_posix()} is damaged: {named}" in str(error.value)
-    assert "Delete the folder" in str(error.value)
-    shutil.rmtree(entry)
-    assert make("two", {}, build_two, root=tmp_path) == entry
+    with pytest.raises(StoreError, match=re.escape(named)):
+        check_seal(entry)
+    damaged = {path: path.read_bytes() for path in entry.rglob("*") if path.is_file()}
+    for _ in range(2):  # the second time it is found
+        assert make("two", {}, build_two, root=tmp_path) == entry
+    said = capsys.readouterr().out
+    assert said.count("progress: ") == 1
+    assert named in said
+    assert f"{entry.name}.damaged" in said
+    for path in (p for p in entry.rglob("*") if p.is_file()):
+        assert path.read_bytes() == (tmp_path / "good" / path.relative_to(entry)).read_bytes()
+    kept = entry.with_name(entry.name + ".damaged")
+    for path, content in damaged.items():
+        assert (kept / path.relative_to(entry)).read_bytes() == content
+
+
+def test_what_is_kept_up_is_sealed_each_time(tmp_path):
+    def add(folder):
+        (folder / str(len(list(folder.glob("[0-9]"))))).touch()
+
+    for _ in range(2):
+        entry = keep_up("log", {}, add, root=tmp_path)
+        check_seal(entry)
+    assert sorted(path.name for path in entry.iterdir()) == ["0", "1", "manifest.json"]
+
+
+def test_entries_that_are_asked_for_are_noted_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("COREA_ENTRIES", str(tmp_path / "asked"))
+    asked = [make("two", {}, build_two, root=tmp_path) for _ in range(2)]
+    asked.append(keep_up("log", {}, lambda folder: None, root=tmp_path))
+    assert (tmp_path / "asked").read_text().splitlines() == list(map(str, asked))
+
+
+@pytest.mark.parametrize("keep", [make, keep_up])
+def test_a_failure_on_a_full_disk_is_put_down_to_that(tmp_path, monkeypatch, keep):
+    def fail(folder):
+        (folder / "kept").touch()
+        raise RuntimeError("unexpected pos 640 vs 534")  # what torch says
+
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        keep("x", {}, fail, root=tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 2**20))
+    full = "the disk is full .3 MiB are left; RuntimeError: unexpected pos .*Free some space"
+    with pytest.raises(StoreError, match=full):
+        keep("x", {}, fail, root=tmp_path)
+    assert len(list(tmp_path.glob("*/kept"))) == 1
 
 
 @pytest.mark.parametrize("text", ["", '{"table.csv": "12', "[1, 2]"])
@@ -279,9 +325,9 @@ def test_two_processes_that_ask_for_the_same_make_it_once(tmp_path):
     answers = [maker.communicate(timeout=60) for maker in makers]
     assert [maker.returncode for maker in makers] == [0, 0, 0], answers
     assert {error for _, error in answers} == {""}
-    assert len({path for path, _ in answers}) == 1
+    assert len({said.splitlines()[-1] for said, _ in answers}) == 1
     assert len((tmp_path / "log").read_text().splitlines()) == 1
-    assert entries(tmp_path / "store") == [Path(answers[0][0]).parent.name]
+    assert entries(tmp_path / "store") == [Path(answers[0][0].splitlines()[-1]).parent.name]
 
 
 def test_a_killed_process_frees_the_entry_for_the_one_that_waits(tmp_path):
@@ -303,4 +349,6 @@ def test_a_killed_process_frees_the_entry_for_the_one_that_waits(tmp_path):
     second.stderr.close()
     built = [line.partition(" ")[::2] for line in (tmp_path / "log").read_text().splitlines()]
     assert built == [(str(first.pid), "[]"), (str(second.pid), "['begun']")]
-    assert Path(lines[0].strip()).read_text() == str(second.pid)
+    told, path = lines[0].splitlines()
+    assert told.startswith("progress: waiting for another process that makes slow-")
+    assert Path(path).read_text() == str(second.pid)
