@@ -1244,8 +1244,8 @@ def build(profile: Profile) -> Path:
                 stderr=record,
                 pass_fds=[lock.fileno()],
                 process_group=0,
-                # else it would ignore the signal below where a shell started this in the background
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+                # a background job of a shell ignores the signal below, and so would what it starts
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             lock.truncate(0)
             lock.write(f"process {process.pid} (Snakemake) on {socket.gethostname()}\n")

@@ -94,7 +94,7 @@ def make(
                 check_seal(entry)
             except StoreError as error:
                 damaged = entry.with_name(entry.name + ".damaged")
-                print(f"progress: {error}. It is kept as {damaged.name}, and made again", flush=True)
+                print(f"progress: {error}. It is kept as {damaged.name} and made anew", flush=True)
                 shutil.rmtree(damaged, ignore_errors=True)
                 entry.replace(damaged)
         if not entry.is_dir():

@@ -1,4 +1,5 @@
 import ast
+import errno
 import fcntl
 import json
 import os
@@ -918,6 +919,11 @@ def test_all_failures_are_named_and_only_they_are_redone(built, pipeline, write_
     assert "notebooks/first.ipynb, cell 3 of 3 (In [3]): ZeroDivisionError" in first
     assert "notebooks/second.ipynb, cell 3 of 3 (In [3]): ZeroDivisionError" in second
     assert log.endswith("build/tiny/logs/snakemake.log")
+    assert not (built / "build/tiny/_build").exists()  # no page shows what failed
+
+    again = pipeline(built, "build", "tiny")  # and nothing is forgotten
+    assert again.returncode == 1
+    assert again.stdout.splitlines()[-4:] == result.stdout.splitlines()[-4:]
 
     paths[0].write_text(good[0])
     result = pipeline(built, "build", "tiny")
@@ -961,10 +967,12 @@ def test_pages_and_profile_must_agree(built, monkeypatch):
 WRITE = """\
 import time
 from pathlib import Path
+from corea.store import make
 began = time.time()
-Path(output_dir, "seed.csv").write_text(str(size + seed))
+entry = make("sum", {"of": [size, seed]}, lambda f: (f / "sum").write_text(str(size + seed)))
+Path(output_dir, "seed.csv").write_text((entry / "sum").read_text())
 time.sleep(1)
-Path(output_dir, "when.csv").write_text(f"{began} {time.time()}")"""
+Path(output_dir, "when.csv").write_text(f"{began} {time.time()}");"""
 READ = """\
 from pathlib import Path
 from corea import display, full_run
@@ -1022,6 +1030,131 @@ def test_variants_are_sections_below_their_page_with_titles_of_their_own(trained
     assert "<h1>Which?<" in (html / "notebooks/compare.html").read_text("utf-8")
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def halve(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+HARMS = {"deleted": Path.unlink, "truncated": halve, "flipped": flip}
+
+
+@pytest.fixture
+def harmed(trained, tmp_path, monkeypatch):
+    """Function that harms a file of a copy of a built repository; the working directory."""
+    for name in ("profiles", "notebooks", "corea", "book"):
+        (tmp_path / name).symlink_to(trained / name)
+    for name in ("Snakefile", "_toc.yml", "_config.yml", "constraints.txt"):
+        shutil.copy(trained / name, tmp_path)
+    shutil.copytree(trained / "build", tmp_path / "build")
+    monkeypatch.chdir(tmp_path)
+
+    def harm(pattern, kind):
+        (path,) = [p for p in Path("build").glob(pattern) if p.suffix not in {".lock", ".damaged"}]
+        HARMS[kind](path)
+        return path
+
+    return harm
+
+
+@pytest.mark.parametrize("kind", HARMS)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "tiny/executed/train_big_s1.ipynb",
+        "tiny/tables/train_big_s1/seed.csv",
+        "tiny/tables/train_big_s1/run.json",
+        "tiny/tables/train_big_s1/manifest.json",
+        "store/sum-*/sum",
+        "store/sum-*/request.json",
+        "store/sum-*/manifest.json",
+    ],
+)
+def test_result_that_was_harmed_is_removed_and_named(trained, harmed, capsys, pattern, kind):
+    profile = load_profile("tiny")
+    assert {p.damage(profile, run) for run in profile.runs} == {""}
+    if pattern.startswith("store"):  # of the two entries that of the first seed
+        noted = json.loads(Path("build/tiny/tables/train_big_s1/run.json").read_text())
+        pattern = f"store/{Path(noted['entries'][0]).name}/{Path(pattern).name}"
+    path = harmed(pattern, kind)
+    named = path if kind == "deleted" or "manifest" not in path.name else path.parent
+    found = p.damage(profile, "train_big_s1")
+    assert str(named if named.suffix == ".ipynb" else named.parent.name) in found
+    with pytest.raises(PipelineError, match="the book was not built:\n  train_big_s1: "):
+        p.render(profile)
+    with pytest.raises(PipelineError, match="compare: train_big_s1, which it reads, is not whole"):
+        p.execute(profile, profile.runs["compare"])
+    p.remove_damaged(profile)
+    executed = Path("build/tiny/executed")
+    assert not (executed / "train_big_s1.ipynb").exists()
+    assert not Path("build/tiny/tables/train_big_s1").exists()
+    assert (executed / "train_big_s2.ipynb").exists()
+    assert not Path("build/tiny/_build").exists()
+    said = capsys.readouterr().out
+    assert ("train_big_s1: " in said) == (path.parent != executed or kind != "deleted")
+
+
+@pytest.mark.parametrize("kind", HARMS)
+@pytest.mark.parametrize(
+    "page",
+    [
+        "html/index.html",
+        "html/notebooks/compare.html",
+        "html/_static/plotly.min.js",
+        "manifest.json",
+    ],
+)
+def test_page_that_was_harmed_is_removed_and_named(harmed, capsys, page, kind):
+    harmed(f"tiny/_build/{page}", kind)
+    p.remove_damaged(load_profile("tiny"))
+    assert not Path("build/tiny/_build").exists()
+    told = r"book: build/tiny/_build\b.+; the pages are rendered again\n"
+    assert re.fullmatch(told, capsys.readouterr().out)
+    assert len(list(Path("build/tiny/executed").iterdir())) == 3
+
+
+def test_run_that_another_process_executes_is_left_alone(harmed):
+    harmed("tiny/executed/train_big_s1.ipynb", "deleted")
+    with Path("build/tiny/locks/train_big_s1").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        p.remove_damaged(load_profile("tiny"))
+    assert Path("build/tiny/tables/train_big_s1/seed.csv").exists()
+
+
+def test_everything_harmed_is_made_anew_by_the_next_build(trained, pipeline):
+    def content():
+        kept = {}
+        for path in sorted((trained / "build").rglob("*")):
+            name = path.relative_to(trained / "build").as_posix()
+            if re.fullmatch(r"tiny/tables/.*/seed.csv|store/sum-[0-9a-f]+/.*", name):
+                kept[name] = path.read_bytes()
+        for name in ("index", "notebooks/compare", "notebooks/train_big_s1"):
+            kept[name] = (trained / f"build/tiny/_build/html/{name}.html").read_bytes()
+        return kept
+
+    before = content()
+    flip(trained / "build/tiny/tables/train_big_s1/seed.csv")
+    noted = json.loads((trained / "build/tiny/tables/train_big_s2/run.json").read_text())
+    halve(trained / noted["entries"][0] / "sum")
+    (trained / "build/tiny/executed/compare.ipynb").unlink()
+    (trained / "build/tiny/parameters/compare.yaml").write_text("")
+    result = pipeline(trained, "build", "tiny")
+    assert result.returncode == 0, result.stdout
+    for told in (
+        "train_big_s1: build/tiny/tables/train_big_s1 is damaged: seed.csv was changed",
+        f"train_big_s2: {noted['entries'][0]} is damaged: sum was changed",
+        "train_big_s2: build/store/sum-",  # set aside, and made again
+    ):
+        assert told in result.stdout
+    assert content() == before
+    again = pipeline(trained, "build", "tiny")
+    assert again.stdout.splitlines() == ["build/tiny/_build/html/index.html"]
+
+
 def test_change_of_a_run_touches_what_reads_it(trained):
     profile, table = trained / "profiles/tiny.yaml", trained / "corea/data/full_run/c/t.csv"
     before = profile.read_text()
@@ -1059,8 +1192,37 @@ def test_one_build_at_a_time(repository):
     profile.directory.mkdir(parents=True)
     with (profile.directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(PipelineError, match="profile tiny is being built already"):
+        lock.write("process 7 (Snakemake) on node-7\n")
+        lock.flush()
+        told = "profile tiny is being built already, by process 7 .Snakemake. on node-7. Wait"
+        with pytest.raises(PipelineError, match=told):
             p.build(profile)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "Free some space on that disk and run it again"),
+        (errno.EACCES, "Make it yours to write"),
+        (errno.EROFS, "Work in a copy of the repository"),
+        (errno.ENOTDIR, "Everything is made below build/"),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_a_line(repository, monkeypatch, capsys, number, told):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number), "build/tiny/logs")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert p.main(["build", "tiny"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"build/tiny/logs: {os.strerror(number)}. {told}")
+
+
+def test_file_in_the_place_of_a_folder_is_told(repository, pipeline):
+    Path("build").write_text("")
+    result = pipeline(repository, "build", "tiny")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert re.fullmatch(r"build\S*: (Not a directory|File exists)\. Everything .*\n", result.stdout)
 
 
 def test_errors_of_snakemake_itself_are_told(repository, pipeline):

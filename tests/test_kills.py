@@ -1,0 +1,162 @@
+"""Builds that are killed, at random moments and in every kind of process, and built again."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+KILLS = 12
+# what each process of a build is known by in its command line, the first before what it starts
+KINDS = {
+    "build": r"-m corea\.pipeline build",
+    "snakemake": r"-m snakemake",
+    "execute": r"-m corea\.pipeline execute",
+    "papermill": r"-m papermill",
+    "kernel": r"ipykernel_launcher",
+    "render": r"-m corea\.pipeline render",
+}
+MODEL = """\
+import time
+from pathlib import Path
+from corea.store import keep_up, make
+def build(folder):
+    for step in range(4):  # goes on from what an earlier, killed call left
+        if not (folder / f"{step}").exists():
+            time.sleep(0.1)
+            (folder / f"{step}.partial").write_text(str(seed))
+            (folder / f"{step}.partial").replace(folder / f"{step}")
+entry = make("steps", {"seed": seed}, build)
+kept = keep_up("kept", {"seed": seed}, build)
+steps = [path.read_text() for folder in (entry, kept) for path in sorted(folder.glob("[0-9]"))]
+Path(output_dir, "steps.csv").write_text("step\\n" + "\\n".join(steps) + "\\n");"""
+READ = """\
+import time
+from pathlib import Path
+from corea.runs import run_file
+time.sleep(0.2)
+text = run_file("build/tiny/tables/model", "steps.csv").read_text()
+Path(output_dir, "read.csv").write_text(text);"""
+# pages as soon as there are results: a real book would take most of the time
+RENDER = """\
+def render(profile):
+    assemble(profile)
+    profile.index.parent.mkdir(parents=True, exist_ok=True)
+    for run in profile.runs:
+        table, = (profile.directory / "tables" / run).glob("*.csv")
+        (profile.index.parent / f"{run}.html").write_text(table.read_text())
+    profile.index.write_text("rendered")
+    seal(profile.index.parents[1])
+
+
+if __name__ =="""
+
+
+@pytest.fixture
+def repository(tmp_path, make_repository):
+    path = make_repository(tmp_path, {"model": [("code", MODEL)], "reader": [("code", READ)]})
+    profile = path / "profiles/tiny.yaml"
+    profile.write_text(
+        "profile: tiny\nseed: 0\nruns:\n  model: {parameters: {size: 3}}\n"
+        "  reader: {parameters: {of: '{tables}/model'}}\n"
+    )
+    notebook = path / "notebooks/reader.ipynb"
+    notebook.write_text(notebook.read_text().replace("size = 3", "of = ''"))
+    pipeline = path / "corea/pipeline.py"
+    pipeline.write_text(pipeline.read_text().replace("if __name__ ==", RENDER, 1))
+    return path
+
+
+def start(repository):
+    log = (repository / "said").open("w")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "corea.pipeline", "build", "tiny"],
+            cwd=repository, stdout=log, stderr=log,
+            env={**os.environ, "COREA_TEST": str(repository)},
+        )  # fmt: skip
+
+
+def processes(repository):
+    """What was started by a build and is still there."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("COREA_TEST") == str(repository):
+                found[process] = " ".join(process.cmdline())
+        except psutil.Error:  # it has ended, or is another user's
+            continue
+    return found
+
+
+def wait_until(reached, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (value := reached()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.02)
+    return value
+
+
+def results(repository):
+    """What a finished build leaves, but for times and notes of who made it."""
+    wanted = r"tiny/tables/\w+/\w+\.csv|store/[\w-]+/\d|tiny/_build/html/\w+\.html"
+    built = repository / "build"
+    return {
+        name: path.read_bytes()
+        for path in built.rglob("*")
+        if re.fullmatch(wanted, name := path.relative_to(built).as_posix())
+    }
+
+
+@pytest.mark.timeout(600)
+def test_killed_builds_end_with_the_results_of_one_that_was_left_alone(repository):
+    assert start(repository).wait(timeout=120) == 0, (repository / "said").read_text()
+    expected = results(repository)
+    assert len(expected) == 4 + 4 + 2 + 3
+    shutil.rmtree(repository / "build")
+
+    draw = random.Random(0)
+    for number in range(KILLS):
+        build = start(repository)
+        kind = list(KINDS)[number % len(KINDS)]
+
+        def there(kind=kind, build=build):
+            fitting = [p for p, c in processes(repository).items() if re.search(KINDS[kind], c)]
+            return fitting or build.poll() is not None
+
+        victims = wait_until(there)
+        time.sleep(draw.uniform(0, 0.8))
+        for victim in victims if isinstance(victims, list) else ():
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                continue
+        # what it had started ends by itself, or is killed at some moment too
+        try:
+            build.wait(timeout=draw.uniform(0, 1.5))
+        except subprocess.TimeoutExpired:
+            for process in processes(repository):
+                try:
+                    process.send_signal(draw.choice([signal.SIGKILL, signal.SIGTERM]))
+                except psutil.NoSuchProcess:
+                    continue
+        build.wait(timeout=60)
+        wait_until(lambda: not processes(repository))
+        index = repository / "build/tiny/_build/html/index.html"
+        if index.exists():  # a page is there only with all that it shows
+            assert results(repository) == expected
+            shutil.rmtree(repository / "build")
+
+    assert start(repository).wait(timeout=120) == 0, (repository / "said").read_text()
+    assert results(repository) == expected
+    left = [path.name for path in (repository / "build").rglob("*.partial")]
+    assert left == []
+    wait_until(lambda: not processes(repository))
+    assert Path(repository, "said").read_text().splitlines()[-1].endswith("index.html")
