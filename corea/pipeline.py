@@ -115,7 +115,7 @@ import yaml
 from corea.display import visible
 from corea.provenance import PACKAGES, provenance
 from corea.sources import imported_files, with_imports
-from corea.store import ENTRIES, StoreError, check_seal, locked, seal
+from corea.store import ENTRIES, LEAST_SPACE, StoreError, check_seal, locked, seal
 
 GIVEN = ("profile", "seed", "output_dir")  # parameters that a profile's runs do not list
 VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
@@ -130,6 +130,14 @@ TABLES = re.compile(r"build/(?P<profile>[^/]+)/tables(?:/(?P<run>[^/]*)(?P<file>
 LONG_CELL = 15  # lines above which the book folds a code cell
 # the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
+
+
+_MENDS = {
+    errno.ENOSPC: "The disk is full: free some space and run it again; what is finished is kept",
+    errno.EDQUOT: "Your quota is used up: free some and run it again; what is finished is kept",
+    errno.EACCES: "Make it yours to write (chown, chmod), or work in a copy of the repository",
+    errno.EROFS: "Work in a copy of the repository that can be written",
+}
 
 
 class PipelineError(Exception):
@@ -1259,25 +1267,32 @@ def build(profile: Profile) -> Path:
                 raise
     if status != 0:
         failures = sorted(failed.glob("*.txt"))
-        reasons = [path.read_text("utf-8").strip() for path in failures]
+        reasons = list(filter(None, (path.read_text("utf-8").strip() for path in failures)))
         for run in profile.runs:
             if lacking := [f.stem for f in failures if f.stem in profile.all_needs(run)]:
                 reasons.append(f"{run}: not run, since it needs {', '.join(lacking)}")
+        if shutil.disk_usage(profile.directory).free < LEAST_SPACE:
+            reasons.append(_MENDS[errno.ENOSPC])
         told = reasons or plain_lines(log.read_text("utf-8"))[-20:]
         raise PipelineError("\n  ".join([f"profile {profile.name} failed:", *told, f"log: {log}"]))
     return profile.index
 
 
+def _writable_home() -> None:
+    """Let a folder below build/ stand in for a HOME that cannot be written: libraries need one."""
+    home = Path(os.environ.get("HOME", "/"))
+    if not os.access(home, os.W_OK | os.X_OK):
+        instead = Path("build", "home").absolute()
+        instead.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(instead)
+        print(f"HOME, {plain(str(home))}, cannot be written: build/home stands in for it")
+
+
 def _refusal(error: OSError) -> str:
     """What the system refused, and what to do, in one line."""
-    mend = {
-        errno.ENOSPC: "Free some space on that disk and run it again: what is finished is kept",
-        errno.EDQUOT: "Free some of your quota and run it again: what is finished is kept",
-        errno.EACCES: "Make it yours to write (chown, chmod), or work in a copy of the repository",
-        errno.EROFS: "Work in a copy of the repository that can be written",
-    }
-    told = plain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    return f"{told}. {mend.get(error.errno or 0, 'Everything is made below build/')}"
+    file = error.filename2 or error.filename or "a file"
+    told = plain(f"{file}: {error.strerror or error}")
+    return f"{told}. {_MENDS.get(error.errno or 0, 'Everything is made below build/')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1305,6 +1320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores the second
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
+        _writable_home()
         profile = load_profile(options.profile)
         if options.command == "parameters":
             print(*write_parameters(profile), sep="\n")

@@ -1202,7 +1202,7 @@ def test_one_build_at_a_time(repository):
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (errno.ENOSPC, "Free some space on that disk and run it again"),
+        (errno.ENOSPC, "The disk is full: free some space and run it again"),
         (errno.EACCES, "Make it yours to write"),
         (errno.EROFS, "Work in a copy of the repository"),
         (errno.ENOTDIR, "Everything is made below build/"),
