@@ -33,7 +33,14 @@ from typing import Any
 import pandas as pd
 
 from corea.display import visible
-from corea.pipeline import FULL_RUN, PipelineError, Profile, imported_modules, load_profile
+from corea.pipeline import (
+    FULL_RUN,
+    PipelineError,
+    Profile,
+    damage,
+    imported_modules,
+    load_profile,
+)
 from corea.suites import MICROWORLD, Suite
 
 FOLDER = Path(__file__).parent / "data" / "full_run"
@@ -96,8 +103,8 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     Raises:
         PipelineError: If there is no such run; or one that is published or read was not
             executed, or with other parameters than the profile's, or before a run that it
-            reads; or a published one has no table, one that cannot be read or one of more
-            than :data:`LARGEST` bytes. Every complaint is told, and nothing has changed.
+            reads, or was changed since; or a published one has no table, one that cannot be
+            read or one of more than :data:`LARGEST` bytes. Every complaint is told, and nothing has changed.
     """
     if unknown := sorted(set(runs) - profile.runs.keys()):
         raise PipelineError(f"profile {profile.name} has no run {', '.join(unknown)}")
@@ -163,6 +170,8 @@ def _outdated(profile: Profile, notes: Mapping[str, Mapping[str, Any]]) -> Itera
         times[run] = datetime.fromisoformat(began), datetime.fromisoformat(ended)
         output_dir = (profile.directory / "tables" / run).as_posix()
         expected = {**profile.runs[run].parameters, "output_dir": output_dir}
+        if found := damage(profile, run):
+            yield f"{run}: {found}"
         if noted["papermill"]["parameters"] != expected:
             yield f"{run} was executed with other parameters than the profile's"
         for need in profile.runs[run].needs:

@@ -714,7 +714,8 @@ def _execute(profile: Profile, run: Run) -> None:
             unfit = f"{run.name}: {run.notebook} ran, but is not fit for a book: {found}"
             reason = unfit if found else ""
             if not reason:
-                _seal_result(running, tables, entries)
+                asked = entries.read_text("utf-8").splitlines() if entries.exists() else []
+                seal_result(running, tables, asked)
     except PipelineError as error:  # the kernel is unfit, or what papermill left is no notebook
         reason = f"{run.name}: {error}"
     finally:
@@ -722,19 +723,24 @@ def _execute(profile: Profile, run: Run) -> None:
             _write_reason(profile, run.name, reason)
             if running.exists():
                 running.replace(failed)
+    entries.unlink(missing_ok=True)
     if reason:
         kept = f"\n  partial notebook: {failed}" if failed.exists() else ""
         raise PipelineError(f"{reason}{kept}\n  log: {log}")
     running.replace(executed)
 
 
-def _seal_result(notebook: Path, tables: Path, entries: Path) -> None:
-    """Seal a run's tables, and with them its notebook and the entries it asked the store for."""
-    asked = entries.read_text("utf-8").splitlines() if entries.exists() else []
-    result = {"notebook": _digest(notebook), "entries": sorted(set(asked))}
+def seal_result(notebook: Path, tables: Path, entries: Iterable[str] = ()) -> None:
+    """Seal a run's tables, and with them its executed notebook.
+
+    Args:
+        notebook: The executed notebook.
+        tables: The folder of its tables.
+        entries: Folders of the store's entries that it asked for.
+    """
+    result = {"notebook": _digest(notebook), "entries": sorted(set(entries))}
     (tables / RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     seal(tables)
-    entries.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

@@ -53,6 +53,7 @@ from corea.pipeline import (
     Profile,
     Run,
     check_kernel,
+    damage,
     load_profile,
     plain_lines,
     run_inputs,
@@ -210,9 +211,11 @@ def states(profile: Profile) -> dict[str, str]:
 def _state(profile: Profile, run: Run, earlier: Mapping[str, str]) -> str:
     executed = _executed(profile, run.name)
     tables = profile.directory / "tables" / run.name
-    if not executed.is_file() or not tables.is_dir():
+    if not executed.is_file():
         failed = profile.directory / "failed" / f"{run.name}.txt"
         return "to do: failed before" if failed.is_file() else "to do"
+    if damage(profile, run.name):
+        return "to do: damaged"
     noted = read_notes(profile, run.name).get("papermill", {}).get("parameters")
     if noted != {**run.parameters, "output_dir": tables.as_posix()}:
         return "to do: other parameters"

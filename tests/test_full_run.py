@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from corea import full_run
-from corea.pipeline import PipelineError, load_profile
+from corea.pipeline import PipelineError, load_profile, seal_result
 
 TITLE = ("markdown", "# What is this?")
 GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'
@@ -52,6 +53,7 @@ def executed(tmp_path, monkeypatch, write_notebook):
         path.write_text(json.dumps(notebook))
         for table, text in (tables or {}).items():
             (folder / table).write_text(text)
+        seal_result(path, folder)
 
     note("train_l1", 0, tables={"dynamics.csv": "step\n1\n", "model.json": "{}"})
     note("compare", 2, tables={"standalone.csv": "x,name\n0.1,a\n,b\n", "big.parquet": "x" * 99999})
@@ -88,7 +90,7 @@ def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
 def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
     full_run.publish(load_profile("tiny"))
     before = snapshot()
-    Path("build/tiny/tables/alone/two.csv").unlink()
+    shutil.rmtree("build/tiny/tables/alone")
     executed("alone", 7, commit="fed", tables={"one.csv": "x\n3\n"})
     written = full_run.publish(load_profile("tiny"), ["alone"])
     assert [path.name for path in written] == ["one.csv", "provenance.json"]
@@ -120,7 +122,14 @@ def snapshot():
         ),
         (
             lambda _: Path("build/tiny/tables/compare/standalone.csv").unlink(),
-            ["compare wrote no CSV table"],
+            [
+                "compare: build/tiny/tables/compare is damaged: standalone.csv is missing",
+                "compare wrote no CSV table",
+            ],
+        ),
+        (
+            lambda _: Path("build/tiny/tables/train_l1/dynamics.csv").write_text("step\n2\n"),
+            ["train_l1: build/tiny/tables/train_l1 is damaged: dynamics.csv was changed"],
         ),
         (
             lambda _: Path("build/tiny/executed/train_l1.ipynb").unlink(),

@@ -12,7 +12,7 @@ import pytest
 
 from corea import plan as p
 from corea.compute import DEVICES
-from corea.pipeline import PipelineError, load_profile
+from corea.pipeline import PipelineError, load_profile, seal_result
 from corea.plan import Machine, prepare_needs, prepare_plan, start_order, states
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +79,7 @@ def execute(profile, *names, when=2_000_000_000, **changes):
         path = profile.directory / "executed" / f"{name}.ipynb"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"metadata": noted}))
+        seal_result(path, tables)
         os.utime(path, (when, when))
         when += 1
 
@@ -181,6 +182,8 @@ def test_why_a_run_is_to_do(repository):
     assert states(profile)["l1"] == "to do: build/tiny/executed/base.ipynb is newer"
 
     shutil.rmtree("build/tiny/tables/alone")
+    assert states(profile)["alone"] == "to do: damaged"
+    Path("build/tiny/executed/alone.ipynb").unlink()
     assert states(profile)["alone"] == "to do"
     Path("build/tiny/failed").mkdir()
     Path("build/tiny/failed/alone.txt").write_text("alone: out of memory")
