@@ -104,7 +104,8 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
         PipelineError: If there is no such run; or one that is published or read was not
             executed, or with other parameters than the profile's, or before a run that it
             reads, or was changed since; or a published one has no table, one that cannot be
-            read or one of more than :data:`LARGEST` bytes. Every complaint is told, and nothing has changed.
+            read or one of more than :data:`LARGEST` bytes. Every complaint is told, and nothing
+            has changed.
     """
     if unknown := sorted(set(runs) - profile.runs.keys()):
         raise PipelineError(f"profile {profile.name} has no run {', '.join(unknown)}")
