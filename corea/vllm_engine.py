@@ -166,6 +166,11 @@ class VLLMEngine:
         """One: a part is as many completions as are handed over at once."""
         return 1
 
+    @property
+    def gives_expected_confidence(self) -> bool:
+        """Yes: it scores any text."""
+        return True
+
     def generate(
         self,
         prompts: Sequence[str],

@@ -27,6 +27,7 @@ class Scripted:
         self.delay = delay
         self.batch_size = 8
         self.parts_at_once = 1
+        self.gives_expected_confidence = True
         self.asked = []
         self.failing = set()  # pairs of a number that is asked and a sample
 
