@@ -344,7 +344,7 @@ def _require_questions(questions: Sequence[Question]) -> None:
             )
         if not question.gold.strip():
             raise ValueError(f"questions[{i}]: gold is {question.gold!r}; expected an answer")
-        for name in ("dataset", "question_id", "prompt", "gold"):
+        for name in ("dataset", "question_id", "text", "gold"):
             if LONE_SURROGATE.search(getattr(question, name)):
                 raise ValueError(f"questions[{i}]: {name} has half of a surrogate pair")
 
@@ -435,8 +435,9 @@ def _kept(rollout: Rollout) -> Rollout:
 
 
 def _is_count(value: object) -> bool:
-    number = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return number and 0 <= value <= MAX_TOKENS  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return 0 <= int(value) <= MAX_TOKENS
 
 
 def _state(rollout: Rollout) -> NDArray[np.float32]:

@@ -666,7 +666,7 @@ def _read(content: Any, *, chat: bool) -> Rollout:
 
 
 def _logprobs(choice: dict[str, Any], *, chat: bool) -> NDArray[np.float32] | None:
-    """Log-probabilities of the tokens, None where they are not there or one cannot be (choice 5)."""
+    """Log-probabilities of the tokens; None where they are not there, or one is none (choice 5)."""
     try:
         listed = choice["logprobs"]["content" if chat else "token_logprobs"]
         values = [entry["logprob"] for entry in listed] if chat else list(listed)
