@@ -408,9 +408,10 @@ def _kept(rollout: Rollout) -> Rollout:
         for name in ("prompt_tokens", "completion_tokens")
         if not _is_count(value := getattr(rollout, name))
     ]
-    if not isinstance(rollout.completion, str):
-        wrong.append(f"the completion is {type(rollout.completion).__name__}")
-    elif LONE_SURROGATE.search(rollout.completion):
+    completion: object = rollout.completion
+    if not isinstance(completion, str):
+        wrong.append(f"the completion is {type(completion).__name__}")
+    elif LONE_SURROGATE.search(completion):
         wrong.append("the completion has half of a surrogate pair")
     for name in ("expected_confidence", "expected_mass"):
         value = _float(getattr(rollout, name))

@@ -273,7 +273,10 @@ class Odd(Scripted):
         ({"completion": None}, "the completion is NoneType"),
         ({"expected_confidence": 1.5}, "expected_confidence is 1.5"),
         ({"expected_mass": -0.1}, "expected_mass is -0.1"),
-        ({"error": "half \ud800, \x1b[31m " + "long" * 1000, "completion": ""}, "half ?, ?[31m long"),
+        (
+            {"error": "half \ud800, \x1b[31m " + "long" * 1000, "completion": ""},
+            "half ?, ?[31m long",
+        ),
     ],
 )
 def test_an_answer_that_no_record_could_hold_is_a_failed_row(tmp_path, odd, told):
@@ -354,7 +357,12 @@ def test_an_engine_that_scores_no_texts_is_not_asked_to(tmp_path):
     engine.gives_expected_confidence = False
     table = run(tmp_path, engine).table
     assert table["expected_confidence"].isna().all()
-    assert run(tmp_path / "asked", engine, confidence_grid=["0.5"]).table["expected_mass"].notna().any()
+    assert (
+        run(tmp_path / "asked", engine, confidence_grid=["0.5"])
+        .table["expected_mass"]
+        .notna()
+        .any()
+    )
 
 
 # --- interruptions ----------------------------------------------------------------------------
@@ -506,7 +514,10 @@ def test_parts_of_another_request_are_neither_used_nor_replaced(tmp_path, change
         (dataclasses.replace(QUESTIONS[3], question_id="x", gold=" "), r"\[12\]: gold is ' '"),
         (dataclasses.replace(QUESTIONS[3], question_id=""), r"\[12\]: dataset and question_id"),
         *(
-            (dataclasses.replace(QUESTIONS[3], **{"question_id": "x", name: "\ud800"}), rf"\[12\]: {name} has half")
+            (
+                dataclasses.replace(QUESTIONS[3], **{"question_id": "x", name: "\ud800"}),
+                rf"\[12\]: {name} has half",
+            )
             for name in ("dataset", "question_id", "text", "gold")
         ),
     ],

@@ -11,7 +11,7 @@ import traceback
 import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import httpx
 import numpy as np
@@ -201,7 +201,9 @@ def test_a_text_is_gone_on_with(serve):
 class Letters:
     """A tokenizer whose ids are the letters' own."""
 
-    chat_template = "there is one"
+    chat_template = "<{{ messages[0].role }}>{{ messages[0].content }}<says>"
+    special_tokens_map = MappingProxyType({})
+    name_or_path = "letters"
     bos_token = None
 
     def __len__(self):
@@ -210,9 +212,8 @@ class Letters:
     def __call__(self, texts, add_special_tokens):
         return {"input_ids": [[*([0] * add_special_tokens), *text.encode()] for text in texts]}
 
-    def apply_chat_template(self, said, tokenize, add_generation_prompt):
-        assert (tokenize, add_generation_prompt) == (False, True)
-        return f"<{said[0]['role']}>{said[0]['content']}<says>"
+    def get_chat_template(self):
+        return self.chat_template
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -391,9 +392,19 @@ def test_wrong_settings_are_named(monkeypatch):
         ({"timeout": 0}, "timeout is 0"),
         ({"timeout": float("nan")}, "timeout is nan"),
         ({"timeout": float("inf")}, "timeout is inf"),
-        *(({"url": f"http://{wrong}"}, "no address of a server") for wrong in (
-            "", "h:x/v1", "h:99999", "h/v1?api-version=1", "h/v1#a", "h/v 1", "h/\r\nX: y", ":80",
-        )),
+        *(
+            ({"url": f"http://{wrong}"}, "no address of a server")
+            for wrong in (
+                "",
+                "h:x/v1",
+                "h:99999",
+                "h/v1?api-version=1",
+                "h/v1#a",
+                "h/v 1",
+                "h/\r\nX: y",
+                ":80",
+            )
+        ),
     ):
         with pytest.raises(ValueError, match=complaint):
             ServerEngine(**{"model": "tiny", "url": url} | settings)
@@ -596,7 +607,9 @@ def test_each_answer_is_one_row_and_the_key_is_nowhere(serve, key, tmp_path, mon
         return ANSWERS[names[number]][0](body)
 
     server = serve(script)
-    questions = [Question("sums", name, f"{i}+1", str(i + 1), "choice") for i, name in enumerate(names)]
+    questions = [
+        Question("sums", name, f"{i}+1", str(i + 1), "choice") for i, name in enumerate(names)
+    ]
     engine = server.engine(attempts=1, concurrency=2 * len(names), timeout=SECONDS)
     caplog.set_level(logging.DEBUG)
     begun = time.monotonic()
@@ -803,9 +816,7 @@ def test_any_value_in_an_answer_is_read_or_refused(place, value):
 def test_retry_after_is_waited_for_within_a_minute(asked, waited):
     engine = ServerEngine("tiny", "http://localhost/v1", first_wait=0.0)
     failure = engine._failure(httpx.Response(429, headers={"Retry-After": asked}), b"")
-    state = SimpleNamespace(
-        outcome=SimpleNamespace(exception=lambda: failure), attempt_number=1
-    )
+    state = SimpleNamespace(outcome=SimpleNamespace(exception=lambda: failure), attempt_number=1)
     assert engine._wait(state) == waited
 
 
