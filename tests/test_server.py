@@ -423,7 +423,7 @@ def test_wrong_settings_are_named(monkeypatch):
 
 KEY = "sk-SECRET-0123456789abcdef"
 LARGEST = 2**19  # bytes of an answer, in these tests
-SECONDS = 1.5  # of a request
+SECONDS = 4.0  # of a request
 
 
 def changed(*path, to):
@@ -567,15 +567,15 @@ ANSWERS = {
     "no HTTP": (raw(b"SSH-2.0-" + KEY.encode() + b"\r\n\r\n"), "RemoteProtocolError"),
     "key as a header": (raw(HEAD + KEY.encode() + b"\r\n\r\n"), "RemoteProtocolError"),
     "long header": (raw(HEAD + b"X: " + b"x" * 200_000 + b"\r\n\r\n"), "RemoteProtocolError|ReadError"),
-    "silent": (raw(b"", wait=0.1, endless=True), "no whole answer within 1.5 s"),
+    "silent": (raw(b"", wait=0.1, endless=True), f"no whole answer within {SECONDS:g} s"),
     "drips its body": (
         raw(HEAD + b"Content-Length: 9999\r\n\r\n", b" ", wait=0.1, endless=True),
-        "no whole answer within 1.5 s",
+        f"no whole answer within {SECONDS:g} s",
     ),
-    "drips its head": (raw(HEAD + b"X: ", b"x", wait=0.1, endless=True), "no whole answer within 1.5 s"),
+    "drips its head": (raw(HEAD + b"X: ", b"x", wait=0.1, endless=True), f"no whole answer within {SECONDS:g} s"),
     "goes on": (
         raw(b"HTTP/1.1 102 Processing\r\n\r\n", wait=0.01, endless=True),
-        "no whole answer within 1.5 s",
+        f"no whole answer within {SECONDS:g} s",
     ),
 }  # fmt: skip
 
@@ -616,7 +616,7 @@ def test_each_answer_is_one_row_and_the_key_is_nowhere(serve, key, tmp_path, mon
     records = evaluate(
         engine, questions, system="tiny", sampling=Sampling(0.6, 20), directory=tmp_path
     )
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 40
     rows = read_samples(tmp_path, failed=True).set_index("question_id")
     assert rows.index.tolist() == names
     for name, row in rows.iterrows():
