@@ -148,6 +148,7 @@ class Invented:
     """An engine that has an answer of 2,000 letters at once."""
 
     fingerprint, batch_size, parts_at_once = "invented", 64, 1
+    gives_expected_confidence = True
 
     def generate(
         self,

@@ -7,11 +7,13 @@ is interrupted loses the part it was at, and the same call again asks only for w
 1. A part says what request it belongs to: the model's fingerprint, the system's name, the
    questions, the sampling and the signals. Where a directory holds a part of another request,
    nothing is asked and nothing overwritten; the error names the part and what differs.
-2. A part that is damaged is named in the notes of the records, and made again.
+2. A part that is damaged, or cannot be read, is named in the notes of the records, and made again.
 3. An answer that could not be checked (out of time or memory) counts as wrong; how many did is
    in the notes.
-4. An answer that could not be had (a server that failed) is a row with an ``error``, left out of
-   the records; how many there are is in the notes. The same call again asks for these alone.
+4. An answer that could not be had (a server that failed), or that no record could hold (a count
+   beyond :data:`corea.generate.MAX_TOKENS`, text that is not UTF-8), is a row with an ``error``,
+   left out of the records; how many there are is in the notes. The same call again asks for these
+   alone. What a part holds is read back before it is sealed.
 5. Confidence is the verbalized one. Beside it are ``average_probability``,
    ``expected_confidence`` and ``expected_mass`` (:mod:`corea.confidence`); NaN where the engine
    has none or it was not asked for.
@@ -19,6 +21,7 @@ is interrupted loses the part it was at, and the same call again asks only for w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -35,6 +38,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from corea.confidence import CONFIDENCE_GRID, average_probability
+from corea.generate import LONE_SURROGATE, MAX_TOKENS
 from corea.parsing import parse_completion
 from corea.questions import Question
 from corea.records import Records, records_from_columns
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
 _ROWS, _STATES, _REQUEST = "rows.parquet", "states.safetensors", "request.json"
 _FAILED = "failed"  # in the request: how many answers could not be had
+_LONGEST_ERROR = 400  # characters
 _RECORDS = (
     "dataset",
     "question_id",
@@ -83,7 +88,7 @@ def evaluate(
     sampling: Sampling,
     directory: str | Path,
     part_size: int | None = None,
-    confidence_grid: Sequence[str] = CONFIDENCE_GRID,
+    confidence_grid: Sequence[str] | None = None,
     pooled_states: bool = False,
 ) -> Records:
     """Ask all questions, or those that an earlier, interrupted call left.
@@ -99,7 +104,8 @@ def evaluate(
         directory: Where parts are kept.
         part_size: Questions of a part; when None, as many as fill one batch of the engine. Its
             batches are filled within a part.
-        confidence_grid: Texts for the expected confidence; none: it is not computed.
+        confidence_grid: Texts for the expected confidence; none: it is not computed. When None,
+            :data:`corea.confidence.CONFIDENCE_GRID` if the engine can score texts.
         pooled_states: Whether to keep pooled states, for :func:`read_pooled_states`.
 
     Returns:
@@ -116,6 +122,8 @@ def evaluate(
         raise ValueError("system is empty; expected a name")
     if part_size is None:
         part_size = max(1, engine.batch_size // sampling.n_samples)
+    if confidence_grid is None:
+        confidence_grid = CONFIDENCE_GRID if engine.gives_expected_confidence else ()
 
     def answer(part: Sequence[Question], wanted: Samples | None) -> Answers:
         wanted = [range(sampling.n_samples)] * len(part) if wanted is None else wanted
@@ -127,6 +135,7 @@ def evaluate(
             samples=wanted,
         )
         require_rollouts(rollouts, [len(numbers) for numbers in wanted])
+        rollouts = [[_kept(rollout) for rollout in group] for group in rollouts]
         rows = pd.DataFrame(_rows(system, part, wanted, rollouts))
         states = [_state(rollout) for group in rollouts for rollout in group if pooled_states]
         return rows, np.stack(states) if states else None
@@ -219,7 +228,9 @@ def ask_in_parts(
     def make(number: int) -> None:
         path, start = directory / _name(number), number * part_size
         part = questions[start : start + part_size]
-        kept = pd.read_parquet(path / _ROWS) if number in there else None
+        # hidden states are of all rows of a part, or of none
+        part_of_it = number in there and not (path / _STATES).is_file()
+        kept = pd.read_parquet(path / _ROWS) if part_of_it else None
         if kept is None:
             rows, states = answer(part, None)
         else:
@@ -333,6 +344,9 @@ def _require_questions(questions: Sequence[Question]) -> None:
             )
         if not question.gold.strip():
             raise ValueError(f"questions[{i}]: gold is {question.gold!r}; expected an answer")
+        for name in ("dataset", "question_id", "text", "gold"):
+            if LONE_SURROGATE.search(getattr(question, name)):
+                raise ValueError(f"questions[{i}]: {name} has half of a surrogate pair")
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -355,9 +369,76 @@ def _write_part(
         save_file({"states": states}, partial / _STATES)
     written = {**request, _FAILED: int((rows["error"] != "").sum())}
     write_atomically(partial / _REQUEST, json.dumps(written, indent=1, sort_keys=True) + "\n")
+    if wrong := _unreadable(partial, whole=True):
+        raise EvaluationError(f"{path.as_posix()}: {wrong}")
     seal(partial)
     shutil.rmtree(path, ignore_errors=True)  # a damaged one
     partial.replace(path)
+
+
+def _unreadable(part: Path, *, whole: bool = False) -> str:
+    """Why the rows of a part cannot be read; empty if they can, as far as their types tell."""
+    from pyarrow import ArrowException, types
+    from pyarrow.parquet import ParquetFile
+
+    kinds: Mapping[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("sample", "prompt_tokens", "completion_tokens"), types.is_signed_integer),
+        **dict.fromkeys(("correct", "finished"), types.is_boolean),
+    }
+    try:
+        with ParquetFile(part / _ROWS) as file:
+            found = {field.name: field.type for field in file.schema_arrow}
+            if whole:
+                file.read(use_threads=False)
+        failed = _request(part)[_FAILED]
+    except (OSError, ArrowException, ValueError, KeyError) as error:
+        return f"{_ROWS} or {_REQUEST} cannot be read ({type(error).__name__}: {error})"
+    if type(failed) is not int:
+        return f"{_REQUEST} has {failed!r} as {_FAILED}; expected a number"
+    for name, holds in kinds.items():
+        if name not in found or not holds(found[name]):
+            return f"{_ROWS} cannot be read: its column {name} is of type {found.get(name)}"
+    return ""
+
+
+def _kept(rollout: Rollout) -> Rollout:
+    """The rollout, or a failed one where it is such as no record could hold."""
+    wrong = [
+        f"{name} is {value!r}"
+        for name in ("prompt_tokens", "completion_tokens")
+        if not _is_count(value := getattr(rollout, name))
+    ]
+    completion: object = rollout.completion
+    if not isinstance(completion, str):
+        wrong.append(f"the completion is {type(completion).__name__}")
+    elif LONE_SURROGATE.search(completion):
+        wrong.append("the completion has half of a surrogate pair")
+    for name in ("expected_confidence", "expected_mass"):
+        value = _float(getattr(rollout, name))
+        if not (np.isnan(value) or 0 <= value <= 1):
+            wrong.append(f"{name} is {value!r}")
+    told = f"the answer cannot be kept: {'; '.join(wrong)}" if wrong else str(rollout.error)
+    told = "".join(c if c.isprintable() else "?" for c in told[:_LONGEST_ERROR])
+    if not wrong:
+        return rollout if told == rollout.error else dataclasses.replace(rollout, error=told)
+    return dataclasses.replace(
+        rollout,
+        completion="",
+        token_ids=None,
+        logprobs=None,
+        finished=False,
+        prompt_tokens=0,
+        n_tokens=0,
+        expected_confidence=None,
+        expected_mass=None,
+        error=told,
+    )
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return 0 <= int(value) <= MAX_TOKENS
 
 
 def _state(rollout: Rollout) -> NDArray[np.float32]:
@@ -408,9 +489,7 @@ def _rows(
             "gold": question.gold,
             "expected_confidence": _float(rollout.expected_confidence),
             "expected_mass": _float(rollout.expected_mass),
-            "average_probability": _float(
-                None if rollout.logprobs is None else average_probability(rollout.logprobs)
-            ),
+            "average_probability": _average(rollout),
             "kind": question.kind,
             "level": _float(question.level),
             "prompt": question.prompt,
@@ -423,6 +502,13 @@ def _rows(
 
 def _float(value: float | None) -> float:
     return float("nan") if value is None else float(value)
+
+
+def _average(rollout: Rollout) -> float:
+    """The average probability; missing where a log-probability is no number up to 0."""
+    with contextlib.suppress(ValueError):
+        return _float(None if rollout.logprobs is None else average_probability(rollout.logprobs))
+    return float("nan")
 
 
 def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[dict[int, int], list[str]]:
@@ -444,6 +530,10 @@ def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[dict[int,
                 + "; ".join(f"{n} is {found.get(n)!r}, not {request[n]!r}" for n in differing)
                 + ". Use another directory, or delete this one"
             )
+        if wrong := _unreadable(path):
+            damaged.append(f"{path.as_posix()}: {wrong}")
+            _log.warning("%s", damaged[-1])
+            continue
         there[int(path.name.removeprefix("part-"))] = int(found[_FAILED])
     return there, damaged
 
@@ -475,6 +565,8 @@ def _finished(directory: Path) -> list[Path]:
             check_seal(path)
         except StoreError as error:
             raise EvaluationError(str(error)) from None
+        if wrong := _unreadable(path):
+            raise EvaluationError(f"{path.as_posix()}: {wrong}")
         request = _request(path)
         n_parts = -(-request["n_questions"] // request["part_size"])
         parts.append(path)

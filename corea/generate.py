@@ -51,6 +51,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MAX_TOKENS = 10**9
+"""Tokens above which a count is not believed: no context is that long, and sums fit 64 bits."""
+
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can say and no file of UTF-8 can hold."""
+
 _Floats = NDArray[np.float64]
 
 _PLAIN_NUMBER = re.compile(r"[0-9.]+")
@@ -159,6 +165,11 @@ class Engine(Protocol):
         """How many calls of :meth:`generate` may be made at once, by several threads."""
         ...
 
+    @property
+    def gives_expected_confidence(self) -> bool:
+        """Whether :meth:`generate` takes a ``confidence_grid``."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -249,6 +260,11 @@ class TransformersEngine:
     def parts_at_once(self) -> int:
         """One: a model works on one batch at a time."""
         return 1
+
+    @property
+    def gives_expected_confidence(self) -> bool:
+        """Yes: it scores any text."""
+        return True
 
     def plain(self) -> TransformersEngine:
         """The same model for prompts that stand in the chat template already."""

@@ -1,7 +1,9 @@
 r"""Models as files: their weights, tokenizers and chat templates.
 
 A model is a folder, or a name on a hub. Safetensors only are read, no code from a model's folder
-is run, and what is wrong is said in a :class:`ModelError`.
+is run, and what is wrong is said in a :class:`ModelError`. Files are of bounded size before a
+library reads them, and the chat template, a program, is rendered in a process with limits
+(:mod:`corea.chat_template`).
 """
 
 from __future__ import annotations
@@ -10,14 +12,26 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from corea.chat_template import TemplateError, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w.-]+))?")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
+_READ_AS_JSON = (  # by transformers, as a whole
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "chat_template.json", "adapter_config.json"),
+    "model.safetensors.index.json",
+)
+# bytes of a file: several times the largest of published models
+_LARGEST = {"tokenizer.json": 2**27, ".jinja": 2**20, ".safetensors": 2**25}  # of the last: header
+_LARGEST_OTHER = 2**24
+_PROBE = "Is 12 more than 7?"
 
 
 class ModelError(Exception):
@@ -91,8 +105,9 @@ def load_model(
         where it has no token for padding.
 
     Raises:
-        ModelError: If something is missing or damaged, weights are not safetensors, or they are
-            not those of the model that the config describes.
+        ModelError: If something is missing, damaged or too large, weights are not safetensors or
+            not those of the model that the config describes, an end token is not in the
+            vocabulary, or the chat template does not render or drops the message.
     """
     import torch
     import transformers
@@ -127,7 +142,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         The tokenizer. It pads on the left, with the end token where it has no token for padding.
 
     Raises:
-        ModelError: If something is missing or damaged.
+        ModelError: As :func:`load_model` does.
     """
     folder = model_folder(path)
     name = _display_name(path, folder)
@@ -154,15 +169,35 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str =
 
     Returns:
         The text; the message and the opening alone where there is no template.
+
+    Raises:
+        ModelError: If the template does not render within the limits of
+            :mod:`corea.chat_template`, or drops what is said.
     """
     if not tokenizer.chat_template:
         return message + opening
-    said = [{"role": "user", "content": message}]
-    text: str = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    text = _rendered(tokenizer, message, Path(str(tokenizer.name_or_path)).name or "tokenizer")
     begin = tokenizer.bos_token
     if begin and encode(tokenizer, [""], special=True)[0][:1] == [tokenizer.bos_token_id]:
         text = text.removeprefix(begin)
     return text + opening
+
+
+def _rendered(tokenizer: Any, message: str, name: str) -> str:
+    """A message in the chat template of a model of this name."""
+    try:
+        template, special = tokenizer.get_chat_template(), tokenizer.special_tokens_map
+        _require_message(template, tuple(special.items()))
+        return render(template, special, message)
+    except (TemplateError, ValueError) as error:  # the latter: of several, none is the default
+        raise ModelError(f"{name}: its chat template cannot be used ({error})") from error
+
+
+@lru_cache(maxsize=64)
+def _require_message(template: str, special: tuple[tuple[str, str], ...]) -> None:
+    """Refuse a template that drops what is said; a model would answer without the question."""
+    if _PROBE not in (text := render(template, dict(special), _PROBE)):
+        raise TemplateError(f"of a user's message {_PROBE!r} it makes {text[:100]!r}, without it")
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
@@ -234,10 +269,61 @@ def _require_model_files(folder: Path) -> None:
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder.name}: no {name}; expected the folder of a model")
+    templates = (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja"))
+    for path in (*folder.glob("*.json"), *folder.glob("*.txt"), *templates):
+        largest = _LARGEST.get(path.name) or _LARGEST.get(path.suffix, _LARGEST_OTHER)
+        if path.is_file() and path.stat().st_size > largest:
+            raise ModelError(
+                f"{folder.name}: {path.relative_to(folder).as_posix()} has "
+                f"{path.stat().st_size:,} bytes; expected at most {largest:,}"
+            )
+    for name in _READ_AS_JSON:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    for path in folder.glob("*.safetensors"):
+        _require_header(path)
     if not list(folder.glob("*.safetensors")):
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
         found = f"found {', '.join(others)}" if others else "found none"
         raise ModelError(f"{folder.name}: {found}; expected weights as *.safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        ModelError: If it is no JSON object, or nested too deep; names folder and file.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path.parent.name}: cannot be read ({path.name}: {first_line(error)})"
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path.parent.name}: cannot be read ({path.name} is a {type(content).__name__}; "
+            "expected an object)"
+        )
+    return content
+
+
+def _require_header(path: Path) -> None:
+    """Refuse weights whose list of tensors, a JSON text, is larger than the file or any model's."""
+    with path.open("rb") as stream:
+        said = int.from_bytes(stream.read(8), "little")
+    limit = min(_LARGEST[".safetensors"], path.stat().st_size - 8)
+    if said > limit:
+        raise ModelError(
+            f"{path.parent.name}: cannot be read ({path.name}: SafetensorError: a header of "
+            f"{said:,} bytes; expected at most {limit:,})"
+        )
 
 
 def generation_config(folder: Path) -> Any:
@@ -267,9 +353,7 @@ def _tokenizer_class(folder: Path) -> Any:
     import transformers
 
     config = folder / "tokenizer_config.json"
-    named = (
-        json.loads(config.read_text("utf-8")).get("tokenizer_class") if config.is_file() else None
-    )
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
     generic = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
     return transformers.PreTrainedTokenizerFast if named in generic else transformers.AutoTokenizer
 
@@ -292,12 +376,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
-    """Give it an end token, one for padding, and the side on which generation pads."""
+    """Give it an end token, one for padding, and the side on which generation pads.
+
+    Raises:
+        ModelError: If it cannot be used.
+    """
+    known = set(tokenizer.get_vocab().values())
+    if outside := [i for i in _as_list(ends) if not isinstance(i, int) or i not in known]:
+        raise ModelError(
+            f"{name}: the end token {outside[0]!r} is not in the vocabulary of {len(tokenizer):,} "
+            "tokens"
+        )
+    if tokenizer.chat_template:
+        _rendered(tokenizer, _PROBE, name)
     if tokenizer.eos_token is None:
-        known = _as_list(ends)
-        if not known:
+        if not _as_list(ends):
             raise ModelError(f"{name}: neither tokenizer nor config names an end token")
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(known[0])
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(_as_list(ends)[0])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

@@ -10,36 +10,62 @@ r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted
    doubles and is as long as a ``Retry-After`` says, but at most a minute. What still fails, and
    what the server refuses (any other status, such as 400 or 422), is a rollout with an ``error``
    and without a completion.
-3. What no question can change ends the evaluation at once: a key that is not accepted (401, 403)
-   or a model that is not there (404). So does a server that answered none of as many requests in
-   a row as are made at once. Parts of the evaluation that were answered are kept.
+3. What no question can change ends the evaluation at once: a key that is not accepted (401, 403),
+   a model that is not there (404), or an address from which requests are sent elsewhere (3xx). So
+   does a server that answered none of as many requests in a row as are made at once. Parts of the
+   evaluation that were answered are kept.
 4. ``top_p`` is sent as 1, and vLLM is told to leave its other filters off, which a model's own
    generation config may set (:data:`VLLM_BODY`).
 5. Log-probabilities are taken where the server gives them. vLLM's are those of temperature 1
-   (its ``logprobs-mode`` is ``raw_logprobs`` unless it is told otherwise).
+   (its ``logprobs-mode`` is ``raw_logprobs`` unless it is told otherwise). Those of an answer are
+   missing as a whole if one of them is not a number from :data:`LOWEST_LOGPROB` to 0: ``null``,
+   NaN, or minus infinity, which a token that was drawn cannot have. The answer counts without.
 6. The address and the key come from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``, as for OpenAI's
-   own client, and are written nowhere.
+   own client, and are written nowhere. A key that no header can carry is refused without being
+   shown. Where a server says the key, or the user and password of an address, they are taken out
+   of completions, errors and the log of httpx; what has fewer than six characters (``EMPTY``)
+   is taken for no secret.
 7. The server encodes prompts with the tokenizer it reads, and transformers' ``AutoTokenizer`` reads
    that of a Qwen2 model with a tokenizer of its own as Qwen2's. So for a model whose tokenizer is
    at hand, prompts can be sent to vLLM as the ids that our own tokenizer makes of them.
+8. Whatever a server does, a request ends within ``timeout`` and the time it takes to connect, its
+   answer has at most :data:`MAX_BODY` bytes (unpacked, if it was packed), and a reason at most 300
+   characters. httpx's own limits of time are those of single reads and writes; here each has what
+   the request has left. Cookies are not kept.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import threading
+import time
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
-from corea.generate import Rollout, Sampling, request_seed, wanted_samples
+from corea.generate import (
+    LONE_SURROGATE,
+    MAX_TOKENS,
+    Rollout,
+    Sampling,
+    request_seed,
+    wanted_samples,
+)
 from corea.models import chat_prompt, encode_prompts
 
 if TYPE_CHECKING:
@@ -52,11 +78,26 @@ VLLM_BODY: Mapping[str, Any] = MappingProxyType(
 )
 """What is sent to vLLM beyond OpenAI's parameters; a hosted model may refuse it: send nothing."""
 
-MAX_BODY = 64 * 2**20
-"""Bytes above which an answer is not read."""
+MAX_BODY = 32 * 2**20
+"""Bytes above which an answer is not read: 250,000 tokens with their log-probabilities."""
+
+MAX_BRACKETS = 2**21
+"""Opening brackets above which an answer is not parsed: an empty list is 2 bytes, in memory 64."""
+
+LOWEST_LOGPROB = -1e6
+"""Log-probability below which none is believed; servers write -9999 for minus infinity."""
 
 _PASSING = {408, 409, 425, 429}
 _LONGEST_WAIT = 60.0
+_LONGEST_REASON = 300
+_SHORTEST_SECRET = 6
+_PIECE = 2**14  # bytes sent at once
+_ROUNDING = 1e-3  # by which a log-probability may exceed 0
+_LOGGERS = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "proxy", "socks")))
+
+_WRONG = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+
+_alone = threading.Lock()  # what two threads are not to do at once
 
 
 class ServerError(Exception):
@@ -81,11 +122,12 @@ class ServerEngine:
 
     Attributes:
         model: Name under which the server has the model.
-        url: Address of the API, with its ``/v1``; ``OPENAI_BASE_URL`` when empty.
+        url: Address of the API, with its ``/v1``; ``OPENAI_BASE_URL`` when empty. A user and
+            password in it are sent as such.
         concurrency: Requests at once, from 1.
         chat: Whether a prompt is a user's message, which the server puts into the chat template;
             otherwise it is the text to go on with.
-        timeout: Seconds without an answer after which a request has failed.
+        timeout: Seconds within which the whole of an answer is there, or the request has failed.
         attempts: How often a request is made, from 1.
         first_wait: Seconds before the second attempt.
         logprobs: Whether log-probabilities are asked for.
@@ -101,7 +143,7 @@ class ServerEngine:
     """
 
     model: str
-    url: str = ""
+    url: str = field(default="", repr=False)
     concurrency: int = 64
     chat: bool = True
     timeout: float = 600.0
@@ -115,7 +157,7 @@ class ServerEngine:
         """Check the values.
 
         Raises:
-            ValueError: If one is out of range, or there is no address.
+            ValueError: If one is out of range, there is no address, or the key cannot be sent.
         """
         if not self.model:
             raise ValueError("model is empty; expected the name that the server has it under")
@@ -123,18 +165,24 @@ class ServerEngine:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a whole number from 1")
-        if not self.timeout > 0 or not self.first_wait >= 0:
+        if not (0 < self.timeout < np.inf and self.first_wait >= 0):
             raise ValueError(f"timeout is {self.timeout!r} and first_wait {self.first_wait!r}")
-        if not self._address.startswith(("http://", "https://")):
+        address = self._address
+        _require_sendable(self._key)
+        if self._key and address.username:
             raise ValueError(
-                "no address of a server: set OPENAI_BASE_URL, such as http://localhost:8000/v1"
+                "the address has a user, and OPENAI_API_KEY is set: a request can carry one of them"
             )
         if self.tokenizer and self.chat and not self.tokenizer.chat_template:
             raise ValueError("chat is True, but the tokenizer has no chat template")
 
-    @property
-    def _address(self) -> str:
-        return (self.url or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/")
+    @cached_property
+    def _address(self) -> SplitResult:
+        return _split((self.url or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/"))
+
+    @cached_property
+    def _key(self) -> str:
+        return os.environ.get("OPENAI_API_KEY", "")
 
     @property
     def fingerprint(self) -> str:
@@ -154,13 +202,29 @@ class ServerEngine:
         """Parts of an evaluation to be asked at once, so that the last of one wait for none."""
         return 4
 
+    @property
+    def gives_expected_confidence(self) -> bool:
+        """No: a server scores no text but the one that it writes."""
+        return False
+
+    @cached_property
+    def _secrets(self) -> _Secrets:
+        return _Secrets(self._key, self._address)
+
     @cached_property
     def _client(self) -> httpx.Client:
         import httpx
 
-        key = os.environ.get("OPENAI_API_KEY", "")
+        # packed answers are unpacked here, within a limit
+        headers = {"Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(self._secrets)
         return httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=headers,
+            auth=_user(self._address) if self._address.username else None,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency),
         )
@@ -205,13 +269,13 @@ class ServerEngine:
         ):
             if asked:
                 raise ValueError(f"{name} is not to be had from a server; use a model of your own")
-        self._health.require()
+        with _alone:
+            threads, health, _ = self._threads, self._health, self._client
+        health.require()
         wanted = wanted_samples(prompts, sampling, samples)
         said = self._encoded(prompts)
         futures: list[Future[Rollout]] = [
-            self._threads.submit(
-                self._ask, said[i], sampling, request_seed(prompts[i], number, sampling)
-            )
+            threads.submit(self._ask, said[i], sampling, request_seed(prompts[i], number, sampling))
             for i, number in wanted
         ]
         try:
@@ -231,6 +295,8 @@ class ServerEngine:
             self._threads.shutdown(cancel_futures=True)
         if "_client" in vars(self):
             self._client.close()
+            for name in _LOGGERS:
+                logging.getLogger(name).removeFilter(self._secrets)
 
     def models(self) -> list[str]:
         """Names of the models that the server has.
@@ -239,59 +305,59 @@ class ServerEngine:
             The names; a server that does not list them has none.
 
         Raises:
-            ServerError: If it cannot be reached.
+            ServerError: If it cannot be reached, or sends requests elsewhere.
         """
-        import httpx
-
         try:
-            answer = self._client.get(f"{self._address}/models", timeout=min(30.0, self.timeout))
-            listed = answer.json()["data"]
-            return [str(entry["id"]) for entry in listed]
-        except httpx.HTTPError as error:
-            raise ServerError(
-                f"the server cannot be reached ({type(error).__name__}: {error}). Start it, or set "
-                "OPENAI_BASE_URL to its address"
-            ) from error
-        except (ValueError, KeyError, TypeError):
-            return []
+            answer, content = self._fetch("GET", "models", min(30.0, self.timeout))
+        except _Retry as error:
+            failed = str(error)
+        else:
+            self._require_here(answer)
+            try:
+                listed = [entry["id"] for entry in _parsed(content)["data"]]
+            except (ValueError, KeyError, TypeError):
+                return []
+            return [self._secrets.told(name) for name in listed if isinstance(name, str)]
+        raise ServerError(
+            f"the server cannot be reached ({failed}). Start it, or set OPENAI_BASE_URL to its "
+            "address"
+        )
 
     def _encoded(self, prompts: Sequence[str]) -> Sequence[str | list[int]]:
         """What is sent of each prompt."""
         if self.tokenizer is None:
             return prompts
-        with self._encoding:  # a tokenizer is not to be used by two threads at once
+        with _alone:
             if self.chat:
                 prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
             return encode_prompts(self.tokenizer, prompts)
-
-    @cached_property
-    def _encoding(self) -> threading.Lock:
-        return threading.Lock()
 
     def _ask(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
         """One completion, or a rollout with an error."""
         import tenacity
 
-        self._health.require()
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Retry),
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=self._wait,
             reraise=True,
         )
+        self._health.require()
         try:
             rollout = retrying(self._request, prompt, sampling, seed)
         except _Refused as error:
             return _failed(str(error))
         except _Retry as error:
-            self._health.failed(str(error))
-            self._health.require()
-            return _failed(f"{error} ({self.attempts} attempts)")
+            failed = str(error)
         except ServerError as error:
             self._health.end(error)
             raise
-        self._health.answered()
-        return rollout
+        else:
+            self._health.answered()
+            return rollout
+        self._health.failed(failed)
+        self._health.require()
+        return _failed(f"{failed} ({self.attempts} attempts)")
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -302,8 +368,6 @@ class ServerEngine:
         return min(_LONGEST_WAIT, max(asked, doubled * spread))
 
     def _request(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
-        import httpx
-
         body = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -320,35 +384,137 @@ class ServerEngine:
             body["prompt"] = prompt
             body |= {"logprobs": 1} if self.logprobs else {}
         path = "chat/completions" if chat else "completions"
-        try:
-            with self._client.stream("POST", f"{self._address}/{path}", json=body) as answer:
-                content = _limited(answer)
-        except httpx.HTTPError as error:
-            raise _Retry(f"{type(error).__name__}: {error}".strip(": ")) from error
-        except OSError as error:  # a host that is not there, seldom
-            raise _Retry(f"{type(error).__name__}: {error}") from error
-        if answer.status_code != httpx.codes.OK:
+        answer, content = self._fetch("POST", path, self.timeout, body)
+        if answer.status_code != 200:
             raise self._failure(answer, content)
         try:
-            return _read(json.loads(content), chat=chat)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise _Retry(f"the answer is not what was expected ({error!r})"[:300]) from error
+            rollout = _read(_parsed(content), chat=chat)
+        except _Refused as error:
+            refused: Exception = _Refused(self._secrets.told(str(error)))
+        except (*_WRONG, RecursionError) as error:
+            told = f"the answer is not what was expected ({type(error).__name__}: {error})"
+            refused = _Retry(self._secrets.told(told))
+        else:
+            return replace(rollout, completion=self._secrets.hidden(rollout.completion))
+        raise refused
+
+    def _fetch(
+        self, method: str, path: str, seconds: float, body: Mapping[str, Any] | None = None
+    ) -> tuple[httpx.Response, bytes]:
+        """An answer and its content, all of which is there within so many seconds."""
+        import httpx
+
+        place = self._address._replace(netloc=self._address.netloc.rpartition("@")[2]).geturl()
+        try:
+            _in_time.until = time.monotonic() + seconds
+            traced = {"trace": _in_time.trace}
+            with self._client.stream(
+                method, f"{place}/{path}", json=body, extensions=traced
+            ) as answer:
+                return answer, _limited(answer)
+        except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
+            failed = f"no whole answer within {seconds:g} s"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            failed = f"{type(error).__name__}: {error}".strip(": ")
+        raise _Retry(self._secrets.told(failed))
 
     def _failure(self, answer: httpx.Response, content: bytes) -> Exception:
-        status, said = answer.status_code, content[:300].decode("utf-8", "replace")
-        told = f"HTTP {status}: {' '.join(said.split())}"
+        self._require_here(answer)
+        status, said = answer.status_code, content[: 100 * _LONGEST_REASON]
+        told = self._secrets.told(f"HTTP {status}: {said.decode('utf-8', 'replace')}")
         if status in (401, 403):
             return ServerError(f"{told}. Set OPENAI_API_KEY to a key that the server accepts")
         if status == 404:
-            listed = ", ".join(self.models()) or "none that it lists"
+            listed = ", ".join(self.models())[:_LONGEST_REASON] or "none that it lists"
             return ServerError(f"{told}. It has these models: {listed}; asked for {self.model}")
         if status in _PASSING or status >= 500:
             try:
                 wait = float(answer.headers.get("Retry-After", 0))
             except ValueError:  # a date
                 wait = 0.0
-            return _Retry(told, wait)
+            return _Retry(told, wait if wait > 0 else 0.0)  # NaN is none
         return _Refused(told)
+
+    def _require_here(self, answer: httpx.Response) -> None:
+        """Refuse an address that is not that of the server."""
+        if 300 <= answer.status_code < 400:
+            there = answer.headers.get("Location", "").partition("?")[0]
+            told = self._secrets.told(f"HTTP {answer.status_code}: elsewhere, at {there}")
+            raise ServerError(
+                f"{told}. Set OPENAI_BASE_URL to the address that answers itself, with its /v1"
+            )
+
+
+class _InTime(threading.local):
+    """When the request that a thread is making has to be over."""
+
+    until = 0.0
+
+    def left(self) -> float:
+        seconds = self.until - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
+
+    def trace(self, event: str, found: Mapping[str, Any]) -> None:
+        """Bound what a new connection reads and writes; httpcore calls this."""
+        if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            return
+        stream = found["return_value"]
+        read, write = stream.read, stream.write
+
+        def read_in_time(size: int, timeout: float | None = None) -> bytes:
+            content: bytes = read(size, self.left())
+            return content
+
+        def write_in_time(content: bytes, timeout: float | None = None) -> None:
+            for start in range(0, len(content), _PIECE):
+                write(content[start : start + _PIECE], self.left())
+
+        stream.read, stream.write = read_in_time, write_in_time
+
+
+_in_time = _InTime()
+
+
+class _Secrets(logging.Filter):
+    """Takes a key, or an address's user and password, out of texts and of what is logged."""
+
+    def __init__(self, key: str, address: SplitResult) -> None:
+        super().__init__()
+        user, password = _user(address)
+        secrets = [key, password, f"{user}:{password}" if password else user]
+        forms = {
+            form
+            for secret in secrets
+            if len(secret) >= _SHORTEST_SECRET
+            for form in (
+                secret,
+                quote(secret, safe=""),
+                json.dumps(secret)[1:-1],
+                base64.b64encode(secret.encode()).decode(),
+            )
+        }
+        whole = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
+        # half of it, from its start, and what goes on: a server may cut it
+        begun = [
+            re.escape(form[: max(12, len(form) // 2)]) + r"[\w.~+/=%-]*"
+            for form in sorted(forms, key=len, reverse=True)
+        ]
+        self._found = re.compile("|".join([*whole, *begun]) or r"(?!)")
+
+    def hidden(self, text: str) -> str:
+        """The text without them."""
+        return self._found.sub("[secret]", text)
+
+    def told(self, text: str) -> str:
+        """A reason: one printable line of bounded length, without them."""
+        line = " ".join(self.hidden(text).split())
+        return "".join(c if c.isprintable() else "?" for c in line[:_LONGEST_REASON])
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self.hidden(record.getMessage()), ()
+        return True
 
 
 class _Health:
@@ -383,14 +549,84 @@ class _Health:
             raise ServerError(str(self._error))
 
 
+def _split(address: str) -> SplitResult:
+    """The parts of an address of a server; an error does not show it."""
+    if address.isprintable() and not set(address) & set("?# "):
+        with contextlib.suppress(ValueError):  # a port that is no number
+            parts = urlsplit(address)
+            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                return parts
+    raise ValueError(
+        "no address of a server: set OPENAI_BASE_URL, such as http://localhost:8000/v1 (without ?, "
+        "# and white space)"
+    )
+
+
+def _user(address: SplitResult) -> tuple[str, str]:
+    return unquote(address.username or ""), unquote(address.password or "")
+
+
+def _require_sendable(key: str) -> None:
+    """Refuse a key that no header can carry, without showing it."""
+    wrong = re.search(r"[^!-~]", key)
+    if wrong:
+        place = wrong.start()
+        where = "first" if place == 0 else "last" if place == len(key) - 1 else "middle"
+        found = "white space" if wrong[0].isspace() else "not printable ASCII"
+        raise ValueError(
+            f"OPENAI_API_KEY cannot be sent: U+{ord(wrong[0]):04X} in it ({found}; {where} of its "
+            "characters). Set it without what does not belong to the key"
+        )
+
+
 def _limited(answer: httpx.Response) -> bytes:
+    """The content of an answer, unpacked, of bounded length."""
     parts, size = [], 0
-    for part in answer.iter_bytes():
-        size += len(part)
-        if size > MAX_BODY:
-            raise _Retry(f"the answer has more than {MAX_BODY:,} bytes")
+    for part in answer.iter_raw():
         parts.append(part)
-    return b"".join(parts)
+        size += len(part)
+        _require_length(size)
+    content = b"".join(parts)
+    packing = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    if packing == "identity":
+        return content
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise _Retry("the answer is packed, though that was not asked for")
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # whichever of them it is
+    try:
+        content = unpacking.decompress(content, MAX_BODY + 1)
+    except zlib.error as error:
+        raise _Retry(f"the answer is not {packing} ({error})") from None
+    _require_length(len(content))
+    if not unpacking.eof:
+        raise _Retry(f"the answer is {packing} that was cut")
+    return content
+
+
+def _require_length(size: int) -> None:
+    if size > MAX_BODY:
+        raise _Retry(f"the answer has more than {MAX_BODY:,} bytes")
+
+
+def _parsed(content: bytes) -> Any:
+    """The JSON of an answer.
+
+    Raises:
+        ValueError: If it is none, is nested too deep, or names a field twice.
+    """
+    if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+        raise ValueError(f"more than {MAX_BRACKETS:,} brackets")
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field is there twice")
+    return fields
 
 
 def _failed(error: str) -> Rollout:
@@ -407,29 +643,35 @@ def _failed(error: str) -> Rollout:
 def _read(content: Any, *, chat: bool) -> Rollout:
     """The rollout in an answer; raises where it is not one."""
     [choice] = content["choices"]
-    if chat:
-        text = choice["message"]["content"]
-        listed = (choice.get("logprobs") or {}).get("content") or []
-        logprobs = [entry["logprob"] for entry in listed]
-    else:
-        text = choice["text"]
-        logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    if choice.get("finish_reason") not in ("stop", "length"):
-        raise _Refused(f"it ended because of {choice.get('finish_reason')!r}"[:200])
+    text = choice["message"]["content"] if chat else choice["text"]
+    reason = choice.get("finish_reason")
+    if reason not in ("stop", "length"):
+        raise _Refused(f"it ended because of {reason!r}")
     text = "" if text is None else text  # nothing was written before the end
     if not isinstance(text, str):
         raise TypeError(f"the completion is {type(text).__name__}")
+    if LONE_SURROGATE.search(text):
+        raise ValueError("the completion has half of a surrogate pair")
     tokens = [content["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in tokens):
-        raise TypeError(f"usage is {tokens}")
-    values = np.array(logprobs, dtype=np.float32)
-    if not np.isfinite(values).all() or (values > 1e-3).any():
-        raise ValueError("a log-probability is no number up to 0")
+    if any(type(n) is not int or not 0 <= n <= MAX_TOKENS for n in tokens):
+        raise ValueError(f"usage is {tokens!r}")
     return Rollout(
         completion=text,
         token_ids=None,
-        logprobs=np.minimum(values, 0.0) if values.size else None,
-        finished=choice["finish_reason"] == "stop",
+        logprobs=_logprobs(choice, chat=chat),
+        finished=reason == "stop",
         prompt_tokens=tokens[0],
         n_tokens=tokens[1],
     )
+
+
+def _logprobs(choice: dict[str, Any], *, chat: bool) -> NDArray[np.float32] | None:
+    """Log-probabilities of the tokens; None where they are not there, or one is none (choice 5)."""
+    try:
+        listed = choice["logprobs"]["content" if chat else "token_logprobs"]
+        values = [entry["logprob"] for entry in listed] if chat else list(listed)
+    except (KeyError, TypeError):
+        return None
+    if not all(type(v) in (int, float) and LOWEST_LOGPROB <= v <= _ROUNDING for v in values):
+        return None
+    return np.minimum(np.array(values, dtype=np.float32), 0.0) if values else None

@@ -60,6 +60,7 @@ from corea.models import (
     generation_config,
     load_tokenizer,
     model_folder,
+    read_json,
 )
 
 if TYPE_CHECKING:
@@ -165,6 +166,11 @@ class VLLMEngine:
     def parts_at_once(self) -> int:
         """One: a part is as many completions as are handed over at once."""
         return 1
+
+    @property
+    def gives_expected_confidence(self) -> bool:
+        """Yes: it scores any text."""
+        return True
 
     def generate(
         self,
@@ -454,6 +460,6 @@ class _Draft:
 
 def _stored_dtype(folder: Path) -> str:
     """What the weights are stored as; left to vLLM where the config does not say."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_json(folder / "config.json")
     stored = config.get("dtype") or config.get("torch_dtype")
     return stored if isinstance(stored, str) else "auto"

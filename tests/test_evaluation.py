@@ -13,10 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea.evaluation import EvaluationError, evaluate, read_pooled_states, read_samples
+from corea.evaluation import (
+    EvaluationError,
+    ask_in_parts,
+    evaluate,
+    read_pooled_states,
+    read_samples,
+)
 from corea.generate import Rollout, Sampling
 from corea.questions import Question
 from corea.records import read_records, write_records
+from corea.store import seal
 
 
 class Scripted:
@@ -27,6 +34,7 @@ class Scripted:
         self.delay = delay
         self.batch_size = 8
         self.parts_at_once = 1
+        self.gives_expected_confidence = True
         self.asked = []
         self.failing = set()  # pairs of a number that is asked and a sample
 
@@ -237,6 +245,126 @@ def test_pooled_states_are_kept_in_the_order_of_the_records(tmp_path):
         read_pooled_states(tmp_path / "without")
 
 
+# --- answers that no record could hold ----------------------------------------------------------
+
+
+class Odd(Scripted):
+    """An engine one of whose rollouts is odd: that of q4, sample 1."""
+
+    def __init__(self, **odd):
+        super().__init__()
+        self.odd = odd
+
+    def rollout(self, prompt, k, *arguments):
+        own = super().rollout(prompt, k, *arguments)
+        return dataclasses.replace(own, **self.odd) if prompt.startswith("4+1") and k == 1 else own
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        *(
+            ({"prompt_tokens": wrong}, "prompt_tokens is ")
+            for wrong in (2**63, 2**64, 10**30, 10**9 + 1, -1, 1.5, float("nan"), True, None, "1")
+        ),
+        ({"token_ids": None, "n_tokens": 2**63}, "completion_tokens is 9223372036854775808"),
+        ({"completion": "half \ud800 of it"}, "the completion has half of a surrogate pair"),
+        ({"completion": b"bytes"}, "the completion is bytes"),
+        ({"completion": None}, "the completion is NoneType"),
+        ({"expected_confidence": 1.5}, "expected_confidence is 1.5"),
+        ({"expected_mass": -0.1}, "expected_mass is -0.1"),
+        (
+            {"error": "half \ud800, \x1b[31m " + "long" * 1000, "completion": ""},
+            "half ?, ?[31m long",
+        ),
+    ],
+)
+def test_an_answer_that_no_record_could_hold_is_a_failed_row(tmp_path, odd, told):
+    records = run(tmp_path, Odd(**odd))
+    assert len(records.table) == 23
+    [row] = read_samples(tmp_path, failed=True).query("error != ''").to_dict("records")
+    assert (row["question_id"], row["sample"], row["completion"]) == ("q4", 1, "")
+    assert told in row["error"]
+    assert row["error"].isprintable()
+    assert len(row["error"]) <= 400
+    pd.testing.assert_frame_equal(run(tmp_path).table, run(tmp_path / "whole").table)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.5])
+def test_log_probabilities_that_are_none_are_missing_and_the_answer_counts(tmp_path, wrong):
+    table = run(tmp_path, Odd(logprobs=np.float32([-0.5, wrong]))).table
+    assert len(table) == 24
+    missing = table["average_probability"].isna()
+    assert table.loc[missing, ["question_id", "sample"]].values.tolist() == [["q4", 1]]
+
+
+def test_hidden_states_are_of_all_rows_of_a_part(tmp_path):
+    odd = Odd(prompt_tokens=2**63)
+    run(tmp_path, odd, pooled_states=True)
+    odd.odd, odd.asked = {}, []
+    table = run(tmp_path, odd, pooled_states=True).table
+    assert odd.asked == [question.prompt for question in QUESTIONS[:5]]
+    asked = table["question_id"].str[1:].astype(int) + table["sample"] / 10
+    np.testing.assert_allclose(read_pooled_states(tmp_path)[:, 0], asked, rtol=1e-6)
+
+
+def rewritten(part, **changed):
+    rows = pd.read_parquet(part / "rows.parquet").assign(**changed)
+    rows.to_parquet(part / "rows.parquet", index=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda p: rewritten(p, prompt_tokens=np.uint64(2**63)), "column prompt_tokens is of type uint64"),
+        (lambda p: rewritten(p, completion_tokens=1.5), "column completion_tokens is of type double"),
+        (lambda p: rewritten(p, correct="yes"), "column correct is of type"),
+        (lambda p: (p / "rows.parquet").write_text("no parquet"), "cannot be read .ArrowInvalid"),
+        (lambda p: (p / "rows.parquet").unlink(), "cannot be read .FileNotFoundError"),
+        (lambda p: without(p / "request.json", "failed"), "cannot be read .KeyError: 'failed'"),
+    ],
+)  # fmt: skip
+def test_a_sealed_part_that_cannot_be_read_is_named_and_made_again(tmp_path, damage, told):
+    whole = run(tmp_path).table
+    damage(tmp_path / "part-00001")
+    seal(tmp_path / "part-00001")
+    with pytest.raises(EvaluationError, match=f"part-00001: .*{told}"):
+        read_samples(tmp_path)
+    engine = Scripted()
+    records = run(tmp_path, engine)
+    assert engine.asked == [question.prompt for question in QUESTIONS[5:10]]
+    pd.testing.assert_frame_equal(records.table, whole)
+    assert told.replace(".", "(").partition("(")[0] in records.notes[0]
+    assert records.notes[0].endswith("; it was made again")
+
+
+def without(path, name):
+    content = json.loads(path.read_text())
+    del content[name]
+    path.write_text(json.dumps(content))
+
+
+def test_what_cannot_be_read_back_is_not_sealed(tmp_path):
+    rows = run(tmp_path / "e", questions=QUESTIONS[:1]).table.assign(error="", finished=True)
+    rows["prompt_tokens"] = np.uint64(2**63)
+    with pytest.raises(EvaluationError, match="part-00000: .*prompt_tokens is of type uint64"):
+        ask_in_parts(QUESTIONS[:1], lambda *_: (rows, None), {}, tmp_path / "p", 1)
+    assert not list((tmp_path / "p").glob("part-?????"))
+
+
+def test_an_engine_that_scores_no_texts_is_not_asked_to(tmp_path):
+    engine = Scripted()
+    engine.gives_expected_confidence = False
+    table = run(tmp_path, engine).table
+    assert table["expected_confidence"].isna().all()
+    assert (
+        run(tmp_path / "asked", engine, confidence_grid=["0.5"])
+        .table["expected_mass"]
+        .notna()
+        .any()
+    )
+
+
 # --- interruptions ----------------------------------------------------------------------------
 
 
@@ -385,6 +513,13 @@ def test_parts_of_another_request_are_neither_used_nor_replaced(tmp_path, change
         (dataclasses.replace(QUESTIONS[3], question_id="x", kind="essay"), r"\[12\]: kind is 'ess"),
         (dataclasses.replace(QUESTIONS[3], question_id="x", gold=" "), r"\[12\]: gold is ' '"),
         (dataclasses.replace(QUESTIONS[3], question_id=""), r"\[12\]: dataset and question_id"),
+        *(
+            (
+                dataclasses.replace(QUESTIONS[3], **{"question_id": "x", name: "\ud800"}),
+                rf"\[12\]: {name} has half",
+            )
+            for name in ("dataset", "question_id", "text", "gold")
+        ),
     ],
 )
 def test_questions_that_cannot_be_checked_are_refused_before_asking(tmp_path, question, message):

@@ -591,6 +591,20 @@ def without_layer(path):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def grow(path, size):
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as stream:
+        stream.truncate(size)  # of nothing, which takes no space
+
+
+def with_header(path, size):
+    path.write_bytes(size.to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+def ends(path, ids):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
+
+
 def with_width(path):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"intermediate_size": 48}))
@@ -611,6 +625,67 @@ def with_width(path):
         ("model.safetensors", without_layer, "m: the weights are not .*layers.1.mlp.up_proj"),
         ("config.json", with_width, "m: .*"),
         ("config.json", lambda p: p.write_text("{"), "m: cannot be read"),
+        *(
+            (name, lambda p, text=text: p.write_text(text), rf"m: cannot be read \({name}.*{told}")
+            for name in ("config.json", "tokenizer_config.json", "generation_config.json")
+            for text, told in (
+                ("[" * 10**5, "RecursionError"),
+                ('{"a":' * 10**5, "RecursionError"),
+                ("[]", "is a list; expected an object"),
+                ("null", "is a NoneType"),
+            )
+        ),
+        *(
+            (name, lambda p, n=size: grow(p, n), rf"m: {name} has {size:,} bytes; expected at most")
+            for name, size in (
+                ("config.json", 2**24 + 1),
+                ("special_tokens_map.json", 2**30),
+                ("tokenizer.json", 2**27 + 1),
+                ("chat_template.jinja", 2**20 + 1),
+                ("additional_chat_templates/a.jinja", 2**30),
+                ("merges.txt", 2**30),
+            )
+        ),
+        *(
+            (
+                "model.safetensors",
+                lambda p, n=size: with_header(p, n),
+                rf"m: cannot be read \(mod.*{told}",
+            )
+            for size, told in (
+                (2**63, "9,223,372"),
+                (2**25 + 1, "33,554,433"),
+                (10**6, "1,000,000 bytes"),
+            )
+        ),
+        *(
+            (
+                "generation_config.json",
+                lambda p, i=i: ends(p, i),
+                f"m: the end token {told} is not in",
+            )
+            for i, told in ((300, "300"), ([1, 10**6], "1000000"), (-1, "-1"))
+        ),
+        *(
+            (
+                "chat_template.jinja",
+                lambda p, t=template: p.write_text(t),
+                f"m: its chat template {told}",
+            )
+            for template, told in (
+                (
+                    "<u>What?<a>",
+                    "cannot be used .of a user's message 'Is 12 .*makes '<u>What.<a>', without",
+                ),
+                ("{% for %}", "cannot be used .TemplateSyntaxError"),
+                ("{{ messages[0].content + 1 }}", "cannot be used .TypeError"),
+                ("{{ raise_exception('no users') }}", "cannot be used .TemplateError: no users"),
+                (
+                    "{{ messages[0].content * 10**10 }}",
+                    "cannot be used .it takes more than 512 MiB",
+                ),
+            )
+        ),
         ("tokenizer.json", lambda p: p.write_text("{}"), "m: cannot be read"),
     ],
 )
@@ -618,6 +693,9 @@ def test_a_damaged_model_is_named(folder, file, damage, message, capfd):
     damage(folder / file)
     with pytest.raises(ModelError, match=message):
         load_model(folder)
+    if "weights" not in message and file != "model.safetensors" and damage is not with_width:
+        with pytest.raises(ModelError, match=message):
+            load_tokenizer(folder)
     assert capfd.readouterr() == ("", "")
 
 
