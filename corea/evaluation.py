@@ -521,7 +521,7 @@ def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[dict[int,
             check_seal(path)
         except StoreError as error:
             _log.warning("%s", error)
-            damaged.append(str(error).split(". Delete")[0])
+            damaged.append(str(error))
             continue
         found = _request(path)
         if differing := [name for name in request if found.get(name) != request[name]]:

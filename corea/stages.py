@@ -162,7 +162,6 @@ def evaluated(
                 system="model",
                 sampling=sampling,
                 directory=folder,
-                confidence_grid=() if served else CONFIDENCE_GRID,
                 pooled_states=pooled_states,
             )
 

@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TITLE = ("markdown", "# What is this?")
 PARAMETERS = ("code", 'profile = "tiny"\nseed = 0\noutput_dir = ""\nsize = 3', "parameters")
 
+# One thread for each process, before torch is imported: those of several slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell's background job ignores interrupts, and so would all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
