@@ -19,7 +19,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corea.confidence import CONFIDENCE_GRID
 from corea.store import MANIFEST, ROOT, keep_up, make
 
 if TYPE_CHECKING:
