@@ -460,10 +460,11 @@ def test_the_slurm_script_starts_the_server_and_the_training_on_their_nodes(slur
     assert "python -m corea.pipeline execute paper train_l1" in log
     (training,) = [line for line in log if "--nodelist=node1,node2" in line]
     assert training.startswith("srun --nodes=2 --ntasks=2 ")
-    assert log[-1] == (
+    launched = (  # the server writes its line when it gets to it
         "python -m accelerate.commands.launch --machine_rank 1 --main_process_ip node1 "
         "--main_process_port 29500 --same_network --config_file F"
     )
+    assert launched in log
 
 
 def test_the_slurm_script_asks_for_what_it_needs(slurm):
