@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.patches import Patch
 
 from corea.decisions import optimal_confidence
-from corea.display import visible
+from corea.display import as_label
 from corea.figures import REFERENCE, colors, style
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plot_probabilities(rows: pd.DataFrame, systems: Sequence[str]) -> Figure:
                 stacked=True,
                 color=[shade[name], "0.7"],
             )
-            axes.set(title=visible(name), xlabel="probability of the decision")
+            axes.set(title=as_label(name), xlabel="probability of the decision")
             axes.set_xticks([0, 0.5, 1])
         grid[0][0].set_ylabel("share")
         if "correct" in rows:
@@ -83,14 +83,14 @@ def plot_growing(growing: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
                     "system", sort=False
                 ):
                     color = shade[str(name)]
-                    axes.plot(line["share"], line["value"], "o-", color=color, label=visible(name))
+                    axes.plot(line["share"], line["value"], "o-", color=color, label=as_label(name))
                     axes.fill_between(
                         line["share"], line["low"], line["high"], color=color, alpha=0.15
                     )
                 axes.set_ylim(-0.02, 1.02)
             row[0].set_ylabel(label)
         for axes, task in zip(grid[0], tasks, strict=True):
-            axes.set_title(visible(task))
+            axes.set_title(as_label(task))
         for axes in grid[-1]:
             axes.set_xlabel("share of the foreign reasoning")
         grid[0][0].legend(fontsize="small")
@@ -124,11 +124,11 @@ def plot_label_curves(curve: pd.DataFrame, methods: Mapping[str, str]) -> Figure
                 own = curve[curve["dataset"] == task]
                 for name, line in own[own["method"] == method].groupby("system", sort=False):
                     color = shade[str(name)]
-                    axes.plot(line["n"], line["mean"], "o-", color=color, label=visible(name))
+                    axes.plot(line["n"], line["mean"], "o-", color=color, label=as_label(name))
                     axes.fill_between(line["n"], line["low"], line["high"], color=color, alpha=0.15)
                 for start in own[own["method"] == "none"].to_dict("records"):
                     axes.axhline(start["mean"], color=shade[start["system"]], ls=":", lw=1)
-                axes.set(xscale="log", title=f"{visible(task)}, {title}")
+                axes.set(xscale="log", title=f"{as_label(task)}, {title}")
                 axes.set_xticks(counts, [str(n) for n in counts])
                 axes.minorticks_off()
             row[0].set_ylabel("ECE")
@@ -179,8 +179,10 @@ def plot_correlations(tables: Mapping[str, pd.DataFrame]) -> Figure:
             for (i, j), value in np.ndenumerate(table.to_numpy()):
                 color = "white" if abs(value) > 0.6 else "black"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, size="small")
-            axes.set_xticks(range(len(table)), [visible(c) for c in table], rotation=40, ha="right")
-            axes.set_yticks(range(len(table)), [visible(c) for c in table])
+            axes.set_xticks(
+                range(len(table)), [as_label(c) for c in table], rotation=40, ha="right"
+            )
+            axes.set_yticks(range(len(table)), [as_label(c) for c in table])
             axes.grid(visible=False)
-            axes.set_title(visible(title))
+            axes.set_title(as_label(title))
     return drawing

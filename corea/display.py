@@ -4,7 +4,8 @@ Everything that reaches a page goes through this module, because names, answers
 and completions come from models and from strangers' files. They are shown as
 text: HTML is escaped, control characters (ANSI codes among them) are made
 visible, and ``$`` and backslashes are kept away from MathJax, which would
-otherwise typeset -- and follow links in -- the output of a cell.
+otherwise typeset -- and follow links in -- the output of a cell. Long names and
+cells lose their middle in what is shown, never in the data.
 
 All functions return objects that IPython displays; none prints.
 """
@@ -71,6 +72,29 @@ def visible(text: object) -> str:
     return "".join(map(picture, str(text)))
 
 
+def short(text: object, limit: int = 60) -> str:
+    """Text of at most ``limit`` characters: a longer one loses its middle.
+
+    Example:
+        >>> short("abcdefghijklmnop", 9)
+        'abcd…mnop'
+    """
+    text = str(text)
+    if len(text) <= limit:
+        return text
+    kept = (limit - 1) // 2
+    return f"{text[: limit - 1 - kept]}…{text[len(text) - kept :]}"
+
+
+def as_label(name: object) -> str:
+    """A name as a figure's label or title: visible, short, never left out.
+
+    Matplotlib leaves what starts with an underscore out of its legends.
+    """
+    said = visible(short(name, 44))
+    return f" {said}" if said.startswith("_") else said
+
+
 def as_html(text: object) -> str:
     """HTML that shows ``text`` as text, in the book and in JupyterLab.
 
@@ -108,11 +132,22 @@ class _EscapingFormatter(string.Formatter):
         return as_html(super().format_field(value, format_spec))
 
 
-def reading(*paragraphs: str, **values: object) -> Html:
+def paragraphs(*texts: object) -> Html:
+    """Texts as they are, braces too, one a paragraph.
+
+    Example:
+        >>> print(paragraphs("{x}.csv: 3 rows").data)
+        <p class="corea-reading">{x}.csv: 3 rows</p>
+    """
+    return Html("\n".join(f'<p class="corea-reading">{as_html(text)}</p>' for text in texts))
+
+
+def reading(*templates: str, **values: object) -> Html:
     """Sentences whose numbers are computed in the page.
 
     Args:
-        *paragraphs: ``str.format`` templates, one a paragraph.
+        *templates: ``str.format`` templates written in the page, one a paragraph. A text that
+            holds a name or another value is none: see :func:`paragraphs`.
         **values: The values the templates name. Strings are shown as text.
 
     Returns:
@@ -126,9 +161,7 @@ def reading(*paragraphs: str, **values: object) -> Html:
         <p class="corea-reading">ECE is 0.12.</p>
     """
     fill = _EscapingFormatter().vformat
-    return Html(
-        "\n".join(f'<p class="corea-reading">{fill(p, (), values)}</p>' for p in paragraphs)
-    )
+    return Html("\n".join(f'<p class="corea-reading">{fill(t, (), values)}</p>' for t in templates))
 
 
 def table(
@@ -137,6 +170,7 @@ def table(
     *,
     formats: Mapping[str, Formatter] | None = None,
     missing: str = "–",
+    longest: int = 2000,
 ) -> Html:
     """A captioned table; every cell and header is escaped.
 
@@ -147,6 +181,7 @@ def table(
         formats: Column name to a format spec (``".3f"``) or a function of the
             value. Floats without one are shown with three decimals.
         missing: Shown where a value is missing.
+        longest: Characters of a cell or header that are shown; a longer one loses its middle.
 
     Returns:
         The table as HTML.
@@ -178,7 +213,8 @@ def table(
             return as_html(missing)
         if formatter is None:
             formatter = ".3f" if pd.api.types.is_float(value) else ""
-        return as_html(formatter(value) if callable(formatter) else format(value, formatter))
+        said = formatter(value) if callable(formatter) else format(value, formatter)
+        return as_html(short(said, longest))
 
     columns = [
         [cell(value, (formats or {}).get(str(name))) for value in shown.iloc[:, i]]
@@ -190,9 +226,10 @@ def table(
         for i, dtype in enumerate(shown.dtypes)
     ]
 
+    headings = [_heading(name, longest) for name in shown.columns]
     header = "".join(
-        f'<th class="corea-number">{_heading(c)}</th>' if right else f"<th>{_heading(c)}</th>"
-        for c, right in zip(shown.columns, numeric, strict=True)
+        f'<th class="corea-number">{text}</th>' if right else f"<th>{text}</th>"
+        for text, right in zip(headings, numeric, strict=True)
     )
 
     def classed(text: str, *, right: bool) -> str:
@@ -213,10 +250,11 @@ def table(
     )
 
 
-def _heading(name: object) -> str:
+def _heading(name: object, longest: int) -> str:
     """HTML of a column's name, which may break after an underscore."""
     parts = name if isinstance(name, tuple) else (name,)
-    return as_html(" ".join(str(part) for part in parts if part != "")).replace("_", "_<wbr>")
+    said = " ".join(str(part) for part in parts if part != "")
+    return as_html(short(said, longest)).replace("_", "_<wbr>")
 
 
 def figure(drawing: Figure, caption: str) -> Html:
@@ -284,7 +322,7 @@ class Interactive:
                 f"<figcaption>{as_html(self.caption)}</figcaption></figure>"
             ),
             "application/vnd.plotly.v1+json": content,
-            "text/plain": self.caption,
+            "text/plain": visible(self.caption),
         }
 
 

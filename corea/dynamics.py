@@ -37,7 +37,7 @@ from corea.calibration import (
     describe_stated,
     reliability_curve,
 )
-from corea.display import visible
+from corea.display import as_label
 from corea.experiments import as_interval
 from corea.figures import REFERENCE, colors, style
 from corea.report import calibration_metrics
@@ -801,7 +801,7 @@ def plot_curves(
                 axes.set_xlabel("training step")
                 axes.tick_params(labelbottom=True)
         lines = [Line2D([], [], color=color, linewidth=2) for color in shade.values()]
-        names = [visible(name) for name in shade]
+        names = [as_label(name) for name in shade]
         drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), 4))
     return drawing
 
@@ -861,7 +861,7 @@ def plot_alignment(alignment: pd.DataFrame) -> Figure:
             steps = ", ".join(alignment.loc[here, "steps"].unique())
             grid[i, j].set_title(f"{name} (step {steps})" if steps else name, fontsize="medium")
             if j == 0:
-                grid[i, j].set_ylabel(visible(system))
+                grid[i, j].set_ylabel(as_label(system))
             if i == len(systems) - 1:
                 grid[i, j].set_xlabel("stated confidence")
     return drawing
@@ -912,11 +912,11 @@ def plot_levels(levels: pd.DataFrame) -> Figure:
             axes.set(ylim=(-0.03, 1.03))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if i == 0:
-                axes.set_title(visible(system))
+                axes.set_title(as_label(system))
             if i == len(datasets) - 1:
                 axes.set_xlabel("level")
             if j == 0:
-                axes.set_ylabel(visible(dataset))
+                axes.set_ylabel(as_label(dataset))
     return drawing
 
 
@@ -963,18 +963,18 @@ def plot_grouped(
                     axes.plot(at, part["estimate"], "o", color=shade[name], markersize=4)
             axes.set_xlim(-0.5, len(xs) - 0.5)
             axes.set_xticks(
-                range(len(xs)), [visible(value) for value in xs], rotation=40, ha="right"
+                range(len(xs)), [as_label(value) for value in xs], rotation=40, ha="right"
             )
             if i == 0:
-                axes.set_title(visible(column))
+                axes.set_title(as_label(column))
             if j == 0:
-                axes.set_ylabel(visible(row))
+                axes.set_ylabel(as_label(row))
         marks = [
             Line2D([], [], marker="D", markersize=3.5, **REFERENCE)
             if name == paper
             else Line2D([], [], marker="o", color=shade[name], linestyle="")
             for name in hues
         ]
-        names = [visible(name) for name in hues]
+        names = [as_label(name) for name in hues]
         drawing.legend(marks, names, loc="outside lower center", ncols=min(len(names), 4))
     return drawing

@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.ticker import PercentFormatter
 
 from corea.cascade import at_threshold
-from corea.display import as_plotly, visible
+from corea.display import as_label, as_plotly, short
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -119,7 +119,7 @@ def plot_reliability(curves: Mapping[str, pd.DataFrame], *, columns: int = 3) ->
             _draw_reliability(above, curve, shade[name])
             width = (curve["upper"] - curve["lower"]).clip(lower=0.01)
             below.bar(curve["lower"], curve["count"], width, align="edge", color=shade[name])
-            above.set_title(visible(name))
+            above.set_title(as_label(name))
             above.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
             above.tick_params(labelbottom=False)
             below.set_xlabel("confidence")
@@ -168,7 +168,7 @@ def plot_risk_coverage(curves: Mapping[str, pd.DataFrame]) -> Figure:
                 few,
                 markersize=4,
                 color=shade[name],
-                label=visible(name),
+                label=as_label(name),
             )
         axes.set(xlabel="share of questions answered", ylabel="error rate of those")
         axes.set_xlim(-0.02, 1.02)
@@ -202,18 +202,18 @@ def plot_deferral(
                 line["cost"],
                 line["pass_at_1"],
                 **{**REFERENCE, "linestyle": dashes},
-                label=visible(name),
+                label=as_label(name),
             )
         for name, curve in curves.items():
             axes.plot(
-                curve["cost"], curve["pass_at_1"], "-", color=shade[name], label=visible(name)
+                curve["cost"], curve["pass_at_1"], "-", color=shade[name], label=as_label(name)
             )
             few = curve if len(curve) <= 30 else curve.iloc[:0]
             axes.plot(few["cost"], few["pass_at_1"], "o", markersize=4, color=shade[name])
         for marker, (name, (cost, accuracy)) in zip(
             cycle("sD^v"), references.items(), strict=False
         ):
-            axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=visible(name))
+            axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=as_label(name))
         axes.set(xlabel="mean cost of a question", ylabel="pass@1")
         if len(curves) + len(lines) + len(references) <= 6:
             axes.legend(loc="lower right", fontsize="small")
@@ -263,7 +263,7 @@ def threshold_explorer(
     def here(position: int) -> tuple[list[float], list[float]]:
         return [float(rows[position]["cost"])], [float(rows[position]["pass_at_1"])]
 
-    heading = f"{as_plotly(title)}<br>"
+    heading = f"{as_plotly(short(title, 120))}<br>"
     drawing = go.Figure(
         [
             go.Scatter(
@@ -362,9 +362,9 @@ def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str
                 name, height = row[label], names.index(row[label])
                 axes.plot([row["low"], row["high"]], [height] * 2, color=shade[name], linewidth=2)
                 axes.plot(row["estimate"], height, "o", color=shade[name])
-            axes.set_title(visible(group))
+            axes.set_title(as_label(group))
             axes.set_xlabel(measure)
-            axes.set_yticks(range(len(names)), [visible(name) for name in names])
+            axes.set_yticks(range(len(names)), [as_label(name) for name in names])
             axes.set_ylim(len(names) - 0.5, -0.5)
     return drawing
 
@@ -382,7 +382,8 @@ def plot_shares(shares: pd.DataFrame, *, label: str, value: str) -> Figure:
     """
     with style():
         drawing, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 0.7))
-        bars = axes.barh([visible(name) for name in shares[label]], shares[value], height=0.65)
+        names = [as_label(name) for name in shares[label]]
+        bars = axes.barh(range(len(names)), shares[value], height=0.65, tick_label=names)
         axes.bar_label(bars, [f"{share:.1%}" for share in shares[value]], padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.12)
@@ -421,8 +422,8 @@ def plot_cost_accuracy(points: pd.DataFrame, *, row: str, column: str) -> Figure
                 axes.plot([at["cost_low"], at["cost_high"]], [y, y], lw=1, **look)
                 axes.plot([x, x], [at["pass_at_1_low"], at["pass_at_1_high"]], lw=1, **look)
                 marker = "o" if at["together"] else "s"
-                axes.plot(x, y, marker, markersize=5, label=visible(at["system"]), **look)
-            axes.set_title(visible(f"{across}: {high}"))
+                axes.plot(x, y, marker, markersize=5, label=as_label(at["system"]), **look)
+            axes.set_title(as_label(f"{across}: {high}"))
             axes.tick_params(labelbottom=True)
             if high == rows[-1]:
                 axes.set_xlabel("cost (large model alone = 100)")
@@ -458,7 +459,7 @@ def plot_threshold_curves(
             for name, rows in part.groupby("system", sort=False):
                 line = rows.sort_values("threshold")
                 color = shade[str(name)]
-                axes.plot(line["threshold"], line["value"], color=color, label=visible(name))
+                axes.plot(line["threshold"], line["value"], color=color, label=as_label(name))
                 if name in banded:
                     ends = line["low"], line["high"]
                     axes.fill_between(line["threshold"], *ends, color=color, alpha=0.2, lw=0)

@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from corea.display import visible
+from corea.display import as_label
 from corea.experiments import BOOTSTRAP, said
 from corea.figures import REFERENCE, colors, style
 from corea.microworld import World, questions, sampler_accuracy
@@ -298,17 +298,17 @@ def plot_sizes(
                 axes.set_xticks(sizes, [short_number(size) for size in sizes], rotation=40)
                 axes.minorticks_off()
                 if i == 0:
-                    axes.set_title(visible(column))
+                    axes.set_title(as_label(column))
                 if i == len(down) - 1:
                     axes.set_xlabel("weights")
                 if j == 0:
-                    axes.set_ylabel(visible(row))
+                    axes.set_ylabel(as_label(row))
         marks = [
             Line2D([], [], **REFERENCE)
             if name == reference
             else Line2D([], [], marker="o", color=shade[name], markersize=4)
             for name in names
         ]
-        labels = [visible(name) for name in names]
+        labels = [as_label(name) for name in names]
         drawing.legend(marks, labels, loc="outside lower center", ncols=len(names))
     return drawing

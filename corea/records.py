@@ -21,31 +21,44 @@ gold               str      no        what was expected, or missing
 Further columns are kept as they are. Rules of reading, all of them stated errors
 otherwise (:class:`RecordsError` names file, row and field):
 
-1. ``correct`` is a boolean, 0 or 1, or in text files also true/false in any case.
-2. ``confidence`` is a number in [0, 1]. Empty, ``null`` and ``nan`` (text files:
-   also ``none`` and ``na``, any case) mean missing; a missing confidence is never 0.
-   A percentage is not guessed at.
-3. Token counts and samples are whole numbers, not negative; ``12.0`` is 12.
+1. ``correct`` is a boolean, 0 or 1 (also ``1.0``), or in text files also true/false
+   in any case.
+2. ``confidence`` is a number in [0, 1]. A missing one is an empty cell, JSON's ``null``,
+   a NaN, or one of the words in :data:`MISSING_WORDS` in any case, in text and typed
+   files alike; a note counts the cells of each word. A missing confidence is never 0.
+   A percentage is not guessed at. Token counts are missing by the same words.
+3. Token counts and samples are whole numbers from 0 to 2**53; ``12.0`` is 12.
 4. Integers in identifier and answer columns of typed files become text (7 is "7").
 5. (dataset, question_id, system, sample) is unique.
-6. Text files are UTF-8. Rows are counted from 1, the header not counted; in JSON
-   lines a row is a line.
+6. Text files are UTF-8, columns separated by commas (``.tsv``: by tabs). Rows are counted
+   from 1, the header not counted; in JSON lines a row is a line. No key comes twice in a
+   JSON object.
+7. A file holds at most :data:`MAX_BYTES` bytes once decompressed and :data:`MAX_ROWS`
+   rows; JSON nests at most :data:`MAX_DEPTH` deep.
+
+What the rules allow and is still odd -- a token count that never changes, a confidence
+that is always the same, a system that repeats another -- is said in the notes of
+:func:`read_records`.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
+import io
 import json
 import math
 import re
+import reprlib
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import permutations
+from itertools import islice, permutations
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -57,10 +70,25 @@ KEY = ("dataset", "question_id", "system", "sample")
 REQUIRED = ("dataset", "question_id", "system", "correct", "confidence")
 _QUESTION = ("dataset", "question_id", "sample")
 OPTIONAL = ("sample", "prompt_tokens", "completion_tokens", "answer", "gold")
-SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+MISSING_WORDS = ("nan", "null", "none", "na", "n/a", "<na>", "missing", "-")
+MAX_BYTES = 2**29  # of a file, decompressed
+MAX_ROWS = 5_000_000
+MAX_DEPTH = 32
 
 _PROVENANCE_KEY = b"corea.provenance"
-_MISSING_TEXT = {"", "nan", "null", "none", "na"}
+_MAX_COUNT = 2**53  # up to here a float holds every whole number
+# what others call the columns, for the question "did you mean"
+_ALIASES = {
+    "dataset": ("task", "task_name", "benchmark", "data_set", "source"),
+    "question_id": ("id", "qid", "question", "idx", "index", "doc_id", "example_id", "uid"),
+    "system": ("model", "model_name", "model_id", "method", "run"),
+    "sample": ("sample_id", "sample_index", "repeat"),
+    "correct": ("is_correct", "iscorrect", "acc", "accuracy", "score", "exact_match", "right"),
+    "confidence": ("conf", "confidences", "certainty", "probability", "prob", "p"),
+    "prompt_tokens": ("input_tokens", "n_prompt_tokens", "tokens_in"),
+    "completion_tokens": ("output_tokens", "n_completion_tokens", "tokens_out"),
+}
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _SHOWN_PROBLEMS = 10
 
@@ -151,28 +179,53 @@ def schema() -> pa.DataFrameSchema:
     )
 
 
+_NOTHING = f"nothing (an empty cell or one of {', '.join(MISSING_WORDS)})"
 _EXPECTED = {
     "dataset": "a name",
     "question_id": "an identifier",
     "system": "a name",
-    "sample": "a whole number from 0",
+    "sample": "a whole number from 0 to 2**53",
     "correct": "true, false, 0 or 1",
-    "confidence": "a number in [0, 1], or nothing",
-    "prompt_tokens": "a whole number from 0, or nothing",
-    "completion_tokens": "a whole number from 0, or nothing",
+    "confidence": f"a number in [0, 1], or {_NOTHING}",
+    "prompt_tokens": f"a whole number from 0 to 2**53, or {_NOTHING}",
+    "completion_tokens": f"a whole number from 0 to 2**53, or {_NOTHING}",
     "answer": "text, or nothing",
     "gold": "text, or nothing",
 }
 
 
+_QUOTES = reprlib.Repr()
+_QUOTES.maxstring = _QUOTES.maxlong = _QUOTES.maxother = 60
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, on one line and short enough for a message."""
+    return _QUOTES.repr(value)
+
+
+def quoted_names(names: Iterable[object]) -> str:
+    """The first of many names, for a message, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - _SHOWN_PROBLEMS} more"] if len(names) > _SHOWN_PROBLEMS else []
+    return ", ".join([*map(quoted, names[:_SHOWN_PROBLEMS]), *more])
+
+
+def _column(name: object) -> str:
+    plain = isinstance(name, str) and name.isidentifier() and len(name) <= _QUOTES.maxstring
+    return str(name) if plain else quoted(name)
+
+
 def _sentence(row: int, name: str, found: object) -> str:
     hint = ""
-    text = str(found).strip().removesuffix("%")
-    if name == "confidence" and _NUMBER.fullmatch(text) and 1 < float(text) <= 100:
-        hint = " (a percentage? divide by 100)"
-    shown = repr(found)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"row {row}, field {name}: found {shown}, expected {_EXPECTED[name]}{hint}"
+    if name == "confidence":
+        text = quoted(found).strip("' ")
+        number = text.removesuffix("%")
+        if _NUMBER.fullmatch(number) and 1 < float(number) <= 100:
+            hint = " (a percentage? divide by 100)"
+        elif re.fullmatch("[01],[0-9]+", text):
+            hint = " (a comma for a decimal point? write a point)"
+    expected = _EXPECTED.get(name, "Unicode text without lone surrogates")
+    return f"row {row}, field {_column(name)}: found {quoted(found)}, expected {expected}{hint}"
 
 
 def validate(table: pd.DataFrame, *, source: str = "records") -> None:
@@ -191,7 +244,7 @@ def validate(table: pd.DataFrame, *, source: str = "records") -> None:
         Traceback (most recent call last):
         ...
         corea.records.RecordsError: records: 1 problem(s)
-          row 1, field confidence: found 1.5, expected a number in [0, 1], or nothing (a ...
+          row 1, field confidence: found 1.5, expected a number in [0, 1], or nothing (an ...
     """
     import pandera.errors
 
@@ -222,7 +275,7 @@ def _problems(failures: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     rows = table[key].assign(row=np.arange(1, len(table) + 1))
     rows["first"] = rows.groupby(key, sort=False)["row"].transform("first")
     for again in rows[rows["row"] != rows["first"]].to_dict("records"):
-        found = ", ".join(f"{name}={again[name]!r}" for name in key)
+        found = ", ".join(f"{name}={quoted(again[name])}" for name in key)
         problems.append(
             f"row {again['row']}: repeats the key of row {again['first']} ({found}); "
             "expected one row per (dataset, question_id, system, sample)"
@@ -231,25 +284,48 @@ def _problems(failures: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 
 
 def _missing_columns(missing: Sequence[str], found: Iterable[object]) -> str:
-    return (
-        f"missing column(s) {', '.join(missing)}; found {', '.join(map(str, found)) or 'none'}; "
-        f"expected {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
+    names = [name for name in found if isinstance(name, str)]
+    meant = {near: name for name in missing if (near := _near(name, names))}
+    there = [*map(_column, names[:30]), *([f"and {len(names) - 30} more"] if names[30:] else [])]
+    mend = (
+        f"; did you mean {', '.join(f'{quoted(near)} for {n}' for near, n in meant.items())}? "
+        f"Rename in the file, or read it with read_records(path, names={meant})"
     )
+    return (
+        f"missing column(s) {', '.join(missing)}; found {', '.join(there) or 'none'}; "
+        f"expected {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
+        f"{mend if meant else ''}"
+    )
+
+
+def _near(name: str, found: Iterable[str], *, typed: bool = True) -> str | None:
+    """Which of the names found says the same as a column's, or is it ``typed`` badly."""
+    strangers = [f for f in found if f not in _CELLS and len(f) < 40]
+    plain = {re.sub(r"[\s-]+", "_", f.strip().casefold()): f for f in strangers}
+    same = [n for n in (name, *_ALIASES.get(name, ())) if n in plain]
+    close = difflib.get_close_matches(name, plain, 1, 0.8) if typed else []
+    return next((plain[n] for n in (*same, *close)), None)
 
 
 # --- one cell -----------------------------------------------------------------------------
 
 
-def _is_missing(value: object, *, text: bool) -> bool:
-    if text and isinstance(value, str):
-        return value.strip().casefold() in _MISSING_TEXT
+def _is_nothing(value: object) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(value: object, *, text: bool) -> float:
+def _is_missing(value: object) -> bool:
+    if isinstance(value, str):
+        return value == "" or value.strip().casefold() in ("", *MISSING_WORDS)
+    return _is_nothing(value)
+
+
+def _number(value: object, *, text: bool) -> int | float:
     if text and isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return float(value)
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float | np.floating):
         return float(value)
     raise ValueError
 
@@ -257,40 +333,44 @@ def _number(value: object, *, text: bool) -> float:
 def _correct(value: object, *, text: bool) -> bool:
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if text and isinstance(value, str):
-        return {"1": True, "0": False, "true": True, "false": False}[value.strip().casefold()]
+    words = {"true": True, "false": False}
+    if text and isinstance(value, str) and (word := value.strip().casefold()) in words:
+        return words[word]
     return {1.0: True, 0.0: False}[_number(value, text=text)]
 
 
 def _confidence(value: object, *, text: bool) -> float:
-    number = math.nan if _is_missing(value, text=text) else _number(value, text=text)
-    if not (math.isnan(number) or 0 <= number <= 1):
+    if _is_missing(value):
+        return math.nan
+    number = _number(value, text=text)
+    if not 0 <= number <= 1:
         raise ValueError
-    return number
+    return float(number)
 
 
 def _whole(value: object, *, text: bool) -> int:
     number = _number(value, text=text)
-    if number < 0 or not number.is_integer():
+    if not 0 <= number <= _MAX_COUNT or number != int(number):
         raise ValueError
     return int(number)
 
 
 def _count(value: object, *, text: bool) -> object:
-    return pd.NA if _is_missing(value, text=text) else _whole(value, text=text)
+    return pd.NA if _is_missing(value) else _whole(value, text=text)
 
 
 def _name(value: object, *, text: bool) -> str:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and value:
+        value.encode()  # a lone surrogate is no text; its error is a ValueError
         return value
     raise ValueError
 
 
 def _words(value: object, *, text: bool) -> str | None:
     # only an empty cell is missing: "None" and "na" can be answers
-    return None if value == "" or _is_missing(value, text=False) else _name(value, text=text)
+    return None if value == "" or _is_nothing(value) else _name(value, text=text)
 
 
 _CELLS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -325,6 +405,16 @@ def _typed_column(
         except (ValueError, KeyError, OverflowError, TypeError):
             problems.append(_sentence(row, name, value))
     return pd.Series(parsed if not problems else [], dtype=dtype, name=name), problems
+
+
+def _missing_note(name: str, values: Sequence[object]) -> list[str]:
+    """A sentence on the words that were taken as missing, if there are any."""
+    if name not in ("confidence", "prompt_tokens", "completion_tokens"):
+        return []
+    words = Counter(value.strip() for value in values if isinstance(value, str))
+    taken = {word: n for word, n in words.items() if word.casefold() in MISSING_WORDS}
+    said = ", ".join(f"{n:,} cell(s) that say {word!r}" for word, n in sorted(taken.items()))
+    return [f"{name}: {said} are taken as missing"] if taken else []
 
 
 def records_from_columns(
@@ -369,6 +459,7 @@ def records_from_columns(
     for name in (c for c in _CELLS if c in columns):
         typed[name], wrong = _typed_column(name, columns[name], text=text)
         problems += wrong
+        notes += _missing_note(name, columns[name])
     if problems:
         raise RecordsError(source, problems)
     extra = {name: list(cells) for name, cells in columns.items() if name not in _CELLS}
@@ -380,77 +471,155 @@ def records_from_columns(
 # --- files --------------------------------------------------------------------------------
 
 
-def read_records(path: str | Path) -> Records:
+def read_records(
+    path: str | Path,
+    *,
+    separator: str = "",
+    names: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Records:
     """Read a records file.
 
     Args:
-        path: A ``.csv``, ``.csv.gz``, ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file.
+        path: A ``.csv``, ``.tsv``, ``.jsonl`` (each also ``.gz``) or ``.parquet`` file.
+        separator: Between the columns of a text file; a comma when empty, in ``.tsv`` a tab.
+        names: Name of a column in the file to its name in the module's table.
+        max_bytes: Size the file may have, in bytes once decompressed.
 
     Returns:
         The validated records. ``str()`` of them says how many rows were read and how
-        many lack a confidence.
+        many lack a confidence. Their notes also say what looks odd: of systems with 20
+        rows or more, token counts that never change, confidences that are all the same or
+        all 0 or 1, and rows that repeat another system's.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        RecordsError: If the file cannot be read or breaks the contract.
+        RecordsError: If the file cannot be read, is larger than a limit of the module's
+            docstring, or breaks the contract.
+        ValueError: If ``separator`` is not one character.
     """
     path = Path(path)
+    kind = path.name.lower()
+    if path.is_dir():
+        raise RecordsError(path.name, ["is a directory; expected a file, such as one in it"])
     if not path.is_file():
         raise FileNotFoundError(f"{path.name}: no such records file (looked for {path})")
-    if not path.name.endswith(SUFFIXES):
+    if not kind.endswith(SUFFIXES):
         raise RecordsError(path.name, [f"unknown file type; expected {', '.join(SUFFIXES)}"])
-    if path.name.endswith(".parquet"):
-        return _read_parquet(path)
-    if path.name.removesuffix(".gz").endswith(".csv"):
-        return records_from_columns(read_csv_columns(path), source=path.name, text=True)
-    return records_from_columns(_read_text(path, _jsonl_columns), source=path.name)
+    if len(separator) > 1:
+        raise ValueError(f"separator is {separator!r}; expected one character")
+    provenance: dict[str, Any] = {}
+    text = kind.removesuffix(".gz").endswith((".csv", ".tsv"))
+    if kind.endswith(".parquet"):
+        columns, provenance = _parquet_columns(path, max_bytes)
+    elif text:
+        columns = read_csv_columns(path, separator=separator, max_bytes=max_bytes)
+    else:
+        columns = _jsonl_columns(_read_text(path, max_bytes), path.name)
+    columns = _renamed(columns, names or {}, path.name)
+    notes = [
+        f"column {quoted(near)} is kept as it is; did you mean {name}? Then rename it"
+        for name in OPTIONAL
+        if name in _ALIASES and name not in columns and (near := _near(name, columns, typed=False))
+    ]
+    records = records_from_columns(
+        columns, source=path.name, provenance=provenance, notes=notes, text=text
+    )
+    return replace(records, notes=(*records.notes, *_odd(records.table)))
 
 
-def read_csv_columns(path: Path) -> dict[str, list[object]]:
+def _renamed(
+    columns: Mapping[str, list[object]], names: Mapping[str, str], source: str
+) -> dict[str, list[object]]:
+    if absent := [name for name in names if name not in columns]:
+        raise RecordsError(
+            source, [f"no column {quoted_names(absent)}; found {quoted_names(columns)}"]
+        )
+    renamed = [names.get(name, name) for name in columns]
+    _check_header(renamed, source)
+    return dict(zip(renamed, columns.values(), strict=True))
+
+
+def _check_header(header: Sequence[str], source: str) -> None:
+    if again := [name for name, n in Counter(header).items() if n > 1]:
+        raise RecordsError(
+            source, [f"repeated column name in the header: {quoted_names(again)}; expected one"]
+        )
+
+
+def read_csv_columns(
+    path: Path, *, separator: str = "", max_bytes: int = MAX_BYTES
+) -> dict[str, list[object]]:
     """Read a CSV file as text, cell by cell, whatever its columns are.
 
     Args:
-        path: A ``.csv`` or ``.csv.gz`` file.
+        path: A ``.csv`` or ``.tsv`` file, plain or ``.gz``.
+        separator: Between the columns; a comma when empty, in ``.tsv`` a tab.
+        max_bytes: Size the file may have, in bytes once decompressed.
 
     Returns:
         Column name to cells, all text.
 
     Raises:
-        RecordsError: If the file is damaged, empty, not UTF-8 or not CSV, or a row has
-            too many or too few fields.
+        RecordsError: If the file is damaged, empty, too large, not UTF-8 or not CSV, or a
+            row has too many or too few fields.
     """
-    return _read_text(path, _csv_columns)
+    tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
+    separator = separator or ("\t" if tabs else ",")
+    return _csv_columns(_read_text(path, max_bytes), path.name, separator)
 
 
-def _read_text(
-    path: Path, read: Callable[[IO[str], str], dict[str, list[object]]]
-) -> dict[str, list[object]]:
-    opened = gzip.open if path.suffix == ".gz" else open
+_DECOMPRESSED = "bytes (max_bytes) once decompressed"
+
+
+def _too_large(source: str, found: str, limit: int) -> RecordsError:
+    return RecordsError(
+        source,
+        [f"more than {limit:,} {found}, the limit; expected a smaller file: read it in parts"],
+    )
+
+
+def _read_text(path: Path, max_bytes: int) -> io.StringIO:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    data = bytearray()
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as stream:
-            return read(stream, path.name)
+        with opened(path, "rb") as stream:
+            while chunk := stream.read(2**20):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise _too_large(path.name, _DECOMPRESSED, max_bytes)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RecordsError(
+            path.name, [f"gzip file damaged or truncated ({error}); expected a complete one"]
+        ) from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:64]:
+        mend = "iconv -f UTF-16 -t UTF-8 FILE > NEW, or save it as 'CSV UTF-8'"
+        raise RecordsError(
+            path.name, [f"not UTF-8 text but UTF-16 (or binary); expected UTF-8: {mend}"]
+        )
+    try:
+        return io.StringIO(data.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
         found = error.object[error.start]
         raise RecordsError(
             path.name, [f"not UTF-8 text: found byte 0x{found:02x}; expected a file in UTF-8"]
         ) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RecordsError(
-            path.name, [f"gzip file damaged or truncated ({error}); expected a complete one"]
-        ) from None
 
 
-def _csv_columns(stream: IO[str], source: str) -> dict[str, list[object]]:
-    reader = csv.reader(stream, strict=True)
+def _csv_columns(stream: io.StringIO, source: str, separator: str) -> dict[str, list[object]]:
+    _check_separator(stream.readline(), source, separator)
+    stream.seek(0)
+    reader = csv.reader(stream, strict=True, delimiter=separator)
     try:
         header = next(reader, None)
         if not header:
             raise RecordsError(source, ["empty file: expected a header line with column names"])
-        if len(set(header)) != len(header):
-            raise RecordsError(source, [f"repeated column name in the header: {header}"])
-        rows = [row for row in reader if row]
+        _check_header(header, source)
+        rows = list(islice((row for row in reader if row), MAX_ROWS + 1))
     except csv.Error as error:
         raise RecordsError(source, [f"line {reader.line_num}: not CSV ({error})"]) from None
+    if len(rows) > MAX_ROWS:
+        raise _too_large(source, "rows", MAX_ROWS)
     problems = [
         f"row {i}: found {len(row)} fields, expected {len(header)}"
         for i, row in enumerate(rows, start=1)
@@ -462,22 +631,92 @@ def _csv_columns(stream: IO[str], source: str) -> dict[str, list[object]]:
     return {name: list(column) for name, column in zip(header, cells, strict=True)}
 
 
-def _jsonl_columns(stream: IO[str], source: str) -> dict[str, list[object]]:
+def _check_separator(header: str, source: str, separator: str) -> None:
+    others = {"\t": "a tab", ";": "';'", "|": "'|'", ",": "','"}
+    found = max(others, key=header.count)
+    if separator in header or found not in header:
+        return
+    commas = (
+        'python -c "import csv, sys; csv.writer(sys.stdout).writerows('
+        f'csv.reader(sys.stdin, delimiter={found!r}))" < FILE > NEW.csv'
+    )
+    raise RecordsError(
+        source,
+        [
+            f"header: found {others[found]} between the column names, expected "
+            f"{others.get(separator, repr(separator))}; read it with "
+            f"read_records(path, separator={found!r}), or write it with commas: {commas}"
+        ],
+    )
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read one JSON object from outside.
+
+    Args:
+        text: The object, alone.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: If it is not JSON, no object, nests deeper than :data:`MAX_DEPTH`, or
+            one of its objects has a key twice.
+
+    Example:
+        >>> json_object('{"a": 1, "a": 2}')
+        Traceback (most recent call last):
+        ...
+        ValueError: found the key 'a' twice, expected it once
+    """
+    twice: list[str] = []
+
+    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(taken := dict(pairs)) < len(pairs):
+            twice.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return taken
+
+    try:
+        found = json.loads(text, object_pairs_hook=read)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if twice:
+        raise ValueError(f"found the key {quoted(twice[0])} twice, expected it once")
+    if not isinstance(found, dict):
+        raise ValueError(f"found {type(found).__name__}, expected an object")
+    if _deeper(found, MAX_DEPTH):
+        raise ValueError(f"nested deeper than {MAX_DEPTH}, the limit")
+    return found
+
+
+def _deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(part, levels - 1) for part in inner)
+
+
+def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]]:
     rows: list[dict[str, object]] = []
+    wrong = []
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RecordsError(source, [f"line {number}: not JSON ({error})"]) from None
-        if not isinstance(row, dict):
-            raise RecordsError(
-                source, [f"line {number}: found {type(row).__name__}, expected an object"]
-            )
+            row = json_object(line)
+        except ValueError as error:
+            raise RecordsError(source, [f"line {number}: {error}"]) from None
         rows.append(row)
+        if len(rows) > MAX_ROWS:
+            raise _too_large(source, "rows", MAX_ROWS)
+        if "\\u" in line:
+            wrong += [
+                _sentence(len(rows), name, value)
+                for name, value in row.items()
+                if not _is_unicode([name, value])
+            ]
     if not rows:
         raise RecordsError(source, ["empty file: expected one JSON object a line"])
+    if wrong:
+        raise RecordsError(source, wrong)
     names = dict.fromkeys(name for row in rows for name in row)
     absent = [
         f"row {i}: missing field(s) {', '.join(lacking)}"
@@ -489,25 +728,96 @@ def _jsonl_columns(stream: IO[str], source: str) -> dict[str, list[object]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _read_parquet(path: Path) -> Records:
+def _is_unicode(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parquet_columns(path: Path, max_bytes: int) -> tuple[dict[str, list[object]], dict[str, Any]]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            names, size = file.schema_arrow.names, 0
+            _check_header(names, path.name)
+            if file.metadata.num_rows > MAX_ROWS:
+                raise _too_large(path.name, "rows", MAX_ROWS)
+            columns: dict[str, list[object]] = {name: [] for name in names}
+            # one long text repeated is small in the file, so the size is counted while reading
+            for batch in file.iter_batches(batch_size=1024):
+                batch.validate(full=True)  # texts that are not UTF-8
+                for name, cells in zip(names, batch.columns, strict=True):
+                    if arrow.types.is_dictionary(cells.type):
+                        cells = cells.dictionary_decode()
+                    if (size := size + cells.nbytes) > max_bytes:
+                        raise _too_large(path.name, _DECOMPRESSED, max_bytes)
+                    # arrow's nulls in numbers are NaN again
+                    floating = arrow.types.is_floating(cells.type)
+                    columns[name] += (
+                        cells.to_numpy(zero_copy_only=False).tolist()
+                        if floating
+                        else cells.to_pylist()
+                    )
+            metadata = file.schema_arrow.metadata or {}
     except (arrow.ArrowException, OSError) as error:
         first = str(error).splitlines()[0].replace(str(path), path.name)
         raise RecordsError(path.name, [f"not a complete parquet file ({first})"]) from None
-    metadata = table.schema.metadata or {}
-    provenance = json.loads(metadata.get(_PROVENANCE_KEY, b"{}"))
-    # arrow's nulls in numbers are NaN again: a column of nothing else would lose its type
-    columns = {
-        name: column.to_numpy().tolist()
-        if arrow.types.is_floating(column.type)
-        else column.to_pylist()
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    }
-    return records_from_columns(columns, source=path.name, provenance=provenance)
+    try:
+        provenance = json_object(metadata.get(_PROVENANCE_KEY, b"{}").decode())
+    except ValueError as error:
+        raise RecordsError(path.name, [f"provenance: {error}"]) from None
+    return columns, provenance
+
+
+_ODD_ROWS = 20  # fewer rows are easily alike
+
+
+def _odd(table: pd.DataFrame) -> list[str]:
+    """Sentences on what is allowed but cannot well be what it says."""
+    found: dict[str, list[str]] = {}
+    for name in ("prompt_tokens", "completion_tokens", "confidence"):
+        if name not in table:
+            continue
+        by_system = table.groupby("system", sort=False)[name]
+        facts = by_system.agg(["count", "nunique", "min", "max"]).query(f"count >= {_ODD_ROWS}")
+        found[f"{name} never changes in the rows"] = list(facts.query("nunique == 1").index)
+        if name == "confidence":
+            certain = facts.query("nunique == 2 and min == 0 and max == 1")
+            found["confidence is only ever 0 or 1 in the rows"] = list(certain.index)
+    notes = [
+        f"odd: {what} of {len(systems)} system(s): {quoted_names(systems)}"
+        for what, systems in found.items()
+        if systems
+    ]
+    if repeats := _repeats(table):
+        first = "; ".join(repeats[:_SHOWN_PROBLEMS])
+        notes.append(
+            f"odd: correct and confidence are the same in every row of {len(repeats)} pair(s) of "
+            f"systems: {first}"
+        )
+    return notes
+
+
+def _repeats(table: pd.DataFrame) -> list[str]:
+    """Two systems and the dataset on which all their rows are the same; each later one once."""
+    first: dict[tuple[str, bytes], str] = {}
+    repeats = []
+    seen = table[["question_id", "sample", "correct", "confidence"]]
+    codes = pd.util.hash_pandas_object(seen, index=False).to_numpy()
+    verdicts = table.groupby(["correct", "confidence"], dropna=False).ngroup().to_numpy()
+    groups: Mapping[Any, Any] = table.groupby(["dataset", "system"], sort=False).indices
+    for (dataset, system), rows in groups.items():
+        # rows that are all alike agree by chance
+        if len(rows) < _ODD_ROWS or (verdicts[rows] == verdicts[rows[0]]).all():
+            continue
+        same = first.setdefault((dataset, np.sort(codes[rows]).tobytes()), system)
+        if same != system:
+            repeats.append(f"{quoted(same)} and {quoted(system)} on {quoted(dataset)}")
+    return repeats
 
 
 def write_records(records: Records, path: str | Path) -> None:
@@ -528,7 +838,10 @@ def write_records(records: Records, path: str | Path) -> None:
     if path.suffix != ".parquet":
         raise ValueError(f"{path.name}: records are written as .parquet")
     validate(records.table, source=records.source)
-    table = arrow.Table.from_pandas(records.table, preserve_index=False)
+    try:
+        table = arrow.Table.from_pandas(records.table, preserve_index=False)
+    except (arrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        raise RecordsError(records.source, [f"cannot be written as parquet ({error})"]) from None
     said = json.dumps(dict(records.provenance)).encode()
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PROVENANCE_KEY: said})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -592,8 +905,8 @@ def select(
             continue
         rows = table[table[name] == wanted]
         if rows.empty:
-            there = ", ".join(map(repr, table[name].unique()))
-            raise ValueError(f"no {name} {wanted!r} among the records; there are {there}")
+            there = quoted_names(table[name].unique())
+            raise ValueError(f"no {name} {quoted(wanted)} among the records; there are {there}")
         table = rows
     return table
 
@@ -666,11 +979,11 @@ def join_on_questions(
             continue
         sides = frame[key].merge(other[key], on=key, how="left", indicator=True)
         alone = sides[sides["_merge"] == "left_only"]
-        first = ", ".join(f"{name}={alone.iloc[0][name]!r}" for name in key)
+        first = ", ".join(f"{name}={quoted(alone.iloc[0][name])}" for name in key)
         problems.append(
-            f"{len(alone)} row(s) of {here!r} have no counterpart in {there!r}, "
+            f"{len(alone)} row(s) of {quoted(here)} have no counterpart in {quoted(there)}, "
             f"the first is {first}; expected the same questions and samples for both"
         )
     if problems:
-        raise RecordsError(f"pairing {names[0]!r} with {names[1]!r}", problems)
+        raise RecordsError(f"pairing {quoted(names[0])} with {quoted(names[1])}", problems)
     return joined.sort_values(key, ignore_index=True)

@@ -10,10 +10,17 @@ import numpy as np
 import pandas as pd
 
 from corea import calibration
-from corea.calibration import Interval, bootstrap_interval
+from corea.calibration import Interval, bootstrap_interval, bootstrap_intervals
 from corea.cascade import operating_point
 from corea.costs import query_cost
-from corea.records import RecordsError, join_on_questions, pair, select
+from corea.records import (
+    RecordsError,
+    join_on_questions,
+    pair,
+    quoted,
+    quoted_names,
+    select,
+)
 
 Metric = Callable[..., float]
 
@@ -64,8 +71,8 @@ def calibration_table(
 
     Args:
         table: Records. Rows without a confidence are left out of the metrics and counted.
-        metrics: Names in :func:`calibration_metrics`; all when None. The smooth ECE takes most of
-            the time.
+        metrics: Names in :func:`calibration_metrics`; all when None. The smooth ECE takes
+            nearly all of the time.
         n_bins: Bins of the two binned errors.
         n_resamples: Bootstrap resamples, by question.
         seed: Of the resampling.
@@ -91,20 +98,24 @@ def calibration_table(
         raise ValueError(
             f"metrics has {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}"
         )
-    rows = []
+
+    def chosen(*arrays: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+        return {name: known[name](*arrays, weight=weight) for name in names}
+
+    rows: list[dict[str, object]] = []
     for (dataset, system), group in table.groupby(["dataset", "system"], sort=False):
         stated = group[group["confidence"].notna()]
-        for name in names:
-            interval = (
-                bootstrap_interval(known[name], stated, n_resamples=n_resamples, seed=seed)
-                if len(stated)
-                else Interval(np.nan, np.nan, np.nan, 0.95, n_resamples, seed)
-            )
-            rows.append(
-                {"dataset": dataset, "system": system, "metric": name}
-                | asdict(interval)
-                | {"n": len(stated), "without_confidence": len(group) - len(stated)}
-            )
+        intervals = (
+            bootstrap_intervals(chosen, stated, n_resamples=n_resamples, seed=seed)
+            if len(stated)
+            else dict.fromkeys(names, Interval(np.nan, np.nan, np.nan, 0.95, n_resamples, seed))
+        )
+        rows += [
+            {"dataset": dataset, "system": system, "metric": name}
+            | asdict(interval)
+            | {"n": len(stated), "without_confidence": len(group) - len(stated)}
+            for name, interval in intervals.items()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -167,7 +178,8 @@ def difference_interval(
     both = join_on_questions(*sides, names=names, suffixes=suffixes)
     if missing := int(both[["confidence", "confidence_baseline"]].isna().to_numpy().sum()):
         raise RecordsError(
-            f"{system!r} against {baseline!r}", [f"{missing} confidence(s) are missing"]
+            f"{quoted(system)} against {quoted(baseline)}",
+            [f"{missing} confidence(s) are missing"],
         )
 
     def difference(
@@ -203,21 +215,15 @@ def operating_intervals(
     Returns:
         Name of each quantity of an operating point to its interval.
     """
+    names = ("pass_at_1", "cost", "deferral_rate", "cost_saving", "accuracy_drop")
 
-    def quantity(*columns: np.ndarray, name: str, weight: np.ndarray | None = None) -> float:
+    def quantities(*columns: np.ndarray, weight: np.ndarray) -> dict[str, float]:
         point = operating_point(*columns, threshold=threshold, weight=weight)
-        return float(getattr(point, name))
+        return {name: getattr(point, name) for name in names}
 
-    return {
-        name: bootstrap_interval(
-            partial(quantity, name=name),
-            paired,
-            columns=CASCADE_COLUMNS,
-            n_resamples=n_resamples,
-            seed=seed,
-        )
-        for name in ("pass_at_1", "cost", "deferral_rate", "cost_saving", "accuracy_drop")
-    }
+    return bootstrap_intervals(
+        quantities, paired, columns=CASCADE_COLUMNS, n_resamples=n_resamples, seed=seed
+    )
 
 
 def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tuple[str, str]:
@@ -246,9 +252,10 @@ def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tu
     for name in filter(None, (small, large)):
         select(table, system=name)
     if small and small == large:
-        raise ValueError(f"small and large are both {small!r}; a cascade needs two systems")
+        raise ValueError(f"small and large are both {quoted(small)}; a cascade needs two systems")
     if len(systems) > 2 and not (small and large):
-        raise ValueError(f"{len(systems)} systems: say which is small and which large of {systems}")
+        there = quoted_names(systems)
+        raise ValueError(f"{len(systems)} systems: say which is small and which large of {there}")
     small = small or next(name for name in systems if name != large)
     large = large or next((name for name in systems if name != small), "")
     return small, large

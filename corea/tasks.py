@@ -29,13 +29,13 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -44,6 +44,12 @@ from corea.questions import Question
 
 SEED = 0
 """Of the permutations that parts are drawn from."""
+
+MAX_CHARACTERS = 2**33
+"""Of a text file of questions, decompressed."""
+MAX_LINE = 2**24
+"""Characters of a line in it."""
+MAX_LINES = 5_000_000
 
 Row = Mapping[str, Any]
 
@@ -461,7 +467,7 @@ def _from_files(
             for path in paths:
                 try:
                     yield from _rows(path, source.columns)
-                except (OSError, EOFError, UnicodeDecodeError, csv.Error, ValueError) as error:
+                except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
                     raise TaskError(f"{path.as_posix()}: not readable ({error})") from error
             return
     raise TaskError(
@@ -471,6 +477,8 @@ def _from_files(
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+    from corea.records import json_object
+
     name = path.as_posix()
     if path.suffix == ".parquet":
         import pyarrow.parquet
@@ -485,16 +493,28 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8", newline="") as stream:
         if path.suffix == ".csv":
-            for row in (reader := csv.DictReader(stream)):
+            for row in (reader := csv.DictReader(_lines(stream))):
                 yield f"{name}, line {reader.line_num}", row
             return
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(_lines(stream), 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                yield f"{name}, line {number}", json_object(line)
             except ValueError as error:
-                raise TaskError(f"{name}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise TaskError(f"{name}, line {number}: expected an object, found {line[:80]!r}")
-            yield f"{name}, line {number}", row
+                raise TaskError(f"{name}, line {number}: {error}") from None
+
+
+def _lines(stream: IO[str]) -> Iterator[str]:
+    """The lines of a file, within limits: a small gzip file can hold any number, of any length."""
+    left = MAX_CHARACTERS
+    for _ in range(MAX_LINES):
+        if not (line := stream.readline(MAX_LINE + 1)):
+            return
+        left -= len(line)
+        if len(line) > MAX_LINE or left < 0:
+            raise ValueError(
+                f"more than {MAX_LINE:,} characters in a line or {MAX_CHARACTERS:,} in all"
+            )
+        yield line
+    raise ValueError(f"{MAX_LINES:,} lines or more; expected fewer")

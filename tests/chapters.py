@@ -21,5 +21,6 @@ def execute(name, parameters):
                 namespace |= parameters
             if last:
                 value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-                shown.append(value._repr_html_())
+                interactive = getattr(value, "_repr_mimebundle_", None)
+                shown.append(interactive()["text/html"] if interactive else value._repr_html_())
     return shown

@@ -192,28 +192,29 @@ HOSTILE = [
     "**bold** [link](javascript:window.pwned=1) `code`",
     "$\\href{javascript:window.pwned=1}{x}$ \\(y\\) $$z$$",
     "\x1b[31mred\x1b[0m",
+    "{x} {0!r} %{meta[0]} _c_ $a$",
 ]
-SHOWN = [*HOSTILE[:5], "␛[31mred␛[0m"]
+SHOWN = [*HOSTILE[:5], "␛[31mred␛[0m", HOSTILE[6]]
 
 
 def test_hostile_records_are_shown_as_text(tmp_path, pipeline, make_repository, serve, visit):
     repository = make_repository(tmp_path, {"your_records": []})
     shutil.copy(ROOT / "notebooks" / "your_records.ipynb", repository / "notebooks")
     small, large = HOSTILE[0], HOSTILE[1] + HOSTILE[4]
-    with (repository / "hostile.csv").open("w", newline="", encoding="utf-8") as file:
+    with (repository / "{x} $y$.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         header = ["dataset", "question_id", "system", "correct", "confidence", "answer", "gold"]
         writer.writerow([*header, "prompt_tokens", "completion_tokens"])
         for question in range(60):
             hostile = HOSTILE[question % len(HOSTILE)]
             dataset = HOSTILE[2 + question % 2]
-            right, stated = int(question % 3 == 0), (question % 7) / 10 + 0.2
+            right, stated = int(question % 3 == 0), (question % 5) / 10 + 0.2
             row = [dataset, f"{hostile}{question}"]
             writer.writerow([*row, small, right, stated, hostile, hostile, 100, 50])
             writer.writerow([*row, large, int(question % 5 > 0), "", hostile, hostile, 100, 60])
     values = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text("utf-8"))["runs"]
     parameters = values["your_records"]["parameters"] | {
-        "records": "hostile.csv", "small": small, "large": large,
+        "records": "{x} $y$.csv", "small": small, "large": large,
     }  # fmt: skip
     run = {"your_records": {"parameters": parameters}}
     profile = {"profile": "tiny", "seed": 0, "runs": run}

@@ -20,6 +20,7 @@ from corea.calibration import (
     auroc,
     bin_by_confidence,
     bootstrap_interval,
+    bootstrap_intervals,
     brier_decomposition,
     brier_score,
     confidence_output_ratio,
@@ -409,6 +410,9 @@ def test_brier_and_auroc_agree_with_scikit_learn() -> None:
     confidence, correct = simulated(300)
     assert_allclose(brier_score(confidence, correct), brier_score_loss(correct, confidence))
     assert_allclose(auroc(confidence, correct), roc_auc_score(correct, confidence))
+    weight = np.arange(len(correct)) % 4  # some rows do not count, as in a resample
+    expected = roc_auc_score(correct, confidence, sample_weight=weight)
+    assert_allclose(auroc(confidence, correct, weight=weight), expected, rtol=1e-12)
 
 
 @unhurried
@@ -747,3 +751,22 @@ def test_stated_confidences_are_described_where_there_are_any():
 def test_stated_confidences_need_an_outcome_each():
     with pytest.raises(ValueError, match=r"confidence has shape \(2,\) and correct \(1,\)"):
         describe_stated([0.5, 0.5], [1])
+
+
+def test_metrics_bootstrapped_together_have_the_intervals_they_have_alone():
+    random = np.random.default_rng(0)
+    records = pd.DataFrame({"dataset": "d", "question_id": [str(i % 30) for i in range(90)]})
+    records["confidence"] = random.integers(0, 11, 90) / 10
+    records["correct"] = random.random(90) < records["confidence"]
+    metrics = {"auroc": auroc, "brier": brier_score}
+
+    def both(confidence, correct, *, weight):
+        return {
+            name: metric(confidence, correct, weight=weight) for name, metric in metrics.items()
+        }
+
+    together = bootstrap_intervals(both, records, n_resamples=50, seed=3)
+    alone = {
+        name: bootstrap_interval(m, records, n_resamples=50, seed=3) for name, m in metrics.items()
+    }
+    assert together == alone

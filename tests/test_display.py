@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from corea import display, figures
 from corea.calibration import Interval, reliability_curve, risk_coverage_curve
@@ -27,6 +30,11 @@ HOSTILE = [
     "&lt;b&gt;",
     "‮right-to-left",
     "{braces} {0} {x!r}",
+    "{x",
+    r"$x$ and $\frac{1}{2}$ \unknown",
+    "_underscore_ *star* `tick` & <i>",
+    "%{x} %{meta[0]}",
+    "two\nlines\tand\x00nothing",
 ]
 
 
@@ -41,6 +49,7 @@ def test_strangers_text_is_shown_as_text(text):
         display.as_html(text),
         display.table(pd.DataFrame({text: [text]}), text).data,
         display.reading("{found}", found=text).data,
+        display.paragraphs(text).data,
     ]
     for html in shown:
         assert "<script" not in html
@@ -50,6 +59,40 @@ def test_strangers_text_is_shown_as_text(text):
         # no MathJax delimiter survives: every $ and backslash is alone in an element
         assert "$" not in html.replace("<span>$</span>", "")
         assert "\\" not in html.replace("<span>\\</span>", "")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+def test_any_text_is_shown_and_means_the_same(text):
+    """What a browser makes of the page is the text itself, invisible characters made visible."""
+    for html in (
+        display.as_html(text),
+        display.as_plotly(text),
+        display.paragraphs(text).data,
+        display.reading("{found}", found=text).data,
+        display.table(pd.DataFrame({"a": [text]}), "c", longest=80).data,
+    ):
+        assert display.visible(text) in text_of(html)
+        html.encode()
+
+
+@given(st.text(), st.integers(3, 30))
+def test_short_keeps_both_ends(text, limit):
+    shown = display.short(text, limit)
+    assert len(shown) <= limit
+    if len(text) <= limit:
+        assert shown == text
+    else:
+        middle = limit - 1 - (limit - 1) // 2
+        assert shown[middle] == "…"
+        assert text.startswith(shown[:middle])
+        assert text.endswith(shown[middle + 1 :])
+
+
+def test_long_cells_and_headers_lose_their_middle():
+    frame = pd.DataFrame({"h" * 9000: ["c" * 9000], ("a", "b" * 9000): ["d"]})
+    assert len(display.table(frame, "caption").data) < 8000
+    assert len(display.table(frame, "caption", longest=20).data) < 600
+    assert frame.iloc[0, 0] == "c" * 9000
 
 
 def test_attributes_of_a_figure_are_escaped():
@@ -116,7 +159,7 @@ def test_interactive_figure_cannot_be_escaped_from():
     assert json.dumps(bundle["application/vnd.plotly.v1+json"])
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [*HOSTILE, "n" * 20_000])
 def test_figures_draw_any_name(name):
     rng = np.random.default_rng(0)
     confidence = rng.integers(0, 11, 200) / 10
@@ -126,15 +169,37 @@ def test_figures_draw_any_name(name):
         {"s": [name], "d": [name], "estimate": [0.5], "low": [0.4], "high": [0.6]}
     )
     line = random_deferral(curve, [0, 1])
+    points = values.assign(
+        system=name, metric="m", threshold=0.5, value=0.5, together=True,
+        **{f"{n}{end}": 0.5 for n in ("cost", "pass_at_1") for end in ("", "_low", "_high")},
+    )  # fmt: skip
     for drawing in (
         figures.plot_reliability({name: reliability_curve(confidence, correct)}),
         figures.plot_risk_coverage({name: risk_coverage_curve(confidence, correct)}),
         figures.plot_deferral({name: curve}, references={name: (1, 0.5)}, lines={name: line}),
         figures.plot_intervals(values, label="s", panel="d", measure="x"),
         figures.plot_shares(values, label="s", value="estimate"),
+        figures.plot_cost_accuracy(points, row="d", column="s"),
+        figures.plot_threshold_curves(points, labels={"m": "x"}, banded=[name]),
     ):
         assert isinstance(drawing, Figure)
         assert "base64" in display.figure(drawing, name).data
+        texts = [text for text in drawing.findobj(Text) if text.get_text()]
+        # what is parsed as mathematics is matplotlib's own: numbers on the axes
+        own = [text.get_text() for text in texts if text.get_parse_math() or text.get_usetex()]
+        assert not [text for text in own if not re.fullmatch("[-−0-9.%]+", text)]
+        # the name is there, in a legend too, and the panel's name is part of its title
+        assert any(display.as_label(name) == text.get_text() for text in texts) or any(
+            text.get_text().endswith(name[-20:]) for text in texts
+        )
+        assert max(len(text.get_text()) for text in texts) < 600
+
+
+def test_names_that_look_alike_when_short_stay_apart():
+    shares = pd.DataFrame({"s": ["a" * 99, "a" * 98], "v": [0.4, 0.6]})
+    drawing = figures.plot_shares(shares, label="s", value="v")
+    assert [bar.get_width() for bar in drawing.axes[0].patches] == [0.4, 0.6]
+    plt.close(drawing)
 
 
 def test_every_reference_and_line_is_drawn():

@@ -1,5 +1,6 @@
 """What every chapter's notebook must be. tests/test_pipeline.py tests how they are run."""
 
+import ast
 import json
 import re
 import subprocess
@@ -108,6 +109,31 @@ def test_no_cell_is_long(path):
     for number, cell in enumerate(read(path)["cells"], 1):
         if cell["cell_type"] == "code":
             assert "".join(cell["source"]).count("\n") < 30, f"cell {number}"
+
+
+def _written_here(node):
+    """Whether a template is text of the page itself, in which no value stands yet."""
+    if isinstance(node, ast.IfExp):
+        return _written_here(node.body) and _written_here(node.orelse)
+    if isinstance(node, ast.Starred):
+        return _written_here(node.value)
+    if isinstance(node, ast.BinOp):  # [template] * condition
+        return _written_here(node.left)
+    if isinstance(node, ast.List):
+        return all(map(_written_here, node.elts))
+    return isinstance(node, ast.Constant)
+
+
+@each_notebook
+def test_no_value_is_part_of_a_template(path):
+    """A name with braces is no template: names and numbers are passed as values."""
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "display.reading":
+                for template in node.args:
+                    assert _written_here(template), ast.unparse(template)
 
 
 @each_notebook

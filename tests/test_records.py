@@ -1,13 +1,24 @@
+import csv
 import gzip
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from corea import adapters
 from corea.confidence import agreement
 from corea.records import (
+    KEY,
+    MISSING_WORDS,
+    SUFFIXES,
     Records,
     RecordsError,
     pair,
@@ -129,7 +140,8 @@ def test_repeated_keys_name_both_rows(tmp_path):
         ("a.csv", b"dataset,system\nd,s\n", "missing column.s. question_id, correct, confidence; found dataset, system"),
         ("a.csv", b"dataset,dataset\n", "repeated column name"),
         ("a.csv", HEADER.encode() + b"\nd,\xff,s,0,1,0.5,1,1,\n", "not UTF-8 text: found byte 0xff"),
-        ("a.csv", "dataset".encode("utf-16"), "not UTF-8"),
+        ("a.csv", HEADER.encode("utf-16"), "not UTF-8 text but UTF-16.*iconv -f UTF-16"),
+        ("a.csv", HEADER.encode("utf-16-be"), "not UTF-8 text but UTF-16"),
         ("a.csv.gz", b"not gzip", "gzip file damaged"),
         ("a.csv.gz", gzip.compress(HEADER.encode() * 99, mtime=0)[:40], "gzip file damaged or truncated"),
         ("a.jsonl", b"", "empty file"),
@@ -146,6 +158,371 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
         read_records(tmp_path / name)
     assert str(error.value).startswith(name)
     assert str(tmp_path) not in str(error.value)
+
+
+NAMES = "dataset,question_id,system,correct,confidence"
+ROW = {"dataset": "d", "question_id": 1, "system": "s", "correct": True, "confidence": 0.5}
+
+
+def write_lines(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+# --- records as people have them ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "right"),
+    [("1.0", True), ("0.0", False), ("1.00", True), ("1", True), ("0", False), (" TRUE ", True),
+     ("False", False), ("1e0", True), ("-0.0", False),
+     ("0.5", None), ("1.01", None), ("2.0", None), ("yes", None), ("", None), ("nan", None),
+     ("na", None)],
+)  # fmt: skip
+def test_correct_as_text(tmp_path, cell, right):
+    path = write_csv(tmp_path / "a.csv", f"d,1,s,{cell},0.5", header=NAMES)
+    if right is None:
+        with pytest.raises(RecordsError, match=f"row 1, field correct: found '{cell}'"):
+            read_records(path)
+    else:
+        assert read_records(path).table["correct"].tolist() == [right]
+
+
+@pytest.mark.parametrize("word", [*MISSING_WORDS, "N/A", "NaN", " None ", "NULL"])
+@pytest.mark.parametrize("field", ["confidence", "prompt_tokens"])
+def test_words_for_missing_are_missing_and_counted(tmp_path, field, word):
+    row = ROW | {"prompt_tokens": 1, field: word}
+    fields = ",".join(str(int(v) if v is True else v) for v in row.values())
+    text = write_csv(tmp_path / "a.csv", fields, header=",".join(row))
+    for path in (text, write_lines(tmp_path / "a.jsonl", row)):
+        records = read_records(path)
+        assert records.table[field].isna().all()
+        assert f"{field}: 1 cell(s) that say {word.strip()!r} are taken as missing" in records.notes
+
+
+@pytest.mark.parametrize("field", ["confidence", "completion_tokens"])
+@pytest.mark.parametrize("word", ["no", "unknown", "?", "--", "0,5", "nan%"])
+def test_other_words_are_refused_with_those_that_are_not(tmp_path, field, word):
+    row = ROW | {"completion_tokens": 1, field: word}
+    with pytest.raises(RecordsError, match=f"field {field}: found .*one of nan, null, none, na,"):
+        read_records(write_lines(tmp_path / "a.jsonl", row))
+
+
+def test_nothing_is_no_word(tmp_path):
+    lines = [ROW | {"confidence": None}, '{"dataset": "d", "question_id": 2, "system": "s", '
+             '"correct": 1, "confidence": NaN}', ROW | {"question_id": 3, "confidence": ""}]  # fmt: skip
+    records = read_records(write_lines(tmp_path / "a.jsonl", *lines))
+    assert records.table["confidence"].isna().all()
+    assert not any("taken as missing" in note for note in records.notes)
+
+
+@pytest.mark.parametrize(
+    ("header", "mend"),
+    [
+        ("Dataset,question_id,system,correct,confidence", "'Dataset' for dataset"),
+        ("dataset, question_id,system,correct,confidence", "' question_id' for question_id"),
+        ("dataset,Question ID,system,correct,confidence", "'Question ID' for question_id"),
+        ("dataset,question-id,system,correct,confidence", "'question-id' for question_id"),
+        ("dataset,qid,system,correct,confidence", "'qid' for question_id"),
+        ("task,id,model,is_correct,conf", "'task' for dataset, 'id' for question_id, "
+         "'model' for system, 'is_correct' for correct, 'conf' for confidence"),
+        ("dataset,question_id,system,corrects,confidence", "'corrects' for correct"),
+    ],
+)  # fmt: skip
+def test_other_names_of_columns_are_offered_and_read(tmp_path, header, mend):
+    path = write_csv(tmp_path / "a.csv", "d,1,s,1,0.5", header=header)
+    with pytest.raises(RecordsError, match="did you mean .*names=") as error:
+        read_records(path)
+    assert mend in str(error.value)
+    names = dict(zip(header.split(","), NAMES.split(","), strict=True))
+    assert read_records(path, names=names).table["correct"].tolist() == [True]
+
+
+def test_names_are_those_of_the_file(tmp_path):
+    path = write_csv(tmp_path / "a.csv", "d,1,s,1,0.5,1", header=NAMES + ",acc")
+    with pytest.raises(RecordsError, match="no column 'x'; found 'dataset', 'question_id'"):
+        read_records(path, names={"x": "correct"})
+    with pytest.raises(RecordsError, match="repeated column name in the header: 'correct'"):
+        read_records(path, names={"acc": "correct"})
+    with pytest.raises(RecordsError, match="missing column.s. dataset, question_id") as error:
+        read_records(write_csv(path, "d", header="x{" * 9000))
+    assert len(str(error.value)) < 1000
+
+
+def test_an_optional_column_under_another_name_is_said(tmp_path):
+    path = write_csv(
+        tmp_path / "a.csv", "d,1,s,1,0.5,9,9", header=NAMES + ",Prompt_Tokens,output_tokens"
+    )
+    records = read_records(path)
+    assert records.table["Prompt_Tokens"].tolist() == ["9"]
+    notes = "\n".join(records.notes)
+    assert "'Prompt_Tokens' is kept as it is; did you mean prompt_tokens?" in notes
+    assert "'output_tokens' is kept as it is; did you mean completion_tokens?" in notes
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_another_separator_is_named_with_its_mend(tmp_path, separator, quote):
+    lines = [NAMES, "d,1,s,1,0.5"]
+    cells = [separator.join(f"{quote}{c}{quote}" for c in line.split(",")) for line in lines]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(cells))
+    with pytest.raises(RecordsError) as error:
+        read_records(path)
+    assert f"read_records(path, separator={separator!r})" in str(error.value)
+    assert read_records(path, separator=separator).table["confidence"].tolist() == [0.5]
+    # the command that it offers
+    command = str(error.value).split("commas: ")[1]
+    command = command.replace("FILE", "a.csv").replace("NEW.csv", "b.csv")
+    command = command.replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=60)
+    assert read_records(tmp_path / "b.csv").table["confidence"].tolist() == [0.5]
+
+
+def test_tabs_are_the_separator_of_tsv(tmp_path):
+    text = NAMES.replace(",", "\t") + '\nd\t1\t"a\nb,c"\t1\t0.5\n'
+    for name in ("a.tsv", "A.TSV"):
+        (tmp_path / name).write_text(text)
+        assert read_records(tmp_path / name).table["system"].tolist() == ["a\nb,c"]
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    assert read_records(tmp_path / "a.tsv.gz").table["correct"].tolist() == [True]
+    write_csv(tmp_path / "a.tsv", "d,1,s,1,0.5", header=NAMES)
+    with pytest.raises(RecordsError, match="found ',' between the column names, expected a tab"):
+        read_records(tmp_path / "a.tsv")
+    with pytest.raises(ValueError, match="separator is '::'; expected one character"):
+        read_records(tmp_path / "a.tsv", separator="::")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_byte_order_marks_and_quoted_lines(tmp_path, end, mark):
+    text = f'{mark}{NAMES},answer{end}d,1,s,1,0.5,"a{end}b ""c"""{end}{end}d,2,s,0,,x'
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    table = read_records(tmp_path / "a.csv").table
+    assert table["answer"].tolist() == [f'a{end}b "c"', "x"]
+    rows = end.join(json.dumps(ROW | {"question_id": i}) for i in range(2))
+    (tmp_path / "a.jsonl").write_bytes((mark + rows + end).encode())
+    assert len(read_records(tmp_path / "a.jsonl").table) == 2
+
+
+@pytest.mark.parametrize("name", ["logs", "logs.csv", "logs.parquet"])
+def test_a_directory_is_called_one(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(RecordsError, match="is a directory; expected a file"):
+        read_records(tmp_path / name)
+
+
+def test_a_decimal_comma_is_named(tmp_path):
+    path = write_csv(tmp_path / "a.csv", "d;1;s;1;0,5", header=NAMES.replace(",", ";"))
+    with pytest.raises(RecordsError, match="found '0,5'.*comma for a decimal point"):
+        read_records(path, separator=";")
+
+
+# --- hostile files --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps(ROW)[:-1] + ', "correct": false}', "line 1: found the key 'correct' twice"),
+        (json.dumps(ROW)[:-1] + ', "x": {"a": 1, "a": 2}}', "line 1: found the key 'a' twice"),
+        ('{"x":' * 40 + "1" + "}" * 40, "line 1: nested deeper than 32"),
+        ('{"x": ' + "[" * 500 + "]" * 500 + "}", "line 1: nested deeper than 32"),
+        ('{"x": ' + "[" * 200_000, "line 1: not JSON"),
+        ('{"x": ' + "9" * 5000 + "}", "line 1: not JSON .*digits"),
+        (ROW | {"prompt_tokens": 2**63}, "row 1, field prompt_tokens: found 9223372036854775808"),
+        (ROW | {"prompt_tokens": 2**53 + 1}, "field prompt_tokens: .*expected a whole .* 2..53"),
+        (ROW | {"prompt_tokens": 10**30}, "row 1, field prompt_tokens: found 1000000"),
+        (ROW | {"prompt_tokens": 1e300}, "row 1, field prompt_tokens"),
+        (ROW | {"sample": 10**30}, "row 1, field sample"),
+        (ROW | {"confidence": 10**400}, "row 1, field confidence"),
+        (ROW | {"correct": 10**30}, "row 1, field correct"),
+        (ROW | {"confidence": float("inf")}, "row 1, field confidence: found inf"),
+        (ROW | {"prompt_tokens": float("-inf")}, "row 1, field prompt_tokens: found -inf"),
+        (ROW | {"correct": float("nan")}, "row 1, field correct: found nan"),
+        (ROW | {"system": "\ud800"}, r"row 1, field system: found '.ud800', expected a name"),
+        (ROW | {"note": ["\udfff"]}, "row 1, field note: .*without lone surrogates"),
+        (ROW | {"\ud800": 1}, r"row 1, field '.ud800'"),
+        (ROW | {"confidence": {"value": 0.5}}, "row 1, field confidence: found {'value': 0.5}"),
+        (ROW | {"dataset": ["x" * 9999] * 99}, r"row 1, field dataset: found \['xxx"),
+    ],
+    ids=range(21),
+)  # fmt: skip
+def test_hostile_json_is_a_named_line_or_cell(tmp_path, line, message):
+    with pytest.raises(RecordsError, match=message) as error:
+        read_records(write_lines(tmp_path / "a.jsonl", line))
+    assert len(str(error.value)) < 1000
+
+
+def test_large_counts_are_exact(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", ROW | {"prompt_tokens": 2**53 - 1})
+    assert read_records(path).table["prompt_tokens"].tolist() == [2**53 - 1]
+
+
+def test_a_small_file_that_holds_very_much_is_refused(tmp_path, monkeypatch):
+    table = records_from_columns({k: [v] for k, v in ROW.items()}, source="x").table
+    write_records(Records(table.assign(answer="x" * 9999), "x"), tmp_path / "a.parquet")
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 9999), pa.array(["x" * 99]))
+    pq.write_table(pa.table({"answer": long}), tmp_path / "b.parquet")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"a," * 9999))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" * 9999))
+    for name in ("a.csv.gz", "a.jsonl.gz", "a.parquet", "b.parquet"):
+        with pytest.raises(RecordsError, match=r"more than 9,000 bytes \(max_bytes\)"):
+            read_records(tmp_path / name, max_bytes=9000)
+    assert (tmp_path / "b.parquet").stat().st_size < 9000
+    monkeypatch.setattr("corea.records.MAX_ROWS", 2)
+    write_lines(tmp_path / "a.jsonl", *[ROW | {"question_id": i} for i in range(3)])
+    write_csv(tmp_path / "a.csv", *[f"d,{i},s,1,0.5" for i in range(3)], header=NAMES)
+    pq.write_table(pa.table({"answer": [1, 2, 3]}), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        with pytest.raises(RecordsError, match="more than 2 rows, the limit"):
+            read_records(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), "repeated column"),
+        (pa.table({"a": pa.array([b"\xff"]).view(pa.string())}), "not a complete parquet file"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": "{"}), "provenance: not JSON"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": "[]"}), "provenance: found list"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": b"\xff"}), "provenance: "),
+    ],
+    ids=range(5),
+)
+def test_hostile_parquet(tmp_path, table, message):
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(RecordsError, match=message):
+        read_records(tmp_path / "a.parquet")
+
+
+def test_what_parquet_cannot_hold_is_said(tmp_path):
+    table = records_from_columns({k: [v] for k, v in ROW.items()}, source="x").table
+    with pytest.raises(RecordsError, match="x: .*\n.*cannot be written as parquet"):
+        write_records(Records(table.assign(note=[10**30]), "x"), tmp_path / "a.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+# --- what looks odd -------------------------------------------------------------------------
+
+
+def odd_notes(tmp_path, change=lambda table: table, n=30):
+    """Notes on records of 'a' and 'b', on n questions each, that ``change`` made odd."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "dataset": "d", "question_id": [*range(n)] * 2, "system": ["a"] * n + ["b"] * n,
+            "correct": rng.random(2 * n) < 0.5, "confidence": rng.integers(0, 11, 2 * n) / 10,
+            "prompt_tokens": rng.integers(0, 99, 2 * n),
+        }
+    )  # fmt: skip
+    change(table).to_csv(tmp_path / "a.csv", index=False)
+    return [note for note in read_records(tmp_path / "a.csv").notes if note.startswith("odd: ")]
+
+
+def repeat(table):
+    copied = table.loc[table["system"] == "a", ["correct", "confidence"]].to_numpy()
+    table.loc[table["system"] == "b", ["correct", "confidence"]] = copied
+    return table.sample(frac=1, random_state=0)
+
+
+def only_b(column, values):
+    def change(table):
+        rows = table["system"] == "b"
+        table.loc[rows, column] = values(table[rows])
+        return table
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (repeat, "correct and confidence are the same in every row of 1 pair(s) of systems: 'a' and 'b' on 'd'"),
+        (only_b("prompt_tokens", lambda _: 7), "prompt_tokens never changes in the rows of 1 system(s): 'b'"),
+        (only_b("confidence", lambda _: 1.0), "confidence never changes in the rows of 1 system(s): 'b'"),
+        (only_b("confidence", lambda t: t["correct"] * 1.0), "confidence is only ever 0 or 1 in the rows of 1 system(s): 'b'"),
+    ],
+)  # fmt: skip
+def test_odd_columns_are_noted_not_refused(tmp_path, change, note):
+    assert odd_notes(tmp_path, change) == ["odd: " + note]
+    assert odd_notes(tmp_path, change, n=19) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table,
+        only_b("confidence", lambda _: np.nan),
+        # two systems that are always right and state nothing agree, and that is all
+        lambda table: table.assign(correct=True, confidence=np.nan),
+    ],
+)
+def test_what_is_not_odd(tmp_path, change):
+    assert odd_notes(tmp_path, change) == []
+
+
+def test_notes_on_300_systems_are_short_and_quick(tmp_path):
+    n = 300 * 25
+    table = pd.DataFrame(
+        {
+            "dataset": "d", "question_id": [str(i % 25) for i in range(n)],
+            "system": [f"{'s' * 2000}{i // 25}" for i in range(n)], "sample": 0,
+            "correct": [i % 25 % 2 == 0 for i in range(n)], "confidence": 0.5,
+            "prompt_tokens": pd.array([1] * n, "Int64"),
+        }
+    )  # fmt: skip
+    write_records(Records(table, "many"), tmp_path / "a.parquet")
+    start = time.process_time()
+    said = str(read_records(tmp_path / "a.parquet"))
+    assert "299 pair(s) of systems" in said
+    assert len(said) < 5000
+    assert time.process_time() - start < 10
+
+
+# --- any table reads back -------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+CELLS = {
+    "dataset": TEXT,
+    "question_id": TEXT,
+    "system": TEXT,
+    "sample": st.integers(0, 2**53),
+    "correct": st.booleans(),
+    "confidence": st.none() | st.floats(0, 1),
+    "prompt_tokens": st.none() | st.integers(0, 2**53),
+    "answer": st.none() | TEXT,
+}
+
+
+@given(
+    st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=4,
+             unique_by=lambda r: tuple(r[k] for k in KEY)),
+    st.randoms(use_true_random=False),
+)  # fmt: skip
+@settings(
+    max_examples=30, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
+def test_any_table_reads_back_from_every_format(tmp_path, rows, random):
+    columns = {name: [row[name] for row in rows] for name in CELLS}
+    expected = records_from_columns(columns, source="x").table
+    paths = [tmp_path / f"a{end}" for end in SUFFIXES]
+    for path in paths:
+        kind = path.name.removesuffix(".gz")
+        opened = gzip.open if path.suffix == ".gz" else open
+        if kind.endswith(".parquet"):
+            write_records(Records(expected, "x"), path)
+            continue
+        with opened(path, "wt", encoding="utf-8", newline="") as stream:
+            if kind.endswith(".jsonl"):
+                stream.writelines(json.dumps(row) + random.choice(["\n", "\r\n"]) for row in rows)
+            else:
+                delimiter = "\t" if kind.endswith(".tsv") else ","
+                writer = csv.writer(stream, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+                writer.writerow(columns)
+                writer.writerows(zip(*columns.values(), strict=True))
+    for path in paths:
+        pd.testing.assert_frame_equal(read_records(path).table, expected)
 
 
 def test_a_file_that_is_not_there():

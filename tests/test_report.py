@@ -1,6 +1,12 @@
+import csv
+import re
+from collections import Counter
+from html import unescape
+
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute
 
 from corea import adapters, report
 from corea.calibration import brier_score, expected_calibration_error
@@ -136,3 +142,65 @@ def test_confident_mistakes():
     assert len(found) == 3
     assert found["confidence"].tolist() == sorted(wrong["confidence"], reverse=True)[:3]
     assert list(found) == ["dataset", "question_id", "system", "confidence"]
+
+
+UGLY = "{x} {0!r} $\\frac{1}{2}$ $b$ <b>&amp;</b> _c_ *d* `e` \\(f\\) %{y} \u202e"
+
+
+def ugly_file(path, *, small, large, datasets=2, n=30):
+    """Records with names that look like templates, mathematics or HTML, in a file with such a name."""
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "question_id", "system", "correct", "confidence", "answer"])
+        for dataset in range(datasets):
+            for question in range(n):
+                row = [f"_{UGLY}{dataset}", question]
+                stated = rng.integers(0, 11) / 10 if question else "N/A"
+                writer.writerow([*row, small, f"{rng.integers(0, 2):.1f}", stated, UGLY])
+                writer.writerow([*row, large, "1.0", "", "a" * 9000])
+    return path
+
+
+@pytest.mark.parametrize("end", ["", "$" * 20_000])
+def test_the_report_on_an_ugly_file(tmp_path, end):
+    small, large = UGLY + end, f"_{UGLY}{end}"
+    path = ugly_file(tmp_path / "{x} $y$ <i>.csv", small=small, large=large)
+    given = {"records": str(path), "n_resamples": 3, "output_dir": str(tmp_path)}
+    html = "".join(execute("your_records", given | {"small": small, "large": large}))
+    assert len(html) < 2_000_000
+    static = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r"<(b|i|em|code)>", static)
+    # no MathJax delimiter survives
+    assert "$" not in static.replace("<span>$</span>", "")
+    assert "\\" not in static.replace("<span>\\</span>", "")
+    text = unescape(re.sub(r"<[^>]*>", "", static))
+    assert "{x} $y$ <i>.csv: 120 rows read" in text
+    assert "confidence: 2 cell(s) that say 'N/A' are taken as missing" in text
+    assert "{x} {0!r} $\\frac{1}{2}$" in text
+    # what is short in the page is whole in the results
+    kept = pd.read_csv(tmp_path / "calibration.csv", keep_default_na=False)
+    assert set(kept["system"]) == {small, large}
+
+
+def test_many_datasets_are_measured_in_bounded_time(tmp_path, monkeypatch):
+    """Each resample calls a metric once: no metric twice, none that the page does not use."""
+    calls = Counter()
+
+    def counted(name, metric):
+        def call(*args, **options):
+            calls[name] += 1
+            return metric(*args, **options)
+
+        return call
+
+    for name in ("auroc", "brier_score", "expected_calibration_error", "smooth_ece"):
+        metric = getattr(report.calibration, name)
+        monkeypatch.setattr(report.calibration, name, counted(name, metric))
+    path = ugly_file(tmp_path / "a.csv", small="s", large="l", datasets=20, n=3)
+    execute("your_records", {"records": str(path), "n_resamples": 10})
+    assert calls == {
+        "auroc": 20 * 11,
+        "brier_score": 20 * 11,
+        "expected_calibration_error": 40 * 11,
+    }

@@ -266,7 +266,13 @@ def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
     with pytest.raises(TaskError, match=r"test\.jsonl, line 1: not JSON"):
         load_questions("gsm8k", "test", folder=tmp_path)
     path.write_text("[1]\n", "utf-8")
-    with pytest.raises(TaskError, match=r"line 1: expected an object, found '\[1\]"):
+    with pytest.raises(TaskError, match=r"line 1: found list, expected an object"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    path.write_text('{"question": "a", "question": "b"}\n', "utf-8")
+    with pytest.raises(TaskError, match=r"line 1: found the key 'question' twice"):
+        load_questions("gsm8k", "test", folder=tmp_path)
+    path.write_text('{"question": ' + "[" * 100 + "]" * 100 + "}", "utf-8")
+    with pytest.raises(TaskError, match=r"line 1: nested deeper than 32"):
         load_questions("gsm8k", "test", folder=tmp_path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TaskError, match=r"test\.jsonl: not readable"):
@@ -375,3 +381,13 @@ def test_another_answer_is_wrong(dataset):
     golds = [question.gold for question in questions]
     verdicts = verify_batch(["123456789"] * len(golds), golds, "math")
     assert verdicts == [False] * len(golds)
+
+
+@pytest.mark.parametrize("limit", ["MAX_LINE", "MAX_CHARACTERS", "MAX_LINES"])
+def test_a_small_file_that_holds_very_much_is_refused(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(tasks, limit, 1000)
+    path = tmp_path / "openai_moderation" / "samples-1680.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(b" " * 2000 if limit == "MAX_LINE" else b"\n" * 2000))
+    with pytest.raises(TaskError, match=r"samples-1680\.jsonl\.gz: not readable \(.*1,000"):
+        load_decisions("openai_moderation", "test", folder=tmp_path)
