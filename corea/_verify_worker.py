@@ -237,6 +237,8 @@ _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\
 _POWER_OF_TEN = re.compile(_PREFIX + r"(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)")
 _MIXED = re.compile(_PREFIX + r"(\d+)(?:\s|\\ |~)+(?:(\d+)/(\d+)(?![\d/])|(?=\\[dt]?frac))")
 _THOUSANDS = re.compile(_PREFIX + r"(\d{1,3}(?:(?:\\[,;! ]|[ ~\u00a0\u202f])\d{3})+)(?![\d/])")
+_SIDE_BY_SIDE = re.compile(r"\s*-?\d+(?:\s+-?\d+)+\s*")
+_FULL_STOP = re.compile(r"(?<=[\d)}$\]])\.\s*$")
 _FULL_WIDTH = re.compile(r"[\uff01-\uff5e]")
 _DIGIT = re.compile(r"[^\D0-9]")
 _VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")
@@ -259,7 +261,9 @@ _BRACES = re.compile(r"(?:\\left)?\\\{.*\\\}", re.DOTALL)
 def _written(text: str) -> str:
     """The text in the notation math-verify reads; what it reads rightly stays as it is."""
     text = _FULL_WIDTH.sub(lambda m: unicodedata.normalize("NFKC", m[0]), text)
-    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0])), text).replace("\u221e", r"\infty ")
+    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0])), text)
+    text = text.replace("\u221e", r"\infty ").replace(r"\varnothing", r"\emptyset")
+    text = _FULL_STOP.sub("", text)
     text = _VULGAR.sub(
         lambda m: r"\frac{" + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "}{") + "}",
         text,
@@ -268,6 +272,8 @@ def _written(text: str) -> str:
     text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), text)
     text = _MIXED.sub(lambda m: m[1] + (rf"\frac{{{m[2]}}}{{{m[3]}}}" if m[2] else ""), text)
     text = _TEXT_NUMBER.sub(lambda m: m[1] + (m[2] and rf"\text{{{m[2]}}}"), text)
+    if _SIDE_BY_SIDE.fullmatch(text):  # which would be added
+        text = ",".join(text.split())
     # a relation without its left side, which would be lost
     return "x" + text if _INEQUALITY.match(text.lstrip()) else text
 
@@ -382,13 +388,12 @@ def _clash(gold: Any, answer: Any, braces: Sequence[bool]) -> bool:
     from sympy import Eq, FiniteSet, Interval, Tuple, ordered
 
     def shape(side: Any, braced: bool) -> tuple[str, Sequence[Any]]:
-        side = grader.unwrap_eq(side)
         if isinstance(side, Tuple):
             return "tuple", side.args
         if isinstance(side, Interval) and side.is_open:
             return "tuple", (side.start, side.end)
         if isinstance(side, FiniteSet):
-            return ("set", side.args) if braced else ("list", side._unsorted_args)
+            return "set" if braced else "list", getattr(side, "_unsorted_args", side.args)
         return "", (side,)
 
     pair = gold, answer
@@ -405,13 +410,15 @@ def _clash(gold: Any, answer: Any, braces: Sequence[bool]) -> bool:
             numbers = [side for part in parts for side in part.args if side.is_number]
             if not all(_near(_value(n), _value(numbers[-1]), 0.01) for n in numbers):
                 return True  # 1 = 2 = 6 is not 6
-    (kind, items), (other, others) = map(shape, pair, braces)
+    bare = [grader.unwrap_eq(side) for side in pair]
+    (kind, items), (other, others) = map(shape, bare, braces)
     if {kind, other} == {"tuple", "set"}:
         return True
     if "list" not in (kind, other):
         return False
     if "tuple" not in (kind, other):
-        if all(len(set(some)) == len(some) for some in (items, others)):
+        distinct = [len(side.args) if isinstance(side, FiniteSet) else 1 for side in bare]
+        if [len(items), len(others)] == distinct:
             return False
         items, others = (ordered(x, keys=grader.sort_key, default=False) for x in (items, others))
     items, others = list(items), list(others)

@@ -52,12 +52,13 @@ Deviations from math-verify on its own:
    decimal, math-verify has to find them equal and they may differ by 1/10,000 of the larger:
    from 0.01 on its six decimals decide. Decimals that are exactly equal are equal at any size.
 5. Notations it misreads are written out first: ``1e20``, ``0.\overline{3}``, ``1 1/2``,
-   ``1\,319``, full-width and other scripts' digits, a number with its unit in one ``\text{}``,
-   an inequality without a left side (its variable is then x). ``2e-1`` is read as a power of
-   ten and as Euler's number. Words behind a number in the answer are a unit where the gold is a
-   bare number (``72 clips``), but for words that change it (``5 million``, ``3 squared``).
+   ``1\,319``, full-width and other scripts' digits, a full stop at the end, integers with blanks
+   between them (a list), a number with its unit in one ``\text{}``, an inequality without a left
+   side (its variable is then x). ``2e-1`` is read as a power of ten and as Euler's number. Words
+   behind a number in the answer are a unit where the gold is a bare number (``72 clips``), but
+   for words that change it (``5 million``, ``3 squared``).
 6. A tuple is no set in braces, and equals a list without brackets only in the same order. A
-   list has its repetitions (``1,2,2`` is not ``1,2``); a set has not.
+   list has its repetitions (``1,2,2`` is not ``1,2``), two sets in braces have none.
 7. An inequality it reads only in part equals nothing but its own text (``\ge 7`` is not 7).
    ``a \neq b`` is ``b \neq a``. Equations that hold always, never or without solutions are
    equal if they equate the same things. A chain of equations is its last side only if the
