@@ -19,6 +19,7 @@ import gc
 import json
 import logging
 import os
+import re
 import resource
 import selectors
 import signal
@@ -26,6 +27,7 @@ import socket
 import struct
 import sys
 import traceback
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,6 @@ from typing import Any
 
 _RANGE = struct.Struct("=II")
 _LONGEST_RANGE = 16  # pairs a message: few messages, and yet nobody is left with all the work
-_WALL_FACTOR = 10  # how many times its limit a pair may spend on the clock, waiting included
 _ADDRESS_SPACE_FACTOR = 4  # an allocation that fails comes after one a fraction of it succeeded
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _OUT_OF_MEMORY = 3  # exit status
@@ -55,12 +56,14 @@ class Batch:
     Attributes:
         pairs: (answer, gold), equal golds together.
         timeout: CPU seconds for one pair.
+        wall: Seconds on the clock for one pair, waiting for a CPU included.
         memory: Bytes an evaluator may come to hold beyond what it was forked with.
         workers: How many evaluators at most.
     """
 
     pairs: list[tuple[str, str]]
     timeout: float
+    wall: float
     memory: int
     workers: int
 
@@ -118,22 +121,6 @@ def _warm_up() -> None:
     gc.freeze()  # the collector of an evaluator leaves the shared pages alone
 
 
-def _checker() -> Callable[[str, str], bool]:
-    """math-verify as one function of answer and gold; each string is parsed once."""
-    import math_verify
-
-    @functools.lru_cache(maxsize=1024)
-    def parse(text: str) -> Any:
-        return math_verify.parse(r"\boxed{" + text + "}", parsing_timeout=None)
-
-    def check(answer: str, gold: str) -> bool:
-        return bool(math_verify.verify(parse(gold), parse(answer), timeout_seconds=None))
-
-    # It warns that its alarm is off. It is on purpose: the kernel's timers do that work.
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    return check
-
-
 def decide(batch: Batch, connection: socket.socket) -> str:
     """Verdicts of a batch; exits when the other side of ``connection`` closes it meanwhile.
 
@@ -159,6 +146,8 @@ def decide(batch: Batch, connection: socket.socket) -> str:
                     sys.exit()
                 evaluator = key.data
                 news = evaluator.hear()
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b" ")  # a sign of life, which JSON allows
                 for verdict in news:
                     verdicts[evaluator.position] = verdict
                     evaluator.position += 1
@@ -211,7 +200,7 @@ def _evaluate(batch: Batch, link: socket.socket) -> int:
     while message := link.recv(_RANGE.size, socket.MSG_WAITALL):
         for answer, gold in batch.pairs[slice(*_RANGE.unpack(message))]:
             signal.setitimer(signal.ITIMER_PROF, batch.timeout)
-            signal.setitimer(signal.ITIMER_REAL, _WALL_FACTOR * batch.timeout)
+            signal.setitimer(signal.ITIMER_REAL, batch.wall)
             equal = check(answer, gold)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -239,6 +228,203 @@ def _limit_address_space(more: int) -> None:
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+# --- what an answer says ------------------------------------------------------------------------
+
+_PREFIX = r"(?<![\w.,^{}])"
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_POWER_OF_TEN = re.compile(_PREFIX + r"(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d+)(?!\w)")
+_MIXED = re.compile(_PREFIX + r"(\d+)(?:\s|\\ |~)+(?:(\d+)/(\d+)(?![\d/])|(?=\\[dt]?frac))")
+_THOUSANDS = re.compile(_PREFIX + r"(\d{1,3}(?:(?:\\[,;! ]|[ ~\u00a0\u202f])\d{3})+)(?![\d/])")
+_SIDE_BY_SIDE = re.compile(r"\s*-?\d+(?:\s+-?\d+)+\s*")
+_FULL_STOP = re.compile(r"(?<=[\d)}$\]])\.\s*$")
+_FULL_WIDTH = re.compile(r"[\uff01-\uff5e]")
+_DIGIT = re.compile(r"[^\D0-9]")
+_VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")
+_NUMBER = r"-?(?:\\?\$)?\d[\d,]*(?:\.\d+)?"
+_BARE_NUMBER = re.compile(_NUMBER)
+_UNIT = (  # any word but those that change the number
+    r"(?:\s+(?!(?:hundred|thousand|\w*illion|dozen|squared|cubed|factorial|percent\w*|and|or|half|"
+    r"halves|thirds?|quarters?|\w*th(?:s)?|plus|minus|times|over|choose|point|mod\w*|log|sin|cos|"
+    r"tan|sqrt|pi)\b)[a-zA-Z]%s)"
+)
+_COUNTED = re.compile(rf"({_NUMBER}){_UNIT % '{3,}'}+\.?")
+_TEXT_NUMBER = re.compile(rf"\\(?:text|mbox|math)\w*\s*\{{\s*({_NUMBER})({_UNIT % '*'}*)\s*\}}")
+_INEQUALITY = re.compile(
+    r"\\(?:[lg](?:eq?q?|eqslant|t)|neq?|not\s*=)(?![a-zA-Z])|[<>\u2264\u2265\u2260]"
+)
+_BASE = re.compile(r"(?<![A-Za-z0-9\\])(?:[A-F]*\d[0-9A-F]*|[A-F]{2,})_\s*\{?\s*(\d+)")
+_BRACES = re.compile(r"(?:\\left)?\\\{.*\\\}", re.DOTALL)
+
+
+def _written(text: str) -> str:
+    """The text in the notation math-verify reads; what it reads rightly stays as it is."""
+    text = _FULL_WIDTH.sub(lambda m: unicodedata.normalize("NFKC", m[0]), text)
+    text = _DIGIT.sub(lambda m: str(unicodedata.decimal(m[0])), text)
+    text = text.replace("\u221e", r"\infty ").replace(r"\varnothing", r"\emptyset")
+    text = _FULL_STOP.sub("", text)
+    text = _VULGAR.sub(
+        lambda m: r"\frac{" + unicodedata.normalize("NFKC", m[0]).replace("\u2044", "}{") + "}",
+        text,
+    )
+    text = _REPEATING.sub(_fraction, text)
+    text = _THOUSANDS.sub(lambda m: re.sub(r"\D", "", m[0]), text)
+    text = _MIXED.sub(lambda m: m[1] + (rf"\frac{{{m[2]}}}{{{m[3]}}}" if m[2] else ""), text)
+    text = _TEXT_NUMBER.sub(lambda m: m[1] + (m[2] and rf"\text{{{m[2]}}}"), text)
+    if _SIDE_BY_SIDE.fullmatch(text):  # which would be added
+        text = ",".join(text.split())
+    # a relation without its left side, which would be lost
+    return "x" + text if _INEQUALITY.match(text.lstrip()) else text
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """A repeating decimal as the fraction it is."""
+    whole, before, again = match[1], match[2], match[3] or match[4]
+    above = int(whole + before + again) - int(whole + before or "0")
+    return rf"\frac{{{above}}}{{{(10 ** len(again) - 1) * 10 ** len(before)}}}"
+
+
+def _checker() -> Callable[[str, str], bool]:
+    """Whether answer and gold are equal, as one function; each string is parsed once."""
+    import math_verify
+    from sympy import Rel
+
+    _mend_grader()
+
+    @functools.lru_cache(maxsize=1024)
+    def parse(text: str) -> list[Any]:
+        text = _written(text)
+        readings = [_POWER_OF_TEN.sub(r"\1\\cdot10^{\2}", text)]
+        if re.search(r"\de[+-]", text):  # 2e-1 may be twice Euler's number less 1
+            readings.append(text)
+        found = [
+            expression
+            for reading in readings
+            for expression in math_verify.parse(r"\boxed{" + reading + "}", parsing_timeout=None)
+        ]
+        if _INEQUALITY.search(text):  # a number found in what could not be read as a whole
+            found = [e for e in found if isinstance(e, str) or e.has(Rel)]
+        return found
+
+    def check(answer: str, gold: str) -> bool:
+        bases = [_BASE.findall(text) for text in (gold, answer)]
+        if all(bases) and bases[0] != bases[1]:
+            return False
+        if _BARE_NUMBER.fullmatch(gold) and (counted := _COUNTED.fullmatch(answer.strip())):
+            answer = counted[1]
+        braces = [_BRACES.fullmatch(text.strip()) is not None for text in (gold, answer)]
+        return any(
+            math_verify.verify(expected, found, timeout_seconds=None)
+            and not _clash(expected, found, braces)
+            for expected in parse(gold)
+            for found in parse(answer)
+        )
+
+    # It warns that its alarm is off. It is on purpose: the kernel's timers do that work.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    return check
+
+
+def _mend_grader() -> None:
+    """Have math-verify compare numbers by our rule wherever they stand, in this process."""
+    from math_verify import grader
+    from sympy import Eq, Float, MatrixBase, MatrixExpr, Ne, UnevaluatedExpr, nan, oo, solve, zoo
+
+    if Ne in grader.INVERSE_RELATIONS:
+        return  # done before
+    grader.INVERSE_RELATIONS[Ne] = Ne
+    by_rounding, by_solutions = grader.sympy_numeric_eq, grader.sympy_solve_and_compare
+
+    def numeric(a: Any, b: Any, rounding: int, precision: int) -> bool:
+        if isinstance(a, MatrixBase | MatrixExpr) or isinstance(b, MatrixBase | MatrixExpr):
+            return bool(by_rounding(a, b, rounding, precision))
+        if any(side.has(oo, -oo, zoo, nan) for side in (a, b)):
+            return False  # the same infinity was found equal before
+        equal = bool(by_rounding(a, b, rounding, precision))
+        if not equal and (a.free_symbols or b.free_symbols):
+            return False
+        x, y = _value(a), _value(b)
+        if not (x.is_number and y.is_number):
+            return equal
+        if not equal:
+            return bool(x == y)
+        tolerance = 1e-4 if a.has(Float) or b.has(Float) else 0
+        factors = (1, 100) if a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr) else (1,)
+        return any(_near(f * x, y, tolerance) or _near(x, f * y, tolerance) for f in factors)
+
+    def solutions(gold: Any, answer: Any, rounding: int, precision: int) -> bool:
+        if isinstance(gold, Eq) and not solve(gold, gold.free_symbols):
+            return False  # two equations without solutions need not be the same
+        return bool(by_solutions(gold, answer, rounding, precision))
+
+    grader.sympy_numeric_eq, grader.sympy_solve_and_compare = numeric, solutions
+
+
+def _value(expression: Any) -> Any:
+    """What is written, decimals as the fractions they are; a number for each symbol."""
+    from sympy import Float, Rational
+
+    decimals = {number: Rational(str(number)) for number in expression.atoms(Float)}
+    symbols = sorted(expression.free_symbols, key=str)
+    numbers = {symbol: Rational(37 + 10 * i, 11) for i, symbol in enumerate(symbols)}
+    return expression.xreplace(decimals).subs(numbers).doit()
+
+
+def _near(x: Any, y: Any, tolerance: float) -> bool:
+    """Whether two numbers are equal, or differ by no more than a part of the larger."""
+    difference = x - y
+    if tolerance == 0:
+        # so many digits that what is left of equal numbers is known to be noise
+        left = difference.evalf(2, maxn=300)
+        return all(part == 0 or part._prec == 1 for part in left.as_real_imag())
+    largest = max(abs(x).evalf(20), abs(y).evalf(20))
+    return bool(abs(difference).evalf(20) <= tolerance * largest)
+
+
+def _clash(gold: Any, answer: Any, braces: Sequence[bool]) -> bool:
+    """Whether two that math-verify calls equal differ in structure; ``braces``: written as sets."""
+    from math_verify import grader
+    from sympy import Eq, FiniteSet, Interval, Tuple, ordered
+
+    def shape(side: Any, braced: bool) -> tuple[str, Sequence[Any]]:
+        if isinstance(side, Tuple):
+            return "tuple", side.args
+        if isinstance(side, Interval) and side.is_open:
+            return "tuple", (side.start, side.end)
+        if isinstance(side, FiniteSet):
+            return "set" if braced else "list", getattr(side, "_unsorted_args", side.args)
+        return "", (side,)
+
+    pair = gold, answer
+    if isinstance(gold, str) or isinstance(answer, str):
+        return False
+    if isinstance(gold, Eq) and isinstance(answer, Eq):
+        # what holds for every value, or for none, says no more than what it equates
+        sides = [{_value(part) for part in equation.args} for equation in pair]
+        empty = not gold.free_symbols or min(map(len, sides)) == 1
+        return empty and sides[0] != sides[1]
+    for equation, other in (pair, pair[::-1]):
+        if grader.is_equation(equation) and not grader.is_relation(other):
+            parts = getattr(equation, "_unsorted_args", [equation])
+            numbers = [side for part in parts for side in part.args if side.is_number]
+            if not all(_near(_value(n), _value(numbers[-1]), 0.01) for n in numbers):
+                return True  # 1 = 2 = 6 is not 6
+    bare = [grader.unwrap_eq(side) for side in pair]
+    (kind, items), (other, others) = map(shape, bare, braces)
+    if {kind, other} == {"tuple", "set"}:
+        return True
+    if "list" not in (kind, other):
+        return False
+    if "tuple" not in (kind, other):
+        distinct = [len(side.args) if isinstance(side, FiniteSet) else 1 for side in bare]
+        if [len(items), len(others)] == distinct:
+            return False
+        items, others = (ordered(x, keys=grader.sort_key, default=False) for x in (items, others))
+    items, others = list(items), list(others)
+    return len(items) != len(others) or not all(
+        grader.sympy_expr_eq(a, b, 6, 15) for a, b in zip(items, others, strict=True)
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,15 @@ torchmetrics and netcal need torch, which the book does not install. Their resul
 
 writes that file again. Everything else runs live.
 
+Verdicts on answers are math-verify's but for the deviations of :mod:`corea.verify`.
+:data:`CONVENTIONS` are what stays as it has them; how many answers of real question sets each
+touches is in ``data/conformance_verdicts.csv``, since the sets are not shipped. With their files
+in FOLDER,
+
+    python -m corea.conformance FOLDER
+
+writes it again.
+
 One rule has no library: ``np.digitize`` on ``np.linspace`` edges, as RLCR's evaluation bins.
 It is restated here under that name. LM-Polygraph needs no restating: its edges are closed on
 the right, like scikit-learn's, but it has 20 bins.
@@ -19,11 +28,15 @@ the right, like scikit-learn's, but it has 20 bins.
 
 from __future__ import annotations
 
+import csv
+import re
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +45,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from corea import calibration
+from corea.tasks import load_questions
+from corea.verify import verify_batch
 
 N_BINS = 10
 LIBRARIES = ("corea", "scikit-learn", "relplot", "np.digitize", "torchmetrics", "netcal")
@@ -42,6 +57,8 @@ OWN_BIN = N_BINS + 1
 """Stands for a bin beyond the last, of which no confidence below 1 has a share."""
 
 _RECORDS = Path(__file__).parent / "data" / "conformance.csv"
+_VERDICTS = Path(__file__).parent / "data" / "conformance_verdicts.csv"
+_SETS = ("math500", "olympiadbench", "gsm8k")
 
 Metric = Callable[[NDArray[Any], NDArray[np.int64]], float]
 
@@ -480,12 +497,179 @@ def explain(table: pd.DataFrame) -> pd.DataFrame:
     return explained.assign(unexplained=(explained["value"] - explained["from_bins"]).abs())
 
 
-def main() -> None:
-    """Write the results of the libraries that need torch next to this module."""
+@dataclass(frozen=True)
+class Convention:
+    """Two texts that math-verify takes for the same answer by a default of its own.
+
+    Attributes:
+        name: What it is called in tables.
+        answer: An example, right by this convention.
+        gold: Its gold.
+        plain: What the convention leaves of a text.
+    """
+
+    name: str
+    answer: str
+    gold: str
+    plain: Callable[[str], str]
+
+
+def _without(pattern: str, instead: str = "") -> Callable[[str], str]:
+    return lambda text: re.sub(pattern, instead, text)
+
+
+def _six_decimals(text: str) -> str:
+    """A number that six decimals do not write exactly, rounded to them; others as they are."""
+    from math_verify import parse
+    from sympy import Expr, Rational
+
+    value = next(iter(parse(rf"\boxed{{{text}}}", parsing_timeout=None)), None)
+    if not isinstance(value, Expr) or not (value.is_number and value.is_real):
+        return text
+    rounded = f"{float(value):.6f}"
+    return text if value.doit() == Rational(rounded) else rounded
+
+
+CONVENTIONS = (
+    Convention(
+        "units do not count",
+        r"5\text{ m}",
+        r"5\text{ cm}",
+        _without(r"\\(text|mbox)\s*\{[^}]*\}(\^\{?\d\}?)?$|\^\{?\\circ\}?|^\\\$"),
+    ),
+    Convention("percent is the number or its hundredth", "50", r"50\%", _without(r"\s*\\?%")),
+    Convention("six decimals are enough", "0.333333", r"\frac{1}{3}", _six_decimals),
+    Convention(
+        "letters in either case",
+        "3r^2",
+        "3R^2",
+        lambda text: re.sub(r"(?<![\\a-zA-Z])[A-Z](?![a-zA-Z])", lambda m: m[0].lower(), text),
+    ),
+    Convention("a base may be left out", "204", "204_5", _without(r"(?<=\d)_\{?\d+\}?")),
+    Convention(
+        "a name before the value may be left out",
+        "5",
+        "x=5",
+        _without(r"^(\$?)[^,=]*=([^,=]*)$", r"\1\2"),
+    ),
+    Convention(
+        "a list is its set",
+        r"\{1,2\}",
+        "1,2",
+        _without(r"^\$?(-?[^(){}\[\],]+(?:,-?[^(){}\[\],]+)+)\$?$", r"\{\1\}"),
+    ),
+    Convention(
+        "words behind a number",
+        "5",
+        r"5\text{ million}",
+        _without(r"\\text\s*\{\s*(thousand|\w*illion|dozen)s?\s*\}"),
+    ),
+    Convention(
+        "a.m. and p.m.",
+        r"10:30\text{ p.m.}",
+        r"10:30\text{ a.m.}",
+        _without(r"[ap]\.?m\.?(?=\}?$)"),
+    ),
+)
+"""What stays as math-verify has it."""
+
+
+def count_conventions(folder: str | Path) -> pd.DataFrame:
+    """How many golds and answers of real question sets each convention touches.
+
+    A gold is touched if what the convention leaves of it differs and is right. Answers are the
+    other golds of the set, each to each question; one is touched if it is right, is another
+    text than the gold, and is the same to the convention. Texts are not kept.
+
+    Args:
+        folder: Where the sets are, as for :func:`corea.tasks.load_questions`, each with
+            ``SOURCE.tsv`` (columns ``file, repo, commit``).
+
+    Returns:
+        One row per convention and set: ``convention, dataset, golds, answers, n_golds,
+        n_answers, source, version`` (math-verify's).
+
+    Raises:
+        TaskError: If a set cannot be read.
+        OSError: If there is no ``SOURCE.tsv``.
+    """
+    rows = []
+    for dataset in _SETS:
+        with Path(folder, dataset, "SOURCE.tsv").open(encoding="utf-8", newline="") as stream:
+            listed = {row["file"]: row for row in csv.DictReader(stream, delimiter="\t")}
+        source = "{repo}@{commit}".format(**listed["test.jsonl"])
+        golds = [question.gold for question in load_questions(dataset, "test", folder=folder)]
+        for convention in CONVENTIONS:
+            plain = [(convention.plain(gold), gold) for gold in golds]
+            changed = [pair for pair in plain if pair[0] != pair[1] and pair[0].strip()]
+            alike = defaultdict(list)
+            for left, gold in plain:
+                alike[left].append(gold)
+            same = [(a, g) for group in alike.values() for a, g in permutations(group, 2) if a != g]
+            asked = changed + same
+            right = verify_batch([a for a, _ in asked], [g for _, g in asked], "math")
+            rows.append(
+                {
+                    "convention": convention.name,
+                    "dataset": dataset,
+                    "golds": right[: len(changed)].count(True),
+                    "answers": right[len(changed) :].count(True),
+                    "n_golds": len(golds),
+                    "n_answers": len(golds) * (len(golds) - 1),
+                    "source": source,
+                    "version": version("math-verify"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def counted() -> pd.DataFrame:
+    """The committed counts, as :func:`count_conventions` gives them."""
+    return pd.read_csv(_VERDICTS)
+
+
+def conventions(counts: pd.DataFrame) -> pd.DataFrame:
+    """What stays as math-verify has it, with an example's verdict and the counts.
+
+    Args:
+        counts: From :func:`counted` or :func:`count_conventions`.
+
+    Returns:
+        One row per convention: ``convention, gold, answer, verdict`` (live), and of each
+        dataset the golds it touches and, in the last column, the answers of all.
+    """
+    names = [convention.name for convention in CONVENTIONS]
+    golds = counts.pivot(index="convention", columns="dataset", values="golds").loc[names]
+    table = pd.DataFrame(
+        {
+            "convention": names,
+            "gold": [convention.gold for convention in CONVENTIONS],
+            "answer": [convention.answer for convention in CONVENTIONS],
+        }
+    )
+    verdicts = verify_batch(table["answer"], table["gold"], "math")
+    table["verdict"] = ["right" if verdict else "wrong" for verdict in verdicts]
+    for dataset in _SETS:
+        table[dataset] = golds[dataset].to_numpy()
+    table["answers"] = counts.groupby("convention")["answers"].sum().loc[names].to_numpy()
+    return table
+
+
+def main(folder: str | Path = "") -> None:
+    """Write the results of the libraries that need torch, or counts of conventions.
+
+    Args:
+        folder: Where the question sets are; empty: the libraries' results.
+    """
+    if folder:
+        counts = count_conventions(folder)
+        counts.to_csv(_VERDICTS, index=False, lineterminator="\n")
+        sys.stdout.write(f"{len(counts)} counts written to {_VERDICTS.name}\n")
+        return
     table = pd.concat([run(library) for library in RECORDED], ignore_index=True)
     table.to_csv(_RECORDS, index=False, lineterminator="\n")
     sys.stdout.write(f"{len(table)} results of {', '.join(RECORDED)} written to {_RECORDS.name}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

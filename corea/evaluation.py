@@ -472,7 +472,10 @@ def _rows(
     for kind in dict.fromkeys(question.kind for question in asked):
         chosen = [i for i, question in enumerate(asked) if question.kind == kind]
         checked = verify_batch(
-            [parsed[i].answer for i in chosen], [asked[i].gold for i in chosen], kind
+            [parsed[i].answer for i in chosen],
+            [asked[i].gold for i in chosen],
+            kind,
+            options=[asked[i].options for i in chosen],
         )
         verdicts |= zip(chosen, checked, strict=True)
     for i, (question, (sample, rollout)) in enumerate(zip(asked, answered, strict=True)):

@@ -41,6 +41,15 @@ Paper B's format, ``<think>``, reasoning, ``</think>``, then "EXACTLY one capita
     other text beside it, a second option, a full stop, brackets, quotation marks, markdown
     or a special token the tokenizer left in, and it is missing.
 13. Upper and lower case matter, in options and in tags.
+
+A base model may go on after its answer, with a question of its own. For paper A's format:
+
+14. Where an answer and its confidence are complete, in form, and a new question or turn begins
+    after them, the text ends there. One begins with a line that starts with Question, Problem,
+    Exercise, Q, User, Human or Instruction and a colon (a number, ``#``, ``*`` and ``>`` are
+    allowed), or with one of the first four and a number; or with a special token
+    (``<|im_start|>``) or ``[INST]``. Anything else after them, such as "Wait", is reasoning, in
+    which a last answer counts (rule 1).
 """
 
 from __future__ import annotations
@@ -54,6 +63,13 @@ _CONFIDENCE = re.compile(r"\\confidence\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a backslash takes the next character with it
 _DECIMAL = re.compile(r"\+?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _LONGEST_CONFIDENCE = 32
+_COMMAND = r"\\(?P<name>boxed|confidence)\s*\{"
+_NESTED = re.compile(rf"{_COMMAND}|\\(?!{_COMMAND.replace('?P<name>', '?:')}).|[{{}}]", re.DOTALL)
+_NEW_TURN = re.compile(
+    r"^[ \t#*>]*(?:(?:question|problem|exercise|q|user|human|instruction)[ \t]*\d*[ \t*]*:"
+    r"|(?:question|problem|exercise|q)[ \t]*\d+\b)|<\|\w{1,40}\|>|\[INST\]",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,7 @@ class ParsedCompletion:
 def parse_completion(text: str) -> ParsedCompletion:
     r"""Read the last ``\boxed{}`` and the ``\confidence{}`` after it.
 
-    Source: paper A, section 3.1 (the instruction); rules 1 to 8 of this module.
+    Source: paper A, section 3.1 (the instruction); rules 1 to 8 and 14 of this module.
 
     Args:
         text: A completion, any string.
@@ -89,7 +105,7 @@ def parse_completion(text: str) -> ParsedCompletion:
         >>> parse_completion(r"\boxed{4}, or rather \boxed{5} \confidence{95%}")
         ParsedCompletion(answer='5', confidence=None)
     """
-    _require_text(text)
+    text = _own(text)
     answer, end = _read_answer(text)
     return ParsedCompletion(answer, None if end is None else _read_confidence(text, end))
 
@@ -99,7 +115,7 @@ def confidence_opening(text: str) -> str | None:
 
     What follows need not be readable: a completion cut off inside the braces has an opening.
 
-    Source: rules 1, 2 and 6 of this module.
+    Source: rules 1, 2, 6 and 14 of this module.
 
     Args:
         text: A completion, any string.
@@ -116,7 +132,7 @@ def confidence_opening(text: str) -> str | None:
         >>> confidence_opening(r"\confidence{0.9} \boxed{5}") is None
         True
     """
-    _require_text(text)
+    text = _own(text)
     _, end = _read_answer(text)
     opening = None if end is None else _last(_CONFIDENCE, text, end)
     return text[: opening.end()] if opening else None
@@ -125,7 +141,7 @@ def confidence_opening(text: str) -> str | None:
 def answer_opening(text: str) -> str | None:
     r"""A completion up to and with the brace in which its answer stands.
 
-    Source: rules 1 and 2 of this module.
+    Source: rules 1, 2 and 14 of this module.
 
     Args:
         text: A completion, any string.
@@ -140,7 +156,7 @@ def answer_opening(text: str) -> str | None:
         >>> answer_opening(r"Not \boxed{4}, so \boxed{5}. \confidence{0.9}")
         'Not \\boxed{4}, so \\boxed{'
     """
-    _require_text(text)
+    text = _own(text)
     box = _last(_BOXED, text, 0)
     return text[: box.end()] if box else None
 
@@ -176,6 +192,26 @@ def parse_decision(text: str, options: Sequence[str]) -> str | None:
     decision = text[reasoning_end + len("</think>") :] if reasoning_end >= 0 else text
     decision = decision.strip()
     return decision if decision in list(options) else None
+
+
+def _own(text: str) -> str:
+    """The text without what the model goes on with after its answer; rule 14."""
+    _require_text(text)
+    if not _NEW_TURN.search(text):
+        return text
+    opened: list[str] = []
+    boxed = False
+    for token in _NESTED.finditer(text):
+        if token[0] == "}":
+            closed = opened.pop() if opened else ""
+            if closed == "confidence":
+                turn = _NEW_TURN.search(text, token.end())
+                return text[: turn.start()] if turn else text
+            boxed |= closed == "boxed"
+        elif token[0].endswith("{") and token[0] != "\\{":
+            name = token["name"] or ""
+            opened.append("" if name == "confidence" and not boxed else name)
+    return text
 
 
 def _read_answer(text: str) -> tuple[str | None, int | None]:

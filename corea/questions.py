@@ -33,6 +33,8 @@ class Question:
         kind: ``"math"`` or ``"choice"``: how an answer is compared with the right one
             (:func:`corea.verify.verify_batch`).
         level: Graded difficulty from 1, or None where the dataset has none.
+        options: What the letters A, B, ... stand for in a question of kind ``"choice"``; empty
+            where there are none.
     """
 
     dataset: str
@@ -41,6 +43,7 @@ class Question:
     gold: str
     kind: str
     level: float | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> str:

@@ -356,8 +356,7 @@ def load_questions(
     if items and items[0][1].kind == "moderation":
         raise ValueError(f"{dataset!r} has messages to be judged: load_decisions reads them")
     return [
-        Question(dataset, name, _listed(item), item.gold, item.kind, item.level)
-        for name, item in items
+        Question(dataset, name, _listed(i), i.gold, i.kind, i.level, i.choices) for name, i in items
     ]
 
 

@@ -432,7 +432,11 @@ _parsed = lru_cache(maxsize=65536)(parse_completion)  # three components read ea
 
 
 def correctness(
-    completions: Sequence[str], gold: Sequence[str], kind: Sequence[str], **_: object
+    completions: Sequence[str],
+    gold: Sequence[str],
+    kind: Sequence[str],
+    options: Sequence[Sequence[str]] | None = None,
+    **_: object,
 ) -> list[float]:
     r"""1 for a right final answer, else 0; an answer that cannot be decided is wrong.
 
@@ -442,6 +446,7 @@ def correctness(
         completions: Texts, length n.
         gold: Right answers, length n.
         kind: How each is compared, as in :func:`corea.verify.verify_batch`.
+        options: What the letters stand for, length n; None: they stand for nothing.
 
     Returns:
         The rewards, length n.
@@ -458,7 +463,10 @@ def correctness(
     kinds = np.asarray(kind)
     for name in dict.fromkeys(kind):
         rows = np.flatnonzero(kinds == name)
-        checked = verify_batch([answers[i] for i in rows], [gold[int(i)] for i in rows], name)
+        own = None if options is None else [options[int(i)] for i in rows]
+        checked = verify_batch(
+            [answers[i] for i in rows], [gold[int(i)] for i in rows], name, options=own
+        )
         verdicts[rows] = [verdict is True for verdict in checked]
     return verdicts.tolist()
 
@@ -1204,6 +1212,7 @@ def _rows(
             "question_id": question.question_id,
             "gold": question.gold,
             "kind": question.kind,
+            "options": list(question.options),
         }
         for question in questions
     ]

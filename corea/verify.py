@@ -3,11 +3,11 @@ r"""Checking an answer: math-verify for mathematics, the option itself for choic
 :func:`verify_batch` gives one verdict an answer: True, False, or None where it could not be
 decided. Callers treat None as wrong and may count it: ``verdicts.count(None)``.
 
-How math-verify is asked:
+How mathematics is checked:
 
 1. Answer and gold are each wrapped in ``\boxed{}``, the form both come in, and given to
    ``math_verify.parse`` and ``math_verify.verify`` with their default settings, gold first.
-   Nothing else is done to them.
+   The deviations below say where its verdict is not the last word.
 2. Two plain integers (``0`` or up to 15 digits without a leading zero, perhaps a minus) are
    compared as text: there math-verify finds them equal exactly when they are the same. Equal
    answers and golds of up to 40 letters, digits and ``.,+-/=`` are equal for math-verify too,
@@ -23,6 +23,19 @@ How math-verify is asked:
    machine is. It gets 512 MiB of memory beyond math-verify itself, and the kernel stops it at
    four times that. What needs more, or ends the worker, is not decided.
 
+How a choice is checked:
+
+5. What is put around an answer does not count: brackets, quotation marks, markdown, dollar
+   signs, ``\text{}`` and its like, a full stop at the end, "Option" or "The answer is" before
+   it. What is left is right if it is the gold.
+6. A gold that is one letter from A to J may be answered in lower case, by the text of its
+   option, or by both (``A) bank``), upper and lower case alike. Where the text beside a letter
+   is not that option's, the two are no answer. Where no options are known, the letter decides
+   unless another letter follows.
+7. A letter of the question is that letter even where it is the text of another option. A text
+   that two options share is neither.
+8. Anything else beside the answer makes it wrong: ``A or B``, ``AB``, ``not A``.
+
 Deviations from math-verify on its own:
 
 1. It limits each parse and each comparison to 5 s of its own and calls what takes longer
@@ -33,6 +46,31 @@ Deviations from math-verify on its own:
 2. The default limit is 2 s: ten times the slowest pair of golds of both sets, and less than
    half of what ``1000000!`` takes (5 s, where this was measured).
 3. It and sympy catch ``MemoryError`` and go on to a verdict; here a pair out of memory is None.
+4. It compares numbers by what is left of their difference at 15 digits or after six decimals,
+   so that all numbers near zero are equal. Here numbers written exactly are equal if they are
+   exactly equal, wherever they stand (coordinates, coefficients, matrices). Where one is a
+   decimal, math-verify has to find them equal and they may differ by 1/10,000 of the larger:
+   from 0.01 on its six decimals decide. Decimals that are exactly equal are equal at any size.
+5. Notations it misreads are written out first: ``1e20``, ``0.\overline{3}``, ``1 1/2``,
+   ``1\,319``, full-width and other scripts' digits, a full stop at the end, integers with blanks
+   between them (a list), a number with its unit in one ``\text{}``, an inequality without a left
+   side (its variable is then x). ``2e-1`` is read as a power of ten and as Euler's number. Words
+   behind a number in the answer are a unit where the gold is a bare number (``72 clips``), but
+   for words that change it (``5 million``, ``3 squared``).
+6. A tuple is no set in braces, and equals a list without brackets only in the same order. A
+   list has its repetitions (``1,2,2`` is not ``1,2``), two sets in braces have none.
+7. An inequality it reads only in part equals nothing but its own text (``\ge 7`` is not 7).
+   ``a \neq b`` is ``b \neq a``. Equations that hold always, never or without solutions are
+   equal if they equate the same things. A chain of equations is its last side only if the
+   numbers in it agree to a hundredth (``1=2=6`` is not 6).
+8. Infinity equals itself, not ``\infty+1``. Numbers in different bases are different.
+
+What stays as math-verify has it is counted on the page about conformance: units, percent, six
+decimals, words behind a number in ``\text{}``, letters in either case, a base left out. Two
+kinds depend on the side. A gold that is an inequality may be answered by its interval, and not
+the other way round. A gold that is a value may be answered by an equation that ends in it
+(``2x+y=7``); a gold equation is answered by its right side only if there are but names on the
+left (``x=6``, ``x+y=7``). Words behind a bare number (deviation 5) count in the answer alone.
 
 The processes are not those of ``multiprocessing`` or of the library pebble. Those either fork
 the calling process, which is unsafe with threads (Jupyter, torch), or import the caller's
@@ -40,7 +78,9 @@ script again, which breaks a script without an ``if __name__ == "__main__"`` gua
 killed worker imports sympy anew. Here one helper process imports math-verify once, and forks
 evaluators for every batch (``_verify_worker.py``). It starts with the first call that needs
 it, takes one to two seconds for that, is shared by all threads, and ends with this process. A
-fork of this process starts its own. POSIX only.
+fork of this process starts its own. Where it is killed, or gives no sign of life for as long as
+a pair and its own start may take, it is replaced, once a batch; pairs of a batch that lost it
+twice are not decided. POSIX only.
 """
 
 from __future__ import annotations
@@ -50,6 +90,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -68,12 +109,23 @@ _BRACKET = re.compile(r"[(\[{]|[)\]}]")
 _LONGEST = 1000
 _DEEPEST = 16
 _MEMORY = 512 * 2**20
+_WALL_FACTOR = 10  # how many times its limit a pair may spend on the clock, waiting included
+_KILLED = {signal.SIGKILL, signal.SIGTERM}  # from outside, by one who wants memory perhaps
+_START_UP = 60  # seconds the helper may take to import math-verify
 _REASONS = {
     "s": "too long or nested too deep",
     "t": "out of time",
     "m": "out of memory",
     "d": "worker died",
+    "h": "math-verify's process lost twice",
 }
+_LETTERS = "ABCDEFGHIJ"
+_COMMAND = re.compile(r"\\(?:text|math|operatorname|boxed)[a-z]*\s*(?=\{)|\\(?:bf|rm|[()\[\]])")
+_WRAPPING = " \t\r\n*_$\"'`()[]{}<>\u2018\u2019\u201c\u201d"
+_SAID = re.compile(
+    r"(?:the )?(?:(?:final|correct|best|right) )?(?:answer|option|choice)(?: is)?[\s:]+", re.I
+)
+_LETTER_AND_TEXT = re.compile(r"([A-Ja-j])\s*[).:*\]}(\u2013\u2014-][\s).:*\]}(]*(.+)", re.DOTALL)
 _VERDICTS = {"1": True, "0": False}
 _WORKER = Path(__file__).with_name("_verify_worker.py")
 
@@ -87,6 +139,7 @@ def verify_batch(
     golds: Iterable[str],
     kind: str,
     *,
+    options: Iterable[Sequence[str]] | None = None,
     timeout: float = 2.0,
     workers: int | None = None,
 ) -> list[bool | None]:
@@ -101,7 +154,9 @@ def verify_batch(
         answers: Final answers, as :mod:`corea.parsing` reads them, length n. None, an answer
             that is missing, is wrong.
         golds: What was expected, length n.
-        kind: ``"math"``, or ``"choice"``: right is exactly the gold, to the letter.
+        kind: ``"math"``, or ``"choice"``: right is the gold, in any wrapping.
+        options: For choices, what the letters A, B, ... stand for, length n; no texts of a
+            question that has none. None: of no question.
         timeout: CPU seconds for one pair, above 0; for mathematics.
         workers: How many processes, from 1; as many as there are CPUs for this process when
             None.
@@ -112,28 +167,37 @@ def verify_batch(
     Raises:
         TypeError: If an answer is neither string nor None, or a gold is no string; names the
             index.
-        ValueError: If there are more answers than golds or fewer, a gold is blank, or ``kind``,
-            ``timeout`` or ``workers`` is none of the above.
+        ValueError: If there are more answers than golds or options or fewer, a gold is blank,
+            or ``kind``, ``timeout`` or ``workers`` is none of the above.
         RuntimeError: If math-verify could not be started.
 
     Example:
         >>> verify_batch(["12", "13", None], ["12", "12", "12"], "math")
         [True, False, False]
-        >>> verify_batch(["B", "b"], ["B", "B"], "choice")
-        [True, False]
+        >>> options = [("bank", "library")] * 3
+        >>> verify_batch(["**B**", "library", "A or B"], ["B"] * 3, "choice", options=options)
+        [True, True, False]
     """
     answers, golds = _listed("answers", answers, str, NoneType), _listed("golds", golds, str)
     _require(answers, golds, kind, timeout, workers)
     pairs = list(zip(answers, golds, strict=True))
+    texts = [()] * len(golds) if options is None else [tuple(own) for own in options]
+    if len(texts) != len(golds):
+        raise ValueError(f"{len(texts)} options for {len(golds)} golds; expected as many")
     if kind == "choice":
-        return [answer == gold for answer, gold in pairs]
+        return [
+            answer is not None and _is_chosen(answer, gold, own)
+            for (answer, gold), own in zip(pairs, texts, strict=True)
+        ]
     outcome = {pair: _at_sight(*pair) for pair in set(pairs)}
     # Equal golds together, so that one worker parses them once; sorted, so that the work is
     # divided the same way in every run.
     unknown = sorted((p for p in outcome if not outcome[p]), key=lambda p: (p[1], p[0] or ""))
     if unknown:
-        limits = {"timeout": timeout, "memory": _MEMORY, "workers": workers or _cpu_count()}
-        outcome |= zip(unknown, _ask({"pairs": unknown, **limits}), strict=True)
+        limits = {"timeout": timeout, "wall": _WALL_FACTOR * timeout, "memory": _MEMORY}
+        batch = {"pairs": unknown, **limits, "workers": workers or _cpu_count()}
+        found = _ask(batch, limits["wall"] + _START_UP) or "h" * len(unknown)
+        outcome |= zip(unknown, found, strict=True)
     undecided = Counter(_REASONS[outcome[p]] for p in pairs if outcome[p] in _REASONS)
     if undecided:
         reasons = ", ".join(f"{n} {reason}" for reason, n in undecided.most_common())
@@ -150,6 +214,42 @@ def _at_sight(answer: str | None, gold: str) -> str:
     if answer == gold and _PLAIN.fullmatch(answer):
         return "1"
     return "s" if _too_large(answer) or _too_large(gold) else ""
+
+
+def _is_chosen(answer: str, gold: str, options: Sequence[str]) -> bool:
+    """Whether an answer is the option; rules 5 to 8 of this module."""
+    if answer == gold:
+        return True
+    if len(answer) > _LONGEST:
+        return False
+    said = _bare(answer)
+    if len(gold) != 1 or gold not in _LETTERS:
+        return bool(said) and said in (gold, _bare(gold))
+    letters = _LETTERS[: len(options)] if options else _LETTERS
+    if len(said) == 1 and said.upper() in letters:
+        return said.upper() == gold
+    for read in (_folded, lambda text: _folded(_bare(text))):
+        texts = [read(option) for option in options]
+        if texts.count(read(answer)) == 1:
+            return letters[texts.index(read(answer))] == gold
+    parts = _LETTER_AND_TEXT.fullmatch(said)
+    if parts is None or parts[1].upper() != gold:
+        return False
+    if options:
+        return _folded(_bare(parts[2])) == _folded(_bare(options[letters.index(gold)]))
+    return not re.search(r"\b[A-J]\b", parts[2])
+
+
+def _bare(text: str) -> str:
+    """The text without what is put around an answer."""
+    text = _COMMAND.sub("", text).lstrip(_WRAPPING)
+    while said := _SAID.match(text):
+        text = text[said.end() :].lstrip(_WRAPPING + ":")
+    return text.rstrip(_WRAPPING + ".,;:")
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _too_large(text: str) -> bool:
@@ -182,8 +282,9 @@ class _Helper:
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
 
-    def ask(self, batch: dict[str, object]) -> str:
-        """Outcomes of a batch, one character a pair."""
+    def ask(self, batch: dict[str, object], patience: float) -> str:
+        """Outcomes of a batch, one character a pair; there is news within ``patience`` seconds."""
+        self.socket.settimeout(patience)
         self.socket.sendall(json.dumps(batch).encode() + b"\n")
         received = bytearray()
         while not received.endswith(b"\n"):
@@ -202,8 +303,12 @@ class _Helper:
         try:
             self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            self.kill()
             self.process.wait()
+
+    def kill(self) -> None:
+        """Kill it and its evaluators, stopped ones too."""
+        os.killpg(self.process.pid, signal.SIGKILL)
 
     def forget(self) -> None:
         """In a fork of this process: leave it to the original."""
@@ -215,21 +320,24 @@ _lock = threading.Lock()
 _helper: _Helper | None = None
 
 
-def _ask(batch: dict[str, object]) -> str:
-    """Outcomes of a batch; the helper is started where there is none, and once more if lost."""
+def _ask(batch: dict[str, object], patience: float) -> str:
+    """Outcomes of a batch; empty if the helper, started where there is none, was lost twice."""
     global _helper
     with _lock:
-        lost: ConnectionError | None = None
         for _ in range(2):
+            helper = _helper = _helper or _Helper()
             try:
-                _helper = _helper or _Helper()
-                return _helper.ask(batch)
-            except ConnectionError as error:
+                return helper.ask(batch, patience)
+            except (ConnectionError, TimeoutError) as error:
                 lost = error
+                if isinstance(error, TimeoutError):
+                    helper.kill()
                 _end_helper()
             except BaseException:  # an interrupt too: its reply would answer the next batch
                 _end_helper()
                 raise
+    if isinstance(lost, TimeoutError) or -helper.process.returncode in _KILLED:
+        return ""
     raise RuntimeError("the process that runs math-verify ended twice on one batch") from lost
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -240,3 +241,42 @@ def test_main_writes_what_recorded_reads(monkeypatch, tmp_path, capsys) -> None:
     conformance.main()
     pd.testing.assert_frame_equal(recorded(), run("corea"))
     assert "conformance.csv" in capsys.readouterr().out
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def test_conventions_are_right_today_and_counted() -> None:
+    table = conformance.conventions(conformance.counted())
+    assert set(table["verdict"]) == {"right"}
+    for convention in conformance.CONVENTIONS:
+        assert convention.plain(convention.answer) == convention.plain(convention.gold)
+    text = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
+    (pinned,) = re.findall(r"^math-verify==(\S+)", text, flags=re.MULTILINE)
+    versions = set(conformance.counted()["version"])
+    assert versions == {pinned}, "rerun python -m corea.conformance FOLDER"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not beside the clone")
+def test_counts_of_conventions_are_those_of_a_set(monkeypatch) -> None:
+    monkeypatch.setattr(conformance, "_SETS", ("math500",))
+    on_file = conformance.counted().query("dataset == 'math500'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(conformance.count_conventions(SHARED), on_file)
+
+
+def test_main_writes_counts_of_a_folder(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr(conformance, "_VERDICTS", tmp_path / "counts.csv")
+    monkeypatch.setattr(conformance, "_SETS", ("gsm8k",))
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": "?", "answer": f"So.\n#### {gold}"} for gold in ("1,000", "5%", "7")]
+    text = "\n".join(map(json.dumps, rows))
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "gsm8k" / "SOURCE.tsv").write_text("file\trepo\tcommit\ntest.jsonl\ta/b\tc0\n")
+    conformance.main(tmp_path)
+    counts = conformance.counted().set_index("convention")
+    assert set(counts["source"]) == {"a/b@c0"}
+    assert set(counts["n_golds"]) == {3}
+    assert counts["golds"].to_dict() == {
+        c.name: int(c.name.startswith("percent")) for c in conformance.CONVENTIONS
+    }
+    assert "counts.csv" in capsys.readouterr().out

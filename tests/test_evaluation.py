@@ -82,6 +82,13 @@ def run(directory, engine=None, questions=QUESTIONS, **changed):
 # --- records ------------------------------------------------------------------------------------
 
 
+def test_an_option_may_be_answered_by_its_text(tmp_path):
+    asked = [Question("places", "0", "1+1", "B", "choice", options=("1", "2"))]
+    assert run(tmp_path / "known", questions=asked).table["correct"].tolist() == [True, False]
+    asked = [dataclasses.replace(asked[0], options=("2", "1"))]
+    assert not run(tmp_path / "other", questions=asked).table["correct"].any()
+
+
 def test_answers_become_records(tmp_path):
     records = run(tmp_path / "e")
     table = records.table
@@ -222,7 +229,7 @@ def test_nothing_readable_at_all_is_still_a_record(tmp_path):
 def test_answers_that_cannot_be_checked_are_wrong_and_counted(tmp_path, caplog):
     class Endless(Scripted):
         def rollout(self, *arguments):
-            text = rf"\boxed{{{'(' * 30}1{')' * 30}}}"
+            text = rf"\boxed{{{'(' * 30}0{')' * 30}}}"
             return dataclasses.replace(super().rollout(*arguments), completion=text)
 
     with caplog.at_level(logging.ERROR):

@@ -6,9 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corea.parsing import ParsedCompletion, parse_completion, parse_decision
+from corea.parsing import (
+    ParsedCompletion,
+    answer_opening,
+    confidence_opening,
+    parse_completion,
+    parse_decision,
+)
 
 LETTERS = ["A", "B", "C", "D", "E"]
+TOKENS = st.sampled_from([
+    r"\boxed{", r"\boxed", r"\confidence{", "{", "}", "\\", r"\{", r"\}", " ", "\n", "0.5", "1e999",
+    "nan", "95%", "<think>", "</think>", "A", "٣", "\ud800", "\0",
+])  # fmt: skip
+TEXTS = st.lists(TOKENS | st.text(max_size=5), max_size=40).map("".join)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +160,67 @@ def test_the_confidence_that_counts_is_the_last_after_the_last_box(text, answer,
     assert parse_completion(text) == ParsedCompletion(answer, confidence)
 
 
+STATED = r"So \boxed{18} \confidence{0.9}"
+OPENERS = [
+    "Question:", "question: ", "QUESTION 2:", "Question 2", "Question 2.", "### Question", "Q:", "Q3.",
+    "**Question:**", "Problem:", "## Problem 7", "> Exercise 3:", "User:", "Human:", "### Human:",
+    "  Question:", "### Instruction:", "<|im_start|>user", "<|endoftext|>", "<|start_header_id|>",
+    "[INST]",
+]  # fmt: skip
+GOES_ON = " Find x.\nAnswer: \\boxed{42} \\confidence{0.2}"
+
+
+@pytest.mark.parametrize("opener", [o + ":" * (o == "### Question") for o in OPENERS])
+@pytest.mark.parametrize("between", ["\n", "\n\n", " Done.\n"])
+def test_a_new_question_after_an_answer_is_not_read(opener, between):
+    text = STATED + between + opener + GOES_ON
+    assert parse_completion(text) == ParsedCompletion("18", 0.9)
+    assert answer_opening(text) == r"So \boxed{"
+    assert confidence_opening(text) == r"So \boxed{18} \confidence{"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "confidence"),
+    [
+        # corrected within the reasoning: the last counts
+        (r"\boxed{4} \confidence{0.3} Wait, that is \boxed{5} \confidence{0.9}", "5", 0.9),
+        ("\\boxed{4} \\confidence{0.3}\n\nWait.\n\\boxed{5} \\confidence{0.9}", "5", 0.9),
+        ("\\boxed{4} \\confidence{0.3}\n### Check\n\\boxed{5} \\confidence{0.9}", "5", 0.9),
+        (r"\boxed{4} \confidence{0.3} The question: is it? \boxed{5} \confidence{0.9}", "5", 0.9),
+        ("\\boxed{4} \\confidence{0.3}\nquestionable \\boxed{5} \\confidence{0.9}", "5", 0.9),
+        ("\\boxed{4} \\confidence{0.3}\nUser error. \\boxed{5} \\confidence{0.9}", "5", 0.9),
+        ("\\boxed{4} \\confidence{0.3} no, \\boxed{5} \\confidence{0.9}\nQ: \\boxed{6}", "5", 0.9),
+        # nothing complete before the new question
+        ("Question: 9+9?\n\\boxed{18} \\confidence{0.9}", "18", 0.9),
+        ("\\boxed{4}\nQuestion: \\boxed{5} \\confidence{0.9}", "5", 0.9),
+        ("\\confidence{0.3}\nQuestion: \\boxed{5} \\confidence{0.9}", "5", 0.9),
+        ("\\boxed{4 \\confidence{0.3}}\nQuestion: \\boxed{5} \\confidence{0.9}", "5", 0.9),
+        ("\\boxed{4} \\confidence{0.3\nQuestion: 5} x", "4", None),
+        # complete in form, though neither can be read
+        ("\\boxed{} \\confidence{95%}\nQuestion: \\boxed{5} \\confidence{0.9}", None, None),
+        ("\\boxed{4} \\confidence{95%}\nQuestion: \\boxed{5} \\confidence{0.9}", "4", None),
+        # braces around and before it
+        ("{ \\boxed{\\{1\\}} \\confidence{0.3}\nQuestion: \\boxed{5}", r"\{1\}", 0.3),
+        ("\\\\boxed {1} \\\\confidence\n{0.3}\nQ: \\boxed{5}", "1", 0.3),
+        ("\\boxed{\\frac{1}{2}} } \\confidence{0.3}\nQ: \\boxed{5}", r"\frac{1}{2}", 0.3),
+    ],
+)
+def test_only_a_new_question_after_a_complete_answer_ends_the_text(text, answer, confidence):
+    assert parse_completion(text) == ParsedCompletion(answer, confidence)
+
+
+@given(st.data())
+def test_all_readers_agree_on_where_the_text_ends(data):
+    text = data.draw(TEXTS) + STATED
+    more = data.draw(st.sampled_from(OPENERS)) + data.draw(TEXTS)
+    parsed = parse_completion(text)
+    assert parsed == ParsedCompletion("18", 0.9)
+    if not more.startswith("### Question"):
+        assert parse_completion(f"{text}\n{more}") == parsed
+        assert answer_opening(f"{text}\n{more}") == answer_opening(text)
+        assert confidence_opening(f"{text}\n{more}") == confidence_opening(text)
+
+
 @pytest.mark.parametrize(
     ("text", "decision"),
     [
@@ -227,13 +299,6 @@ def test_what_was_read_cannot_be_changed():
         parse_completion(r"\boxed{5}").answer = "6"
 
 
-TOKENS = st.sampled_from([
-    r"\boxed{", r"\boxed", r"\confidence{", "{", "}", "\\", r"\{", r"\}", " ", "\n", "0.5", "1e999",
-    "nan", "95%", "<think>", "</think>", "A", "٣", "\ud800", "\0",
-])  # fmt: skip
-TEXTS = st.lists(TOKENS | st.text(max_size=5), max_size=40).map("".join)
-
-
 @given(TEXTS)
 def test_nothing_raises_and_what_is_read_stands_in_the_text(text):
     parsed = parse_completion(text)
@@ -270,9 +335,17 @@ def test_what_is_written_in_the_format_is_read_back(reasoning, answer, confidenc
         "</think>",
         "<think></think>",
         "<",
+        "<|",
+        "<|a|>",
+        r"\\boxed",
+        "\nQ 1",
+        "\n ",
+        r"\boxed{5}\confidence{0.5}",
     ],
 )
-@pytest.mark.parametrize("frame", ["%s", r"\boxed{%s}\confidence{%s}", r"\boxed{5}\confidence{%s"])
+@pytest.mark.parametrize(
+    "frame", ["%s", r"\boxed{%s}\confidence{%s}", r"\boxed{5}\confidence{%s", "%s\nQuestion:"]
+)
 def test_time_is_linear(unit, frame):
     def seconds(length):
         text = frame.replace("%s", unit * (length // len(unit)))

@@ -364,6 +364,26 @@ def test_real_files_are_read_in_full(dataset):
 
 
 @real
+@pytest.mark.parametrize(
+    ("dataset", "n", "shared"), [("commonsenseqa", 5, 6), ("openbookqa", 4, 0)]
+)
+def test_options_are_answers_by_letter_by_text_or_both(dataset, n, shared):
+    questions = load_questions(dataset, "test", folder=SHARED)
+    golds, options = zip(*((q.gold, q.options) for q in questions), strict=True)
+    for k, letter in enumerate(LETTERS[:n]):
+        right = [gold == letter for gold in golds]
+        for way in ("({0}) {1}.", r"\textbf{{{0}) {1}}}", "Option {0}", "{1}"):
+            answers = [way.format(letter, own[k]) for own in options]
+            verdicts = verify_batch(answers, golds, "choice", options=options)
+            if way != "{1}":
+                assert verdicts == right
+            else:
+                assert all(verdict <= own for verdict, own in zip(verdicts, right, strict=True))
+                shared -= sum(right) - sum(verdicts)  # a text of two options is neither
+    assert shared == 0
+
+
+@real
 def test_real_counts_of_labels():
     safe = [q.gold for q in load_decisions("xstest", "test", folder=SHARED)]
     assert (safe.count("Safe"), safe.count("Unsafe")) == (250, 200)

@@ -243,6 +243,14 @@ def test_the_private_state_of_trl_is_as_it_was(trainer):
     assert "something" not in made._metrics["train"]
 
 
+def test_correctness_knows_the_options():
+    texts = [r"\boxed{bank}", r"\boxed{mall}", r"\boxed{4}"]
+    columns = {"gold": ["B", "B", "4"], "kind": ["choice", "choice", "math"]}
+    options = [["mall", "bank"], ["mall", "bank"], []]
+    assert trainers.correctness(texts, **columns, options=options) == [1, 0, 1]
+    assert trainers.correctness(texts, **columns) == [0, 0, 1]
+
+
 def test_trl_returns_gathered_rewards_in_the_order_of_the_functions(trainer):
     made = trainer()
     arguments = batch(small.TRAINING[:2], 4, [1, 0] * 4, [0.5, None, 0.25, 0.75] * 2)
