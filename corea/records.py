@@ -678,7 +678,9 @@ def json_object(text: str) -> dict[str, Any]:
 
     try:
         found = json.loads(text, object_pairs_hook=read)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}, the limit") from None
+    except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if twice:
         raise ValueError(f"found the key {quoted(twice[0])} twice, expected it once")

@@ -67,6 +67,7 @@ from corea.generate import (
     wanted_samples,
 )
 from corea.models import chat_prompt, encode_prompts
+from corea.records import json_object
 
 if TYPE_CHECKING:
     import httpx
@@ -612,21 +613,11 @@ def _parsed(content: bytes) -> Any:
     """The JSON of an answer.
 
     Raises:
-        ValueError: If it is none, is nested too deep, or names a field twice.
+        ValueError: If it is no object, is nested too deep, or names a field twice.
     """
     if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
         raise ValueError(f"more than {MAX_BRACKETS:,} brackets")
-    try:
-        return json.loads(content, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("a field is there twice")
-    return fields
+    return json_object(content.decode("utf-8-sig"))
 
 
 def _failed(error: str) -> Rollout:

@@ -85,21 +85,17 @@ twice are not decided. POSIX only.
 
 from __future__ import annotations
 
-import atexit
-import json
 import logging
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TypeVar
+
+from corea.helper_process import HelperLost, HelperProcess
 
 KINDS = ("math", "choice")
 
@@ -262,103 +258,24 @@ def _too_large(text: str) -> bool:
     return deepest > _DEEPEST
 
 
-class _Helper:
-    """The process that runs math-verify, and the socket to it."""
-
-    def __init__(self) -> None:
-        if os.name != "posix":
-            raise RuntimeError("checking mathematics needs a POSIX system (on Windows: WSL)")
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            # By path, so that it needs no importable package. In a session of its own, so that
-            # an interrupt of the terminal or notebook reaches this process only.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", str(_WORKER)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                # sympy's results may depend on the order of sets of strings
-                env={**os.environ, "PYTHONHASHSEED": "0"},
-            )
-
-    def ask(self, batch: dict[str, object], patience: float) -> str:
-        """Outcomes of a batch, one character a pair; there is news within ``patience`` seconds."""
-        self.socket.settimeout(patience)
-        self.socket.sendall(json.dumps(batch).encode() + b"\n")
-        received = bytearray()
-        while not received.endswith(b"\n"):
-            part = self.socket.recv(1 << 16)
-            if not part:
-                raise ConnectionError("the process that runs math-verify has ended")
-            received += part
-        reply = json.loads(received)
-        if "failure" in reply:
-            raise RuntimeError(f"math-verify could not be run:\n{reply['failure']}")
-        return str(reply["verdicts"])
-
-    def end(self) -> None:
-        """Close the socket, upon which it ends its evaluators and itself."""
-        self.socket.close()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self.process.wait()
-
-    def kill(self) -> None:
-        """Kill it and its evaluators, stopped ones too."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-
-    def forget(self) -> None:
-        """In a fork of this process: leave it to the original."""
-        self.socket.close()
-        self.process.returncode = 0  # not our child: nothing to wait for, nothing to warn of
-
-
-_lock = threading.Lock()
-_helper: _Helper | None = None
+# sympy's results may depend on the order of sets of strings
+_helper = HelperProcess(_WORKER, lambda: {**os.environ, "PYTHONHASHSEED": "0"})
 
 
 def _ask(batch: dict[str, object], patience: float) -> str:
-    """Outcomes of a batch; empty if the helper, started where there is none, was lost twice."""
-    global _helper
-    with _lock:
-        for _ in range(2):
-            helper = _helper = _helper or _Helper()
-            try:
-                return helper.ask(batch, patience)
-            except (ConnectionError, TimeoutError) as error:
-                lost = error
-                if isinstance(error, TimeoutError):
-                    helper.kill()
-                _end_helper()
-            except BaseException:  # an interrupt too: its reply would answer the next batch
-                _end_helper()
-                raise
-    if isinstance(lost, TimeoutError) or -helper.process.returncode in _KILLED:
+    """Outcomes of a batch, one character a pair; empty if math-verify's process was lost twice."""
+    for _ in range(2):
+        try:
+            reply = _helper.ask(batch, patience)
+        except HelperLost as error:
+            lost = error
+            continue
+        if "failure" in reply:
+            raise RuntimeError(f"math-verify could not be run:\n{reply['failure']}")
+        return str(reply["verdicts"])
+    if lost.status is None or -lost.status in _KILLED:
         return ""
     raise RuntimeError("the process that runs math-verify ended twice on one batch") from lost
-
-
-def _end_helper() -> None:
-    global _helper
-    helper, _helper = _helper, None
-    if helper:
-        helper.end()
-
-
-def _forget_helper() -> None:
-    global _helper, _lock
-    _lock = threading.Lock()  # another thread may have held it at the fork
-    helper, _helper = _helper, None
-    if helper:
-        helper.forget()
-
-
-atexit.register(_end_helper)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_helper)
 
 
 def _cpu_count() -> int:

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from corea import chat_template
@@ -104,16 +105,15 @@ def test_threads_share_the_process():
 
 def test_a_process_that_was_ended_is_started_again(monkeypatch):
     rendered()
-    os.kill(chat_template._process.process.pid, signal.SIGKILL)
+    os.kill(chat_template._helper.pid, signal.SIGKILL)
     assert rendered() == "[user] Hi<end>"
     # one that was stopped is not waited for without an end
     monkeypatch.setattr(chat_template, "_PATIENCE", 0.2)
-    chat_template._process.socket.settimeout(0.2)
-    stopped = chat_template._process.process
-    stopped.send_signal(signal.SIGSTOP)
+    stopped = psutil.Process(chat_template._helper.pid)
+    stopped.suspend()
     with pytest.raises(TemplateError, match="no text within 0.2 s"):
         rendered()
-    assert stopped.returncode is not None
+    assert not stopped.is_running()
     monkeypatch.undo()
     assert rendered() == "[user] Hi<end>"
 
@@ -121,9 +121,9 @@ def test_a_process_that_was_ended_is_started_again(monkeypatch):
 def test_it_is_given_no_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET")
     monkeypatch.setenv("HF_TOKEN", "hf-SECRET")
-    chat_template._end()
+    chat_template._helper.end()
     rendered()
-    environment = Path(f"/proc/{chat_template._process.process.pid}/environ")
+    environment = Path(f"/proc/{chat_template._helper.pid}/environ")
     if not environment.exists():
         pytest.skip("a system without /proc")
     assert b"SECRET" not in environment.read_bytes()

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import math_verify
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -262,7 +263,7 @@ def test_a_pair_beyond_the_memory_limit_is_not_decided(caplog, monkeypatch):
 def helper():
     """The process that serves, started if need be."""
     assert verify_batch([r"\frac{1}{2}"], ["0.5"], "math") == [True]
-    return verify._helper.process
+    return psutil.Process(verify._helper.pid)
 
 
 def children(pid):
@@ -323,7 +324,7 @@ def test_an_interrupt_ends_the_batch_and_its_workers():
 def test_math_verify_that_cannot_be_imported_is_said_so(monkeypatch, tmp_path):
     (tmp_path / "math_verify.py").write_text("raise ImportError('no such grammar')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    verify._end_helper()
+    verify._helper.end()
     try:
         with pytest.raises(RuntimeError, match="no such grammar"):
             verify_batch(["1/2"], ["0.5"], "math")
@@ -334,8 +335,8 @@ def test_math_verify_that_cannot_be_imported_is_said_so(monkeypatch, tmp_path):
 
 def test_a_process_that_ends_at_once_is_not_started_for_ever(monkeypatch, tmp_path):
     (tmp_path / "worker.py").write_text("")
-    monkeypatch.setattr(verify, "_WORKER", tmp_path / "worker.py")
-    verify._end_helper()
+    monkeypatch.setattr(verify._helper, "_script", tmp_path / "worker.py")
+    verify._helper.end()
     with pytest.raises(RuntimeError, match="ended twice"):
         verify_batch(["1/2"], ["0.5"], "math")
 
@@ -349,21 +350,21 @@ ENDS = {
 @pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
 def test_a_process_that_is_lost_twice_leaves_pairs_undecided(code, monkeypatch, tmp_path, caplog):
     (tmp_path / "worker.py").write_text(code)
-    monkeypatch.setattr(verify, "_WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(verify._helper, "_script", tmp_path / "worker.py")
     monkeypatch.setattr(verify, "_START_UP", 0.2)
-    verify._end_helper()
+    verify._helper.end()
     assert verify_batch(["1/2", "3"], ["0.5", "3"], "math", timeout=0.01) == [None, True]
     assert caplog.messages == ["1 of 2 answers not decided: 1 math-verify's process lost twice"]
-    assert verify._helper is None
+    assert verify._helper.pid is None
 
 
 def test_a_stopped_process_is_replaced_and_leaves_none_behind(monkeypatch):
-    stopped, ask = helper(), verify._Helper.ask
+    stopped, ask = helper(), verify._helper.ask
 
-    def impatient(self, batch, patience):
-        return ask(self, batch, 0.2 if self.process is stopped else patience)
+    def impatient(batch, patience):
+        return ask(batch, 0.2 if verify._helper.pid == stopped.pid else patience)
 
-    monkeypatch.setattr(verify._Helper, "ask", impatient)
+    monkeypatch.setattr(verify._helper, "ask", impatient)
     stopped.send_signal(signal.SIGSTOP)
     assert verify_batch(["1/2", "1/3"], ["0.5", "0.5"], "math") == [True, False]
     with pytest.raises(ProcessLookupError):
@@ -397,7 +398,7 @@ SCRIPT = """
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     print(verify_batch(answers, golds, "math", timeout=0.3))
     from corea import verify
-    print("serving", verify._helper.process.pid)
+    print("serving", verify._helper.pid)
 """
 
 
