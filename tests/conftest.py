@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell's background job ignores interrupts, and so would all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """Let all temporary files lie in one folder: what is killed cannot remove its own."""
+    if not hasattr(config, "workerinput"):  # the workers take the folder over
+        os.environ["TMPDIR"] = config.temporary = tempfile.mkdtemp(prefix="corea-tests-")
+        tempfile.tempdir = None
+
+
+def pytest_unconfigure(config):
+    """Remove the folder, but for tests that failed."""
+    if hasattr(config, "temporary") and not getattr(config, "failed", False):
+        shutil.rmtree(config.temporary, ignore_errors=True)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Note whether a test failed."""
+    session.config.failed = exitstatus not in (0, 5)  # 5: none was chosen
 
 
 @pytest.fixture(autouse=True)

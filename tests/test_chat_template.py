@@ -52,7 +52,8 @@ DOUBLED = (
     ],
 )
 def test_what_a_template_may_take_is_bounded(monkeypatch, template, told):
-    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    if "CPU" in told:
+        monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     begun = time.monotonic()
     with pytest.raises(TemplateError, match=told) as caught:
         rendered(template=template)
