@@ -160,7 +160,7 @@ def test_make_installs_once_what_is_pinned(clone):
         assert make(clone, *arguments).returncode == 0
         assert calls(clone) == [install, "-m corea.pipeline build smoke"]
     assert make(clone, "test", "PYTHON=./python3").returncode == 0
-    tests = "-m pytest -n auto --dist loadfile"
+    tests = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
     assert calls(clone) == [install.replace(",train]", ",train,cluster,test]"), tests]
     assert make(clone, "cluster", "PYTHON=./python3").returncode == 0
     assert calls(clone) == [install.replace(",train]", ",train,cluster]")]
