@@ -212,7 +212,7 @@ def test_only_a_new_question_after_a_complete_answer_ends_the_text(text, answer,
 @given(st.data())
 def test_all_readers_agree_on_where_the_text_ends(data):
     text = data.draw(TEXTS) + STATED
-    more = data.draw(st.sampled_from(OPENERS)) + data.draw(TEXTS)
+    more = f"{data.draw(st.sampled_from(OPENERS))} {data.draw(TEXTS)}"
     parsed = parse_completion(text)
     assert parsed == ParsedCompletion("18", 0.9)
     if not more.startswith("### Question"):
