@@ -1,4 +1,4 @@
-"""What depends on what. `make book` runs this through `python -m corea.pipeline build`.
+"""What depends on what. `make book` runs this through `python -m corea.workflow.pipeline build`.
 
 By hand:       snakemake --cores all --resources gpu=1 --config profile=laptop
 On a cluster:  snakemake --profile profiles/slurm --config profile=gpu
@@ -7,14 +7,14 @@ On a cluster:  snakemake --profile profiles/slurm --config profile=gpu
 import sys
 from pathlib import Path
 
-from corea.pipeline import (
+from corea.store import MANIFEST
+from corea.workflow.pipeline import (
     check_kernel,
     load_profile,
     remove_damaged,
     run_inputs,
     write_parameters,
 )
-from corea.store import MANIFEST
 
 profile = load_profile(config.get("profile", "laptop"))
 check_kernel(profile)
@@ -37,11 +37,11 @@ rule book:
     input:
         expand(executed, run=profile.runs),
         [path for path in Path("book").rglob("*") if path.is_file()],
-        ["_config.yml", "_toc.yml", "constraints.txt", "corea/pipeline.py"],
+        ["_config.yml", "_toc.yml", "constraints.txt", "corea/workflow/pipeline.py"],
     output:
         profile.index,
     shell:
-        "{sys.executable:q} -m corea.pipeline render {profile.name}"
+        "{sys.executable:q} -m corea.workflow.pipeline render {profile.name}"
 
 
 # what trains or generates, or is waited for: a job of its own
@@ -63,7 +63,7 @@ rule train:
         runtime=asked("minutes"),
         nodes=1,
     shell:
-        "{sys.executable:q} -m corea.pipeline execute {profile.name} {wildcards.run}"
+        "{sys.executable:q} -m corea.workflow.pipeline execute {profile.name} {wildcards.run}"
 
 
 # the rest, in minutes: profiles/slurm puts several into a job

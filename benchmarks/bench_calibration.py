@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from corea.calibration import bootstrap_interval, expected_calibration_error
+from corea.metrics.calibration import bootstrap_interval, expected_calibration_error
 
 N_ROWS = 100_000
 N_RESAMPLES = 1000

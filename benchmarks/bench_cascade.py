@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 
-from corea.cascade import deferral_curve
+from corea.metrics.cascade import deferral_curve
 
 
 def main(n: int = 1_000_000, runs: int = 5) -> None:

@@ -7,7 +7,7 @@
    rollouts TRL's in all three, from the same random numbers, and the learning rate so small that
    all keep the base model: so all sample the same completions. They take turns in one process
    (`in_turns.py`).
-2. The confidence of decisions that are there, as `corea.decision_evaluation` takes it from one
+2. The confidence of decisions that are there, as `corea.decisions.evaluation` takes it from one
    forward pass, beside a bare forward pass of the model over the same tokens in the same batches.
    Each alternates with the other, the order too.
 """
@@ -28,12 +28,14 @@ from in_turns import arguments, take_turns, untrained
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from corea import decision_world, speed, trainers
-from corea.decision_evaluation import _scored
-from corea.decision_trainer import DecisionSettings, DecisionTrainer, _rows
-from corea.generate import Sampling, TransformersEngine
-from corea.models import load_model
-from corea.trainers import SFTSettings
+from corea.book import speed
+from corea.decisions.evaluation import _scored
+from corea.decisions.trainer import DecisionSettings, DecisionTrainer, _rows
+from corea.engines.generate import Sampling, TransformersEngine
+from corea.engines.models import load_model
+from corea.tasks import decision_world
+from corea.training import trainers
+from corea.training.trainers import SFTSettings
 
 TRAINERS = ("calibration-aware", "vanilla", "trl")
 

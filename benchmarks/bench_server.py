@@ -4,10 +4,10 @@
 ``--small`` for a quick look, ``--publish`` to write what the book shows into the package).
 
 1. ``vllm serve`` of a tiny model on loopback is asked the same prompts for the same number of
-   tokens by `corea.evaluation.evaluate` and by ``vllm bench serve``. Both make as many requests at
-   once, of the same parameters, with log-probabilities or without; both are measured from the
-   first request on, to the last answer or, for an evaluation, until answers are checked, parts
-   written and the records there. They alternate, the order too.
+   tokens by `corea.engines.evaluation.evaluate` and by ``vllm bench serve``. Both make as many
+   requests at once, of the same parameters, with log-probabilities or without; both are measured
+   from the first request on, to the last answer or, for an evaluation, until answers are checked,
+   parts written and the records there. They alternate, the order too.
 2. An evaluation of 100,000 rows that is finished is asked for again.
 """
 
@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from corea import speed
-from corea.evaluation import evaluate, read_samples
-from corea.generate import Rollout, Sampling
-from corea.provenance import provenance
-from corea.questions import Question
-from corea.server import VLLM_BODY, ServerEngine
+from corea.book import speed
+from corea.book.provenance import provenance
+from corea.engines.evaluation import evaluate, read_samples
+from corea.engines.generate import Rollout, Sampling
+from corea.engines.server import VLLM_BODY, ServerEngine
+from corea.tasks.questions import Question
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests_vllm"))
 import tiny

@@ -35,10 +35,12 @@ from in_turns import NOT_COUNTED, arguments, take_turns, untrained
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from corea import microworld, speed, trainers
-from corea.generate import Sampling, TransformersEngine
-from corea.provenance import provenance
-from corea.trainers import GRPOSettings, RLCCTrainer, SFTSettings
+from corea.book import speed
+from corea.book.provenance import provenance
+from corea.engines.generate import Sampling, TransformersEngine
+from corea.tasks import microworld
+from corea.training import trainers
+from corea.training.trainers import GRPOSettings, RLCCTrainer, SFTSettings
 
 TRAINERS = ("corea", "corea, TRL's rollouts", "trl")
 PARTS = ("rollouts", "rewards", "other scoring", "forward", "backward", "optimizer", "other")
@@ -226,7 +228,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     parser.add_argument("--publish", action="store_true", help="write into the package")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)  # as notebooks train, and as corea.compute takes the measurements
+    torch.set_num_threads(
+        1
+    )  # as notebooks train, and as corea.workflow.compute takes the measurements
     batch = 32 if chosen.small else 256
 
     def settings(steps: int) -> GRPOSettings:

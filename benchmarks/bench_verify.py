@@ -24,8 +24,8 @@ from pathlib import Path
 
 import math_verify
 
-from corea import verify
-from corea.verify import verify_batch
+from corea.tasks import verify
+from corea.tasks.verify import verify_batch
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -20,8 +20,9 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
-from corea import microworld, trainers
-from corea.trainers import RolloutSettings
+from corea.tasks import microworld
+from corea.training import trainers
+from corea.training.trainers import RolloutSettings
 
 NOT_COUNTED = 2  # steps at the start of a run
 

@@ -1,8 +1,8 @@
 r"""Confidence signals: what a system's confidence is read from.
 
-Verbalized confidence is what a completion states (:mod:`corea.parsing`). The others are columns
-of records beside it, and :func:`with_signal` makes one of them the confidence. Choices of our
-own, where paper A leaves them open:
+Verbalized confidence is what a completion states (:mod:`corea.tasks.parsing`). The others are
+columns of records beside it, and :func:`with_signal` makes one of them the confidence. Choices of
+our own, where paper A leaves them open:
 
 1. Average token probability is over *all* tokens of the response: reasoning, answer, the
    confidence statement where there is one, and the closing token, since all of them were sampled.
@@ -15,7 +15,7 @@ own, where paper A leaves them open:
    ``1.0}`` are different events and no probability is counted twice. What the model would have
    written otherwise is left out, by dividing by the probability the grid covers; that is
    returned too, and a low one says that the grid is the wrong one for the model.
-4. It is read where the confidence is stated, by the rules of :mod:`corea.parsing`: after the
+4. It is read where the confidence is stated, by the rules of :mod:`corea.tasks.parsing`: after the
    last ``\confidence{`` that follows the last box. What is stated there need not be readable;
    a completion cut off inside the braces has an expected confidence too. Without that opening
    there is none.

@@ -19,7 +19,7 @@ import pandas as pd
 
 from corea.records import read_records, records_from_columns, write_records
 from corea.store import MANIFEST, StoreError, check_seal
-from corea.suites import WITHHELD
+from corea.tasks.suites import WITHHELD
 
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
 
@@ -44,7 +44,7 @@ class TrainedModel:
         parameters: Weights of the model.
         selected_step: Step of the checkpoint that was chosen, or None for a base model.
         checkpoint: Folder of the weights, relative to the repository, or a hub name.
-        suite: What it is asked, a name in :data:`corea.suites.SUITES`.
+        suite: What it is asked, a name in :data:`corea.tasks.suites.SUITES`.
     """
 
     system: str
@@ -130,10 +130,11 @@ def write_results(
     Args:
         folder: The run's folder.
         model: What was trained.
-        samples: What :func:`corea.evaluation.read_samples` returns, under the model's system.
+        samples: What :func:`corea.engines.evaluation.read_samples` returns, under the model's
+        system.
         facts: Provenance, kept with the records.
         n_samples: Questions of each dataset whose first completion is kept as text, but for
-            those of :data:`corea.suites.WITHHELD`.
+            those of :data:`corea.tasks.suites.WITHHELD`.
     """
     folder = Path(folder)
     write_model(model, folder)

@@ -5,8 +5,8 @@ starts from, the questions, the settings, the code and the versions. A notebook 
 gets its folder, at once if it was made before.
 
 A model that exists is trained in the notebook's process or, where the file of an accelerate
-configuration is given, in several others (:mod:`corea.launch`); what that file says then decides
-the result too.
+configuration is given, in several others (:mod:`corea.training.launch`); what that file says then
+decides the result too.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import TYPE_CHECKING, Any
 from corea.store import MANIFEST, ROOT, keep_up, make
 
 if TYPE_CHECKING:
-    from corea.decision_trainer import DecisionSettings
-    from corea.decision_world import DecisionWorld
-    from corea.decisions import DecisionQuestion
-    from corea.generate import Sampling
-    from corea.launch import Job
-    from corea.microworld import Preset, World
-    from corea.questions import Question
-    from corea.trainers import GRPOSettings, SFTSettings
+    from corea.decisions.trainer import DecisionSettings
+    from corea.engines.generate import Sampling
+    from corea.tasks.decision_questions import DecisionQuestion
+    from corea.tasks.decision_world import DecisionWorld
+    from corea.tasks.microworld import Preset, World
+    from corea.tasks.questions import Question
+    from corea.training.launch import Job
+    from corea.training.trainers import GRPOSettings, SFTSettings
 
 
 _ENGINE_MODULES = {
-    "transformers": ("generate",),
-    "vllm": ("vllm_engine",),
-    "server": ("server",),
+    "transformers": ("engines.generate",),
+    "vllm": ("engines.vllm_engine",),
+    "server": ("engines.server",),
 }
 
 
@@ -61,7 +61,8 @@ def pretrained(
     """
 
     def build(folder: Path) -> None:
-        from corea import microworld, trainers
+        from corea.tasks import microworld
+        from corea.training import trainers
 
         tokenizer = microworld.build_tokenizer(world)
         config = microworld.model_config(
@@ -82,7 +83,9 @@ def pretrained(
         "architecture": architecture,
         "settings": asdict(settings),
     }
-    return make("pretrain", spec, build, modules=("trainers", "microworld"), root=root)
+    return make(
+        "pretrain", spec, build, modules=("training.trainers", "tasks.microworld"), root=root
+    )
 
 
 def reinforced(
@@ -111,7 +114,7 @@ def reinforced(
     return _on_rollouts(
         "grpo",
         "grpo",
-        ("trainers", "generate", "launch"),
+        ("training.trainers", "engines.generate", "training.launch"),
         base,
         questions,
         validation,
@@ -142,17 +145,17 @@ def evaluated(
         sampling: How.
         batch_size: Completions at once.
         pooled_states: Whether pooled hidden states are kept, for a probe.
-        engine: What answers, one of :data:`corea.engines.ENGINES`.
+        engine: What answers, one of :data:`corea.engines.opening.ENGINES`.
         root: Folder of the store.
 
     Returns:
-        The folder :func:`corea.evaluation.evaluate` wrote.
+        The folder :func:`corea.engines.evaluation.evaluate` wrote.
     """
     served = engine == "server"
 
     def build(folder: Path) -> None:
-        from corea.engines import opened
-        from corea.evaluation import evaluate
+        from corea.engines.evaluation import evaluate
+        from corea.engines.opening import opened
 
         with opened(engine, model, batch_size=batch_size) as answering:
             evaluate(
@@ -172,7 +175,7 @@ def evaluated(
         "pooled_states": pooled_states,
         "engine": engine,
     }
-    modules = ("evaluation", *_ENGINE_MODULES.get(engine, ()))
+    modules = ("engines.evaluation", *_ENGINE_MODULES.get(engine, ()))
     # answers that a server failed to give are asked for by the next call
     keep = keep_up if served else make
     return keep("evaluation", spec, build, modules=modules, root=root)
@@ -201,8 +204,9 @@ def decision_pretrained(
     """
 
     def build(folder: Path) -> None:
-        from corea import decision_world, trainers
-        from corea.models import load_model
+        from corea.engines.models import load_model
+        from corea.tasks import decision_world
+        from corea.training import trainers
 
         model, tokenizer = load_model(base, device="cpu")
         decision_world.extend(model, tokenizer, own, seed=settings.seed)
@@ -210,7 +214,12 @@ def decision_pretrained(
         trainers.train_sft(model, tokenizer, rows, settings, folder)
 
     spec = {"base": identity(base), "world": asdict(own), "settings": asdict(settings)}
-    modules = ("trainers", "microworld", "decision_world", "decisions")
+    modules = (
+        "training.trainers",
+        "tasks.microworld",
+        "tasks.decision_world",
+        "tasks.decision_questions",
+    )
     return make("decision-pretrain", spec, build, modules=modules, root=root)
 
 
@@ -238,9 +247,9 @@ def supervised(
     """
 
     def build(folder: Path) -> None:
-        from corea.decision_trainer import supervised_rows
-        from corea.launch import Job
-        from corea.models import load_tokenizer
+        from corea.decisions.trainer import supervised_rows
+        from corea.engines.models import load_tokenizer
+        from corea.training.launch import Job
 
         tokenizer = load_tokenizer(base)
         rows = supervised_rows(tokenizer, questions)
@@ -252,7 +261,9 @@ def supervised(
         "settings": asdict(settings),
         **_processes(accelerate),
     }
-    return make("decision-sft", spec, build, modules=("decision_trainer", "launch"), root=root)
+    return make(
+        "decision-sft", spec, build, modules=("decisions.trainer", "training.launch"), root=root
+    )
 
 
 def decisions_reinforced(
@@ -281,7 +292,13 @@ def decisions_reinforced(
     return _on_rollouts(
         "decision-grpo",
         "decisions",
-        ("decision_trainer", "trainers", "generate", "decisions", "launch"),
+        (
+            "decisions.trainer",
+            "training.trainers",
+            "engines.generate",
+            "tasks.decision_questions",
+            "training.launch",
+        ),
         base,
         questions,
         validation,
@@ -305,7 +322,7 @@ def _on_rollouts(
     """A model reinforced on questions, selected on held-out ones."""
 
     def build(folder: Path) -> None:
-        from corea.launch import Job
+        from corea.training.launch import Job
 
         _train(Job(task, str(base), settings, questions, validation), folder, accelerate)
 
@@ -320,7 +337,7 @@ def _on_rollouts(
 
 
 def _train(job: Job, folder: Path, accelerate: str) -> None:
-    from corea.launch import start
+    from corea.training.launch import start
 
     if accelerate:
         start(job, folder, accelerate)
@@ -332,7 +349,7 @@ def _processes(accelerate: str) -> dict[str, Any]:
     """What a specification says of the processes that train."""
     if not accelerate:
         return {}
-    from corea.launch import configuration
+    from corea.training.launch import configuration
 
     return {"accelerate": configuration(accelerate)}
 
@@ -361,12 +378,12 @@ def decided(
         root: Folder of the store.
 
     Returns:
-        The folder :func:`corea.decision_evaluation.evaluate_decisions` wrote.
+        The folder :func:`corea.decisions.evaluation.evaluate_decisions` wrote.
     """
 
     def build(folder: Path) -> None:
-        from corea.decision_evaluation import evaluate_decisions
-        from corea.engines import opened_here
+        from corea.decisions.evaluation import evaluate_decisions
+        from corea.engines.opening import opened_here
 
         with opened_here(engine, model, batch_size=batch_size) as deciding:
             evaluate_decisions(
@@ -388,7 +405,12 @@ def decided(
         "decisions": decisions,
         "engine": engine,
     }
-    modules = ("decision_evaluation", "evaluation", "decisions", *_ENGINE_MODULES.get(engine, ()))
+    modules = (
+        "decisions.evaluation",
+        "engines.evaluation",
+        "tasks.decision_questions",
+        *_ENGINE_MODULES.get(engine, ()),
+    )
     return make("decisions", spec, build, modules=modules, root=root)
 
 
@@ -418,14 +440,14 @@ def swapped(
         root: Folder of the store.
 
     Returns:
-        Folder with ``swapped.parquet``, as :func:`corea.decision_evaluation.swap_reasoning`
+        Folder with ``swapped.parquet``, as :func:`corea.decisions.evaluation.swap_reasoning`
         returns it.
     """
 
     def build(folder: Path) -> None:
-        from corea.decision_evaluation import swap_reasoning
-        from corea.engines import opened_here
-        from corea.evaluation import read_samples
+        from corea.decisions.evaluation import swap_reasoning
+        from corea.engines.evaluation import read_samples
+        from corea.engines.opening import opened_here
 
         with opened_here(engine, model, batch_size=batch_size) as deciding:
             table = swap_reasoning(
@@ -448,7 +470,12 @@ def swapped(
         "seed": seed,
         "engine": engine,
     }
-    modules = ("decision_evaluation", "evaluation", "decisions", *_ENGINE_MODULES.get(engine, ()))
+    modules = (
+        "decisions.evaluation",
+        "engines.evaluation",
+        "tasks.decision_questions",
+        *_ENGINE_MODULES.get(engine, ()),
+    )
     return make("swap", spec, build, modules=modules, root=root)
 
 
@@ -476,10 +503,10 @@ def router(
     """
 
     def build(folder: Path) -> None:
-        from corea.evaluation import read_samples
-        from corea.launch import Job
-        from corea.learned_confidence import prompted_rows
-        from corea.models import load_tokenizer
+        from corea.engines.evaluation import read_samples
+        from corea.engines.models import load_tokenizer
+        from corea.rlcc.learned_confidence import prompted_rows
+        from corea.training.launch import Job
 
         tokenizer = load_tokenizer(base)
         rows = prompted_rows(tokenizer, questions, read_samples(answers))
@@ -492,7 +519,7 @@ def router(
         "settings": asdict(settings),
         **_processes(accelerate),
     }
-    modules = ("learned_confidence", "trainers", "launch")
+    modules = ("rlcc.learned_confidence", "training.trainers", "training.launch")
     return make("router", spec, build, modules=modules, root=root)
 
 
@@ -524,7 +551,7 @@ def count_weights(model: str | Path) -> int:
     """
     from safetensors import safe_open
 
-    from corea.models import model_folder
+    from corea.engines.models import model_folder
 
     total = 0
     for path in sorted(model_folder(model).glob("*.safetensors")):
@@ -539,7 +566,7 @@ def identity(model: str | Path, engine: str = "transformers") -> str:
 
     Args:
         model: Folder or hub name; for a server the name under which it has the model.
-        engine: What answers, one of :data:`corea.engines.ENGINES`.
+        engine: What answers, one of :data:`corea.engines.opening.ENGINES`.
 
     Returns:
         The digest; of a hub's model its name and commit; of a server's, unless its files are in a
@@ -548,7 +575,7 @@ def identity(model: str | Path, engine: str = "transformers") -> str:
     Raises:
         ModelError: If there is no such model.
     """
-    from corea.models import model_folder
+    from corea.engines.models import model_folder
 
     if engine == "server" and not Path(model).is_dir():
         return str(model)

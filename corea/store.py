@@ -178,7 +178,7 @@ def _entry(
     request = {
         "kind": kind,
         "spec": spec,
-        "code": {path.name: digest for path, digest in _code(modules)},
+        "code": {path.as_posix(): digest for path, digest in _code(modules)},
         "packages": {name: version(name) for name in PACKAGES} if modules else {},
     }
     text = json.dumps(request, sort_keys=True, indent=1, allow_nan=False)
@@ -299,7 +299,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
 def _code(modules: Sequence[str]) -> Iterator[tuple[Path, str]]:
     """Source files of the modules and of all of ``corea`` that they import, with digests."""
     package = Path(__file__).parent
-    files = [Path(package.name, f"{name}.py") for name in modules]
+    files = [Path(package.name, *name.split(".")).with_suffix(".py") for name in modules]
     for path in with_imports(files, package.parent):
         tree = ast.parse((package.parent / path).read_text("utf-8"))
         yield path, hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()

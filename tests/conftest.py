@@ -60,9 +60,9 @@ def decider(tmp_path_factory):
     """Folder of a model that reasons about choices and decides, badly."""
     from decide_in_process import OWN
 
-    from corea import microworld
-    from corea.decision_world import build_tokenizer, corpus
-    from corea.trainers import SFTSettings, train_sft
+    from corea.tasks import microworld
+    from corea.tasks.decision_world import build_tokenizer, corpus
+    from corea.training.trainers import SFTSettings, train_sft
 
     folder = tmp_path_factory.mktemp("decider")
     tokenizer = build_tokenizer(OWN)
@@ -126,7 +126,7 @@ def pipeline():
 
     def run(repository, *arguments):
         return subprocess.run(
-            [sys.executable, "-m", "corea.pipeline", *arguments],
+            [sys.executable, "-m", "corea.workflow.pipeline", *arguments],
             cwd=repository,
             capture_output=True,
             text=True,

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from corea import microworld, trainers
-from corea.decision_trainer import DecisionSettings, DecisionTrainer, train_decisions
-from corea.decision_world import DecisionWorld, questions
-from corea.models import load_model
+from corea.decisions.trainer import DecisionSettings, DecisionTrainer, train_decisions
+from corea.engines.models import load_model
+from corea.tasks import microworld
+from corea.tasks.decision_world import DecisionWorld, questions
+from corea.training import trainers
 
 OWN = DecisionWorld(microworld.World(names=12), direct=0.0, mixture=(1.0, 0.0, 0.0, 0.0))
 TRAINING = questions(OWN, "choices", "train", 40)

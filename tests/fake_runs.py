@@ -10,7 +10,7 @@ import pandas as pd
 
 from corea.records import records_from_columns, write_records
 from corea.runs import TrainedModel, write_model
-from corea.suites import MICROWORLD, SUITES
+from corea.tasks.suites import MICROWORLD, SUITES
 
 LEVELS = {"chains": (1, 4), "long_chains": (4, 7), "words": (1, 4), "facts": (1, 3)}
 PARAMETERS = {

@@ -1,4 +1,4 @@
-"""What :mod:`corea.vllm_engine` uses of vLLM, by a model of transformers, one request at a time."""
+"""What :mod:`corea.engines.vllm_engine` uses of vLLM, by a model of transformers, one request at a time."""
 
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from corea import calibration
-from corea.calibration import (
+from corea.metrics import calibration
+from corea.metrics.calibration import (
     area_under_risk_coverage,
     auroc,
     bin_by_confidence,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corea.calibration import bootstrap_interval
-from corea.cascade import (
+from corea.metrics.calibration import bootstrap_interval
+from corea.metrics.cascade import (
     DEFER_ALL,
     area_over_random,
     at_threshold,

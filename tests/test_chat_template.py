@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from corea import chat_template
-from corea.chat_template import TemplateError, render
-from corea.models import ModelError, chat_prompt
+from corea.engines import chat_template
+from corea.engines.chat_template import TemplateError, render
+from corea.engines.models import ModelError, chat_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{{ eos_token }}"
 SPECIAL = {"eos_token": "<end>"}

@@ -76,7 +76,7 @@ def repository(tmp_path_factory, make_repository, write_notebook):
     write_notebook(path / "notebooks/second.ipynb", ("markdown", "# What?"), parameters)
     shutil.copytree(ROOT / "profiles" / "slurm", path / "profiles" / "slurm")
     (path / "profiles/tiny.yaml").write_text(PROFILE)
-    pipeline = path / "corea/pipeline.py"
+    pipeline = path / "corea/workflow/pipeline.py"
     pipeline.write_text(pipeline.read_text("utf-8").replace("if __name__ ==", RENDER), "utf-8")
     return path
 

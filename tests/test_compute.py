@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from corea import compute, microworld
-from corea.compute import DEVICES, GIB, HUB, Draw, Shape, Training
+from corea.tasks import microworld
+from corea.workflow import compute
+from corea.workflow.compute import DEVICES, GIB, HUB, Draw, Shape, Training
 
 H100, CORE = DEVICES["h100"], DEVICES["cpu"]
 SEVEN = HUB["Qwen/Qwen2.5-7B-Instruct"]
@@ -269,7 +270,7 @@ def test_training_time_is_operations_over_what_is_reached():
 
 def test_a_core_takes_what_the_committed_measurements_took():
     """A step of the benchmark: 256 completions of the small model, whose parts were measured."""
-    from corea import speed
+    from corea.book import speed
 
     small = Shape(64, 3, 2, 2, 256, 542, 32, biased=True)
     parts = speed.step_parts(speed.measured("parts"))

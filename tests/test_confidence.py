@@ -10,8 +10,8 @@ from corea.confidence import (
     expectation_on_grid,
     with_signal,
 )
-from corea.parsing import confidence_opening, parse_completion
 from corea.records import RecordsError, validate
+from corea.tasks.parsing import confidence_opening, parse_completion
 
 # --- average probability ----------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from corea import conformance
-from corea.conformance import (
+from corea.book import conformance
+from corea.book.conformance import (
     LIBRARIES,
     METRICS,
     OWN_BIN,
@@ -222,7 +222,7 @@ def test_the_record_is_of_the_pinned_versions() -> None:
     on_file = recorded()
     assert set(on_file["library"]) == set(RECORDED)
     for library, rows in on_file.groupby("library"):
-        assert set(rows["version"]) == {pinned[library]}, "rerun python -m corea.conformance"
+        assert set(rows["version"]) == {pinned[library]}, "rerun python -m corea.book.conformance"
         scored = rows[rows["metric"].isin(METRICS)]
         assert set(scored["vector"]) == {vector.name for vector in vectors()}
         assert len(landings(rows)) == 22
@@ -254,7 +254,7 @@ def test_conventions_are_right_today_and_counted() -> None:
     text = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
     (pinned,) = re.findall(r"^math-verify==(\S+)", text, flags=re.MULTILINE)
     versions = set(conformance.counted()["version"])
-    assert versions == {pinned}, "rerun python -m corea.conformance FOLDER"
+    assert versions == {pinned}, "rerun python -m corea.book.conformance FOLDER"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not beside the clone")

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea.costs import query_cost
+from corea.metrics.costs import query_cost
 
 
 def test_cost_is_input_plus_four_times_output_scaled_by_size():

@@ -12,13 +12,13 @@ pytest.importorskip("trl", reason="making a model needs the extra `train`")
 import fake_vllm  # noqa: E402
 from decide_in_process import OWN  # noqa: E402
 
-from corea.decision_evaluation import OPTIONS, evaluate_decisions, swap_reasoning  # noqa: E402
-from corea.decision_world import questions  # noqa: E402
-from corea.decisions import DecisionQuestion, OptionError, option_ids  # noqa: E402
-from corea.evaluation import EvaluationError, read_samples  # noqa: E402
-from corea.generate import Sampling, TransformersEngine  # noqa: E402
-from corea.models import load_model  # noqa: E402
-from corea.vllm_engine import VLLMEngine  # noqa: E402
+from corea.decisions.evaluation import OPTIONS, evaluate_decisions, swap_reasoning  # noqa: E402
+from corea.engines.evaluation import EvaluationError, read_samples  # noqa: E402
+from corea.engines.generate import Sampling, TransformersEngine  # noqa: E402
+from corea.engines.models import load_model  # noqa: E402
+from corea.engines.vllm_engine import VLLMEngine  # noqa: E402
+from corea.tasks.decision_questions import DecisionQuestion, OptionError, option_ids  # noqa: E402
+from corea.tasks.decision_world import questions  # noqa: E402
 
 ASKED = questions(OWN, "choices", "test", 24) + questions(OWN, "messages", "test", 6)
 SAMPLING = Sampling(1.0, 24, 2, seed=0)
@@ -88,7 +88,7 @@ def test_decisions_are_greedy_though_reasoning_is_not(engine, decided):
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_vllm_decides_as_transformers_does(engine, decider, monkeypatch, tmp_path, reasoning):
     monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module(engine.model))
-    monkeypatch.setattr("corea.vllm_engine.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("corea.engines.vllm_engine.importlib.util.find_spec", lambda name: name)
     greedy, found, swapped = Sampling(0.0, 24), [], []
     for deciding in (engine, VLLMEngine(decider)):
         folder = tmp_path / type(deciding).__name__

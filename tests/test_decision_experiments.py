@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea import decision_experiments as de
-from corea.calibration import expected_calibration_error
-from corea.decisions import LETTERS
-from corea.experiments import intervals
-from corea.published import published_table
-from corea.suites import MICROWORLD
+from corea.book.compare import intervals
+from corea.book.published import published_table
+from corea.decisions import recalibration as de
+from corea.metrics.calibration import expected_calibration_error
+from corea.tasks.decision_questions import LETTERS
+from corea.tasks.suites import MICROWORLD
 
 
 def decisions(dataset="choices", system="GRPO", n=200, *, seed=0, sharpness=1.0, samples=1):

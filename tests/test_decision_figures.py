@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from test_decision_experiments import decisions
 
-from corea import decision_figures as figures
-from corea.decision_experiments import label_curve
+from corea.book import decision_figures as figures
+from corea.decisions.recalibration import label_curve
 
 
 @pytest.fixture(autouse=True)

@@ -18,22 +18,23 @@ from decide_in_process import TRAINING, VALIDATION  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 
-from corea import decision_trainer, trainers  # noqa: E402
-from corea.calibration import auroc, expected_calibration_error  # noqa: E402
-from corea.decision_trainer import (  # noqa: E402
+from corea.decisions import trainer as decision_trainer  # noqa: E402
+from corea.decisions.trainer import (  # noqa: E402
     DECISION_METRICS,
     DecisionSettings,
     DecisionTrainer,
     decision_metrics,
     train_decisions,
 )
-from corea.decisions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
-from corea.generate import (  # noqa: E402
+from corea.engines.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
 )
-from corea.models import load_model  # noqa: E402
-from corea.trainers import TrainingError  # noqa: E402
+from corea.engines.models import load_model  # noqa: E402
+from corea.metrics.calibration import auroc, expected_calibration_error  # noqa: E402
+from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
+from corea.training import trainers  # noqa: E402
+from corea.training.trainers import TrainingError  # noqa: E402
 
 SETTINGS = {
     "group_size": 4, "steps": 4, "batch": 16, "micro_batch": 8, "learning_rate": 3e-3,

@@ -7,8 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from corea import microworld
-from corea.decision_world import (
+from corea.tasks import microworld
+from corea.tasks.decision_questions import (
+    LETTERS,
+    NO_THINKING,
+    VERDICTS,
+    decision_position,
+    option_ids,
+)
+from corea.tasks.decision_world import (
     DATASETS,
     DecisionWorld,
     _digit,
@@ -17,9 +24,8 @@ from corea.decision_world import (
     extend,
     questions,
 )
-from corea.decision_world import sampler_accuracy as known_accuracy
-from corea.decisions import LETTERS, NO_THINKING, VERDICTS, decision_position, option_ids
-from corea.microworld import EOS_ID, SPLITS, World
+from corea.tasks.decision_world import sampler_accuracy as known_accuracy
+from corea.tasks.microworld import EOS_ID, SPLITS, World
 
 OWN = DecisionWorld()
 FEW = DecisionWorld(World(names=12))

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from corea import display, figures
-from corea.calibration import Interval, reliability_curve, risk_coverage_curve
-from corea.cascade import at_threshold, deferral_curve, oracle_confidence, random_deferral
-from corea.provenance import provenance
+from corea.book import display, figures
+from corea.book.provenance import provenance
+from corea.metrics.calibration import Interval, reliability_curve, risk_coverage_curve
+from corea.metrics.cascade import at_threshold, deferral_curve, oracle_confidence, random_deferral
 
 HOSTILE = [
     "<script>window.pwned = 1</script>",

@@ -9,11 +9,11 @@ from chapters import execute
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
-from corea import dynamics, figures, full_run
-from corea.calibration import Interval, auroc, expected_calibration_error
-from corea.pipeline import notebook_parameters
+from corea.book import dynamics, figures, full_run
+from corea.metrics.calibration import Interval, auroc, expected_calibration_error
 from corea.runs import RunError, TrainedModel
-from corea.suites import PAPERS
+from corea.tasks.suites import PAPERS
+from corea.workflow.pipeline import notebook_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"n_questions": 12, "n_samples": 2, "n_steps": 30}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from corea.engines import ENGINES, opened, opened_here
-from corea.models import ModelError
-from corea.server import ServerError
+from corea.engines.models import ModelError
+from corea.engines.opening import ENGINES, opened, opened_here
+from corea.engines.server import ServerError
 
 
 def test_an_engine_that_is_not_there_is_named():

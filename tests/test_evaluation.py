@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea.evaluation import (
+from corea.engines.evaluation import (
     EvaluationError,
     ask_in_parts,
     evaluate,
     read_pooled_states,
     read_samples,
 )
-from corea.generate import Rollout, Sampling
-from corea.questions import Question
+from corea.engines.generate import Rollout, Sampling
 from corea.records import read_records, write_records
 from corea.store import seal
+from corea.tasks.questions import Question
 
 
 class Scripted:
@@ -580,7 +580,7 @@ def test_a_model_can_be_evaluated(tmp_path):
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from corea.generate import TransformersEngine, expected_confidence
+    from corea.engines.generate import TransformersEngine, expected_confidence
 
     letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))

@@ -1,4 +1,4 @@
-"""corea.experiments, and the chapters that are made of it, on made-up runs."""
+"""corea.book.compare, and the chapters that are made of it, on made-up runs."""
 
 import ast
 import json
@@ -11,13 +11,15 @@ import pandas as pd
 import pytest
 from fake_runs import fake_run, fake_runs
 
-from corea import calibration, cascade, experiments, figures, full_run, published, report
-from corea.calibration import bootstrap_interval
-from corea.experiments import CASCADES, Cascade
-from corea.published import LARGE_MODEL
+from corea.book import compare as experiments
+from corea.book import figures, full_run, published
+from corea.book.compare import CASCADES, Cascade
+from corea.book.published import LARGE_MODEL
+from corea.metrics import calibration, cascade, report
+from corea.metrics.calibration import bootstrap_interval
 from corea.records import RecordsError
 from corea.runs import run_records
-from corea.suites import MICROWORLD, PAPERS
+from corea.tasks.suites import MICROWORLD, PAPERS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ("base", "rlvr", "brier", "l1", "large")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from corea import full_run
-from corea.pipeline import PipelineError, load_profile, seal_result
+from corea.book import full_run
+from corea.workflow.pipeline import PipelineError, load_profile, seal_result
 
 TITLE = ("markdown", "# What is this?")
 GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'
@@ -16,14 +16,15 @@ GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'
 def executed(tmp_path, monkeypatch, write_notebook):
     """Function that notes a run as executed, with its tables; three runs are at first.
 
-    ``compare`` and ``alone`` import corea.full_run; ``compare`` reads ``train_l1``.
+    ``compare`` and ``alone`` import corea.book.full_run; ``compare`` reads ``train_l1``.
     """
     monkeypatch.chdir(tmp_path)
     Path("corea/data").mkdir(parents=True)
-    for module in ("full_run.py", "other.py"):
+    Path("corea/book").mkdir()
+    for module in ("book/full_run.py", "other.py"):
         Path("corea", module).touch()
     monkeypatch.setattr(full_run, "FOLDER", tmp_path / "corea" / "data" / "full_run")
-    reads = ("code", "from corea import full_run")
+    reads = ("code", "from corea.book import full_run")
     cell = ("code", GIVEN + "run = ''", "parameters")
     write_notebook(Path("notebooks/compare.ipynb"), TITLE, cell, reads)
     write_notebook(Path("notebooks/alone.ipynb"), TITLE, ("code", GIVEN, "parameters"), reads)
@@ -195,9 +196,9 @@ def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nobody else has that source")
     assert full_run.main(["tiny", "alone", "gone"]) == 1
     assert capsys.readouterr().out == "profile tiny has no run gone\n"
-    Path("corea/full_run.py").unlink()
+    Path("corea/book/full_run.py").unlink()
     assert full_run.main(["tiny"]) == 1
-    assert capsys.readouterr().out == "no notebook of profile tiny imports corea.full_run\n"
+    assert capsys.readouterr().out == "no notebook of profile tiny imports corea.book.full_run\n"
     assert full_run.main(["none"]) == 1
 
 

@@ -13,16 +13,16 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
-from corea import generate as g  # noqa: E402
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
-from corea.generate import (  # noqa: E402
+from corea.engines import generate as g  # noqa: E402
+from corea.engines.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
     candidate_logprobs,
     expected_confidence,
     next_logprobs,
 )
-from corea.models import ModelError, chat_prompt, load_model, load_tokenizer  # noqa: E402
+from corea.engines.models import ModelError, chat_prompt, load_model, load_tokenizer  # noqa: E402
 
 TEXTS = [rf"{a}+{b}: {a}+{b}={a + b}. \boxed{{{a + b}}} \confidence{{0.{a}}}" for a in range(10) for b in range(9)]  # fmt: skip
 PROMPTS = ["3+4:", "1+1:", "3+4: 3+", "2+2: 2+2=4. So", "0"]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from corea import decision_world, jobs, microworld
-from corea.compute import DEVICES, HUB
-from corea.jobs import find_model, read_accelerate, run_jobs
-from corea.pipeline import PipelineError, load_profile, notebook_parameters
-from corea.suites import MICROWORLD, PAPERS
+from corea.tasks import decision_world, microworld
+from corea.tasks.suites import MICROWORLD, PAPERS
+from corea.workflow import jobs
+from corea.workflow.compute import DEVICES, HUB
+from corea.workflow.jobs import find_model, read_accelerate, run_jobs
+from corea.workflow.pipeline import PipelineError, load_profile, notebook_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

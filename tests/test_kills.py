@@ -69,7 +69,7 @@ def repository(tmp_path, make_repository):
     )
     notebook = path / "notebooks/reader.ipynb"
     notebook.write_text(notebook.read_text().replace("size = 3", "of = ''"))
-    pipeline = path / "corea/pipeline.py"
+    pipeline = path / "corea/workflow/pipeline.py"
     pipeline.write_text(pipeline.read_text().replace("if __name__ ==", RENDER, 1))
     return path
 
@@ -78,7 +78,7 @@ def start(repository):
     log = (repository / "said").open("w")
     with log:
         return subprocess.Popen(
-            [sys.executable, "-m", "corea.pipeline", "build", "tiny"],
+            [sys.executable, "-m", "corea.workflow.pipeline", "build", "tiny"],
             cwd=repository, stdout=log, stderr=log,
             env={**os.environ, "COREA_TEST": str(repository)},
         )  # fmt: skip

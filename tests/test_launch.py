@@ -30,11 +30,13 @@ from accelerate.utils.launch import (
 from decide_in_process import TRAINING, VALIDATION
 from safetensors.torch import load_file
 
-from corea import decision_trainer, launch, stages, trainers
-from corea.decision_trainer import DecisionSettings
-from corea.launch import Job
-from corea.questions import Question
-from corea.trainers import GRPOSettings, SFTSettings, TrainingError
+from corea import stages
+from corea.decisions import trainer as decision_trainer
+from corea.decisions.trainer import DecisionSettings
+from corea.tasks.questions import Question
+from corea.training import launch, trainers
+from corea.training.launch import Job
+from corea.training.trainers import GRPOSettings, SFTSettings, TrainingError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
@@ -108,7 +110,14 @@ def environment(path):
     rank = ["--machine_rank", "1", "--main_process_ip", "node1", "--main_process_port", "29500"]
     several = load_config_from_file(str(path)).num_machines > 1
     args = parser.parse_args(
-        ["--config_file", str(path), *(rank if several else []), "-m", "corea.launch", "folder"]
+        [
+            "--config_file",
+            str(path),
+            *(rank if several else []),
+            "-m",
+            "corea.training.launch",
+            "folder",
+        ]
     )
     args, defaults, _ = _validate_launch_command(args)
     if args.use_deepspeed:
@@ -247,7 +256,7 @@ def test_stages_pass_their_jobs_to_the_processes(decider, tmp_path, monkeypatch)
     table = pd.DataFrame(
         {"dataset": "chains", "question_id": ["0", "1", "2"], "system": "SLM", "correct": True}
     )
-    monkeypatch.setattr("corea.evaluation.read_samples", lambda _: table)
+    monkeypatch.setattr("corea.engines.evaluation.read_samples", lambda _: table)
     stages.router(decider, QUESTIONS, tmp_path / "answers", ADAPTED, **own)
     assert [job.task for job, _ in jobs] == ["grpo", "decisions", "sft", "sft"]
     assert {job.base for job, _ in jobs} == {str(decider)}
@@ -260,7 +269,7 @@ def test_stages_pass_their_jobs_to_the_processes(decider, tmp_path, monkeypatch)
 
 
 def stages_tokenizer(folder):
-    from corea.models import load_model
+    from corea.engines.models import load_model
 
     return load_model(folder, device="cpu")
 
@@ -301,7 +310,7 @@ def test_progress_is_passed_on_and_the_rest_is_not(pretend, capfd):
     start(folder)
     assert capfd.readouterr() == ("progress: step 1 of 2\n", "")
     arguments = (folder / "found").read_text()
-    expected = ["--config_file", CPU2, "-m", "corea.launch", "--attached", str(folder)]
+    expected = ["--config_file", CPU2, "-m", "corea.training.launch", "--attached", str(folder)]
     assert arguments == repr(expected)
     assert [path.name for path in folder.iterdir()] == ["found"]  # the job is done
 
@@ -340,7 +349,7 @@ def test_a_process_says_what_went_wrong(tmp_path, capsys):
 
 # as torchrun does: workers in sessions of their own, with the input of whoever started it
 WORKERS = """
-worker = "from corea.launch import _end_with_input as w; import threading, time; " \\
+worker = "from corea.training.launch import _end_with_input as w; import threading, time; " \\
     "threading.Thread(target=w, daemon=True).start(); print('ready', flush=True); time.sleep(60)"
 workers = [
     subprocess.Popen([sys.executable, "-c", worker], start_new_session=True, stdout=subprocess.PIPE)
@@ -388,7 +397,7 @@ def test_a_notebook_that_is_killed_takes_all_processes_with_it(pretend):
     notebook = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys; from dataclasses import make_dataclass; from corea.launch import *; "
+            "import sys; from dataclasses import make_dataclass; from corea.training.launch import *; "
             "start(Job('sft', 'base', make_dataclass('Settings', [])(), []), *sys.argv[1:])",
             *(folder, CPU2),
         ],
@@ -457,7 +466,7 @@ def test_the_slurm_script_starts_the_server_and_the_training_on_their_nodes(slur
     assert "serve Qwen/Qwen2.5-7B-Instruct --host 0.0.0.0 --port 8000" in server
     assert "--logprobs-mode processed_logprobs" in server
     assert any("http://node3:8000/health" in line for line in log if line.startswith("curl"))
-    assert "python -m corea.pipeline execute paper train_l1" in log
+    assert "python -m corea.workflow.pipeline execute paper train_l1" in log
     (training,) = [line for line in log if "--nodelist=node1,node2" in line]
     assert training.startswith("srun --nodes=2 --ntasks=2 ")
     launched = (  # the server writes its line when it gets to it

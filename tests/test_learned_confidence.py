@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea.calibration import auroc
-from corea.cascade import deferral_curve
-from corea.costs import query_cost
-from corea.learned_confidence import (
+from corea.metrics.calibration import auroc
+from corea.metrics.cascade import deferral_curve
+from corea.metrics.costs import query_cost
+from corea.records import pair
+from corea.rlcc.learned_confidence import (
     Probe,
     ProbeSettings,
     route,
@@ -15,9 +16,8 @@ from corea.learned_confidence import (
     train_probe,
     train_router,
 )
-from corea.learned_confidence import _probability as probability
-from corea.questions import ROUTER_INSTRUCTION, Question
-from corea.records import pair
+from corea.rlcc.learned_confidence import _probability as probability
+from corea.tasks.questions import ROUTER_INSTRUCTION, Question
 
 # --- probe --------------------------------------------------------------------------------------
 
@@ -237,8 +237,8 @@ def router(tmp_path_factory):
     pytest.importorskip("trl")
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    from corea.models import load_model
-    from corea.trainers import SFTSettings
+    from corea.engines.models import load_model
+    from corea.training.trainers import SFTSettings
 
     letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))

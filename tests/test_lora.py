@@ -17,16 +17,17 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP  # noqa: E402
 
-from corea import microworld, trainers  # noqa: E402
-from corea.decision_trainer import DecisionSettings, train_decisions  # noqa: E402
-from corea.evaluation import evaluate, read_samples  # noqa: E402
-from corea.generate import (  # noqa: E402
+from corea.decisions.trainer import DecisionSettings, train_decisions  # noqa: E402
+from corea.engines.evaluation import evaluate, read_samples  # noqa: E402
+from corea.engines.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
     open_model,
 )
-from corea.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
-from corea.trainers import GRPOSettings, SFTSettings, TrainingError, merged  # noqa: E402
+from corea.engines.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
+from corea.tasks import microworld  # noqa: E402
+from corea.training import trainers  # noqa: E402
+from corea.training.trainers import GRPOSettings, SFTSettings, TrainingError, merged  # noqa: E402
 
 # peft calls what transformers will rename
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

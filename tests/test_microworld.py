@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from corea.microworld import (
+from corea.tasks.microworld import (
     ARCHITECTURES,
     DATASETS,
     EOS_ID,
@@ -26,9 +26,9 @@ from corea.microworld import (
     questions,
     sampler_accuracy,
 )
-from corea.parsing import parse_completion
-from corea.questions import INSTRUCTION, ROUTER_INSTRUCTION, Question
-from corea.verify import verify_batch
+from corea.tasks.parsing import parse_completion
+from corea.tasks.questions import INSTRUCTION, ROUTER_INSTRUCTION, Question
+from corea.tasks.verify import verify_batch
 
 WORLD = World()
 FEW = World(names=12)  # few enough names for a short corpus to show each of them often
@@ -388,7 +388,7 @@ def test_tokenizer_is_padded_on_the_left_and_survives_saving(tokenizer, rows, tm
 
 def test_tokenizer_is_the_same_in_another_process(tokenizer):
     code = (
-        "import json; from corea.microworld import build_tokenizer; "
+        "import json; from corea.tasks.microworld import build_tokenizer; "
         "print(json.dumps(build_tokenizer().get_vocab(), sort_keys=True))"
     )
     printed = subprocess.run(
@@ -404,8 +404,8 @@ def test_tokenizer_is_the_same_in_another_process(tokenizer):
 
 def test_questions_and_truth_need_no_torch():
     code = (
-        "import sys; from corea.microworld import *; "
-        "from corea.microworld import World, corpus, questions, sampler_accuracy; "
+        "import sys; from corea.tasks.microworld import *; "
+        "from corea.tasks.microworld import World, corpus, questions, sampler_accuracy; "
         "q = questions(World(), 'chains', 'test', 2)[1]; sampler_accuracy(World(), q); "
         "corpus(World(), 5, 0); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'tokenizers')))"

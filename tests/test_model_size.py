@@ -5,10 +5,9 @@ from chapters import execute
 from fake_runs import fake_run
 from scipy import stats
 
-from corea import full_run
-from corea.experiments import BOOTSTRAP
-from corea.microworld import PRESETS, World, build_tokenizer, model_config, new_model
-from corea.model_size import (
+from corea.book import full_run
+from corea.book.compare import BOOTSTRAP
+from corea.book.model_size import (
     POOLED,
     direction,
     learner,
@@ -17,6 +16,7 @@ from corea.model_size import (
     trends,
     verdict,
 )
+from corea.tasks.microworld import PRESETS, World, build_tokenizer, model_config, new_model
 
 SIZES = {"a": 1e4, "b": 1e5, "c": 1e6}
 
@@ -181,7 +181,7 @@ def test_a_perfect_learner_of_a_sure_corpus_is_always_right():
 def test_auroc_of_a_perfect_learner_is_what_its_answers_have():
     from sklearn.metrics import roc_auc_score
 
-    from corea.microworld import questions, sampler_accuracy
+    from corea.tasks.microworld import questions, sampler_accuracy
 
     known = learner(World(), "chains", 200, 0.6)
     right = [sampler_accuracy(World(), q, 0.6) for q in questions(World(), "chains", "test", 200)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corea.pipeline import GIVEN, load_profile, notebook_parameters, table_of_contents
+from corea.workflow.pipeline import GIVEN, load_profile, notebook_parameters, table_of_contents
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

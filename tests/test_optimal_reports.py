@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from corea.optimal_reports import (
+from corea.rlcc.optimal_reports import (
     REWARDS,
     accuracy_distribution,
     expected_reward,
@@ -23,7 +23,7 @@ from corea.optimal_reports import (
     summarize_study,
     worth_of_being_right,
 )
-from corea.rewards import confidence_reward
+from corea.rlcc.rewards import confidence_reward
 
 GRID = np.arange(401) / 400
 SIZES = (2, 4, 8, 16, 32, 64)

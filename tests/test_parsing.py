@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corea.parsing import (
+from corea.tasks.parsing import (
     ParsedCompletion,
     answer_opening,
     confidence_opening,

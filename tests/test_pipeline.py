@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from corea import pipeline as p
-from corea.pipeline import PipelineError, load_profile
+from corea.workflow import pipeline as p
+from corea.workflow.pipeline import PipelineError, load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -512,7 +512,7 @@ def test_no_module_that_a_chapter_loads_is_missed(monkeypatch, loaded, name):
     notebook = Path("notebooks", f"{name}.ipynb")
     found = {".".join(path.with_suffix("").parts) for path in p.imported_modules(notebook)}
     found |= {name.removesuffix(".__init__") for name in found}
-    assert "corea.display" in found
+    assert "corea.book.display" in found
     assert set(loaded[name]) <= found
 
 
@@ -537,7 +537,8 @@ def test_inputs_of_a_run(repository):
 
 
 @pytest.mark.parametrize(
-    ("source", "counts"), [("from corea import full_run", True), ("import corea.display", False)]
+    ("source", "counts"),
+    [("from corea.book import full_run", True), ("import corea.book.display", False)],
 )
 def test_published_full_run_counts_for_those_who_read_it(
     repository, write_notebook, source, counts
@@ -801,7 +802,7 @@ def test_interrupted_run_keeps_what_there_is(repository, write_notebook, number)
     slow = "import os, time\nfrom pathlib import Path\nPath('kernel').write_text(f'{os.getpid()}.')"
     tiny_run([("code", "print('kept')"), ("code", slow + "\ntime.sleep(60)")], write_notebook)
     process = subprocess.Popen(
-        [sys.executable, "-m", "corea.pipeline", "execute", "tiny", "first"],
+        [sys.executable, "-m", "corea.workflow.pipeline", "execute", "tiny", "first"],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -854,7 +855,8 @@ def test_private_text(tmp_path, monkeypatch, write_notebook, text, found):
 def built(tmp_path_factory, make_repository, pipeline):
     """A repository whose book is built; tests undo what they change."""
     path = tmp_path_factory.mktemp("built")
-    first = [("code", "from corea import display\ndisplay.reading('It is {size}.', size=size)")]
+    source = "from corea.book import display\ndisplay.reading('It is {size}.', size=size)"
+    first = [("code", source)]
     make_repository(path, {"first": first, "second": []})
     result = pipeline(path, "build", "tiny")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -879,8 +881,8 @@ def to_do(repository):
     ("file", "made_again"),
     [
         (None, set()),
-        ("corea/display.py", {"first", "index"}),
-        ("corea/cascade.py", set()),
+        ("corea/book/display.py", {"first", "index"}),
+        ("corea/metrics/cascade.py", set()),
         ("corea/data/numbers.csv", {"first", "second", "index"}),
         ("notebooks/second.ipynb", {"second", "index"}),
         ("profiles/tiny.yaml", {"first", "index"}),
@@ -972,7 +974,7 @@ time.sleep(0.3)
 Path(output_dir, "when.csv").write_text(f"{began} {time.time()}");"""
 READ = """\
 from pathlib import Path
-from corea import display, full_run
+from corea.book import display, full_run
 total = sum(int(Path(run, "seed.csv").read_text()) for run in runs)
 display.reading("Together {total}.", total=total)"""
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corea import published
+from corea.book import published
 
 TOKENS = "SLM input tokens per question"
 

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from chapters import execute
 
-from corea import adapters, report
-from corea.calibration import brier_score, expected_calibration_error
-from corea.cascade import operating_point
+from corea import adapters
+from corea.metrics import report
+from corea.metrics.calibration import brier_score, expected_calibration_error
+from corea.metrics.cascade import operating_point
 from corea.records import RecordsError, select
 
 

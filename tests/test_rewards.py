@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from corea import rewards
-from corea.parsing import parse_completion
-from corea.rewards import (
+from corea.rlcc import rewards
+from corea.rlcc.rewards import (
     CONFIDENCE_REWARDS,
     WORST,
     brier,
@@ -26,6 +25,7 @@ from corea.rewards import (
     sample_kl,
     sample_l1,
 )
+from corea.tasks.parsing import parse_completion
 
 NAN = float("nan")
 GRID = np.linspace(0, 1, 2001)

@@ -17,7 +17,7 @@ MODEL = TrainedModel(
 
 
 def samples(**changes):
-    """Three answers as corea.evaluation.read_samples returns them."""
+    """Three answers as corea.engines.evaluation.read_samples returns them."""
     table = {
         "dataset": ["chains", "chains", "facts"],
         "question_id": ["0", "0", "0"],

@@ -20,11 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corea import stages
-from corea.engines import opened
-from corea.evaluation import evaluate, read_samples
-from corea.generate import Sampling
-from corea.questions import Question
-from corea.server import ServerEngine, ServerError, _parsed, _read, _Refused, _Secrets, _split
+from corea.engines.evaluation import evaluate, read_samples
+from corea.engines.generate import Sampling
+from corea.engines.opening import opened
+from corea.engines.server import (
+    ServerEngine,
+    ServerError,
+    _parsed,
+    _read,
+    _Refused,
+    _Secrets,
+    _split,
+)
+from corea.tasks.questions import Question
 
 SAMPLING = Sampling(0.6, 20, n_samples=2, seed=3)
 
@@ -597,8 +605,8 @@ def key(monkeypatch):
 
 def test_each_answer_is_one_row_and_the_key_is_nowhere(serve, key, tmp_path, monkeypatch, caplog):
     """All of ANSWERS in one evaluation: each decides its own row, and within its time."""
-    monkeypatch.setattr("corea.server.MAX_BODY", LARGEST)
-    monkeypatch.setattr("corea.server.MAX_BRACKETS", 2**15)
+    monkeypatch.setattr("corea.engines.server.MAX_BODY", LARGEST)
+    monkeypatch.setattr("corea.engines.server.MAX_BRACKETS", 2**15)
     names = list(ANSWERS)
     assert len(names) >= 48
 
@@ -696,7 +704,7 @@ def test_what_is_given_up_does_not_say_the_key(serve, key):
     ],
 )
 def test_a_list_of_models_is_read_within_limits(serve, key, monkeypatch, answer, outcome):
-    monkeypatch.setattr("corea.server.MAX_BODY", 10**5 if outcome == [] else 1000)
+    monkeypatch.setattr("corea.engines.server.MAX_BODY", 10**5 if outcome == [] else 1000)
     server = serve()
     server.listed = answer
     engine = server.engine(timeout=0.3)

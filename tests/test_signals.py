@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from fake_runs import fake_run
 
-from corea import signals
-from corea.calibration import auroc
+from corea.decisions import signals
+from corea.metrics.calibration import auroc
 from corea.runs import RunError, run_records
 
 
@@ -94,7 +94,7 @@ def test_records_are_joined_with_their_completions_only(tmp_path):
 
 def test_the_decision_token_is_the_answer_in_its_box():
     torch = pytest.importorskip("torch")
-    from corea import microworld
+    from corea.tasks import microworld
 
     tokenizer = microworld.build_tokenizer()
     model = microworld.new_model(microworld.model_config("qwen2", 32, 1, 1, len(tokenizer)), 0)

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea import speed
-from corea.speed import measured, overhead, step_parts, token_rates
+from corea.book import speed
+from corea.book.speed import measured, overhead, step_parts, token_rates
 
 
 def timed(ratios, *, slow=1.0):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from corea import microworld, stages
-from corea.evaluation import read_samples
-from corea.generate import Sampling
-from corea.models import ModelError
-from corea.trainers import GRPOSettings, SFTSettings
+from corea import stages
+from corea.engines.evaluation import read_samples
+from corea.engines.generate import Sampling
+from corea.engines.models import ModelError
+from corea.tasks import microworld
+from corea.training.trainers import GRPOSettings, SFTSettings
 
 WORLD = microworld.World(names=12)
 SETTINGS = SFTSettings(steps=2, batch=4, micro_batch=4, checkpoint_every=2)

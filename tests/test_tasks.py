@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from corea import tasks
-from corea.decisions import LETTERS
-from corea.tasks import TaskError, load_decisions, load_questions
-from corea.verify import verify_batch
+from corea.tasks import papers as tasks
+from corea.tasks.decision_questions import LETTERS
+from corea.tasks.papers import TaskError, load_decisions, load_questions
+from corea.tasks.verify import verify_batch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -21,10 +21,12 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import PreTrainedTokenizerFast, PrinterCallback  # noqa: E402
 from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
-from corea import calibration, rewards, trainers  # noqa: E402
-from corea.parsing import parse_completion  # noqa: E402
+from corea.metrics import calibration  # noqa: E402
+from corea.rlcc import rewards  # noqa: E402
 from corea.store import seal  # noqa: E402
-from corea.trainers import (  # noqa: E402
+from corea.tasks.parsing import parse_completion  # noqa: E402
+from corea.training import trainers  # noqa: E402
+from corea.training.trainers import (  # noqa: E402
     COMPONENTS,
     GRPOSettings,
     SFTSettings,

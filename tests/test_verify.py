@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verdict_pairs import DIFFERENT, EQUAL
 
-from corea import verify
-from corea.verify import verify_batch
+from corea.tasks import verify
+from corea.tasks.verify import verify_batch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 TOWER = "9^{9^{9^{9}}}"
@@ -231,7 +231,7 @@ def test_hostile_answers_are_not_decided_and_leave_the_rest_alone(caplog):
     answers = [a for hostile in HOSTILE for a in (hostile, *fine)]
     golds = ["12", "0.5", "6", "1+x"] * len(HOSTILE)
     start = time.perf_counter()
-    with caplog.at_level(logging.WARNING, logger="corea.verify"):
+    with caplog.at_level(logging.WARNING, logger="corea.tasks.verify"):
         verdicts = verify_batch(answers, golds, "math", timeout=0.5, workers=2)
     assert verdicts == [None, True, False, True] * len(HOSTILE)
     # 6 at half a second, on a machine that may be 20 times slower than it is when idle
@@ -387,7 +387,7 @@ def test_it_works_in_threads_and_from_several_at_once():
 
 SCRIPT = """
     import os, sys, threading
-    from corea.verify import verify_batch
+    from corea.tasks.verify import verify_batch
 
     answers, golds = ["1/2", "9^{9^{9^{9}}}", "x"], ["0.5", "12", "y"]
     print(verify_batch(answers, golds, "math", timeout=0.3))
@@ -397,7 +397,7 @@ SCRIPT = """
     print(verify_batch(answers, golds, "math", timeout=0.3))
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     print(verify_batch(answers, golds, "math", timeout=0.3))
-    from corea import verify
+    from corea.tasks import verify
     print("serving", verify._helper.pid)
 """
 
@@ -425,7 +425,9 @@ def test_a_script_without_a_main_guard_works_and_leaves_no_process(how, tmp_path
 
 def test_a_notebook_kernel_can_call_it():
     # the kernel's own thread runs an event loop, and __main__ has no file
-    code = "from corea.verify import verify_batch; print(verify_batch(['1/2'], ['0.5'], 'math'))"
+    code = (
+        "from corea.tasks.verify import verify_batch; print(verify_batch(['1/2'], ['0.5'], 'math'))"
+    )
     pytest.importorskip("ipykernel")
     from jupyter_client.manager import start_new_kernel
 

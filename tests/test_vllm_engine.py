@@ -15,14 +15,14 @@ import fake_vllm  # noqa: E402
 from test_generate import PROMPTS, make_model, make_tokenizer, taught  # noqa: E402
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
-from corea.generate import (  # noqa: E402
+from corea.engines.generate import (  # noqa: E402
     Sampling,
     TransformersEngine,
     candidate_logprobs,
     next_logprobs,
 )
-from corea.models import ModelError, load_model  # noqa: E402
-from corea.vllm_engine import VLLMEngine  # noqa: E402
+from corea.engines.models import ModelError, load_model  # noqa: E402
+from corea.engines.vllm_engine import VLLMEngine  # noqa: E402
 
 TEMPLATE = "{% for said in messages %}<u>{{ said['content'] }}<a>{% endfor %}"
 
@@ -48,7 +48,7 @@ def fake(loaded, monkeypatch):
     """The module that is imported as vllm."""
     module = fake_vllm.module(loaded[0])
     monkeypatch.setitem(sys.modules, "vllm", module)
-    found = "corea.vllm_engine.importlib.util.find_spec"
+    found = "corea.engines.vllm_engine.importlib.util.find_spec"
     monkeypatch.setattr(found, lambda name: name == "vllm" or None)
     return module
 
@@ -246,7 +246,7 @@ def test_a_vllm_that_does_not_start_says_why(fake, folder):
 
 
 def test_without_vllm_it_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setattr("corea.vllm_engine.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("corea.engines.vllm_engine.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="vLLM is not installed.*environment.yml.*make test-vllm"):
         VLLMEngine(folder, chat=False)
 

@@ -9,7 +9,7 @@ standard input (JSON), forks its processes, and answers with a line when they ha
   and ``.err``;
 - ``kill``: a marker of :func:`mark_events`, which of its occurrences, and the seconds after it;
 - ``at``: a marker at which a process kills itself, at once;
-- ``constants``: values of ``corea.trainers`` that are set;
+- ``constants``: values of ``corea.training.trainers`` that are set;
 - ``spoil``: a rank and a step at which its loss is not a number;
 - ``slow``: a rank that takes its time to save;
 - ``record``: whether every call for rewards and the final weights are written down.
@@ -31,8 +31,9 @@ import numpy as np
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from corea import microworld, trainers
-from corea.questions import Question
+from corea.tasks import microworld
+from corea.tasks.questions import Question
+from corea.training import trainers
 
 PAIRS = [(a, b) for a in range(10) for b in range(10)]
 QUESTIONS = [

@@ -5,9 +5,9 @@ import os
 import pytest
 import tiny
 
-from corea.generate import TransformersEngine
-from corea.models import load_model
-from corea.vllm_engine import VLLMEngine
+from corea.engines.generate import TransformersEngine
+from corea.engines.models import load_model
+from corea.engines.vllm_engine import VLLMEngine
 
 os.environ |= tiny.ENVIRONMENT
 

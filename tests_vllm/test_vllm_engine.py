@@ -9,7 +9,7 @@ import pytest
 from tiny import PROMPTS
 
 from corea.confidence import CONFIDENCE_GRID
-from corea.generate import Sampling, next_logprobs
+from corea.engines.generate import Sampling, next_logprobs
 
 pytestmark = pytest.mark.timeout(900)
 

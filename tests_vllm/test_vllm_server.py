@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from tiny import PROMPTS, TEXTS
 
-from corea.evaluation import evaluate, read_samples
-from corea.generate import Sampling
-from corea.questions import Question
-from corea.server import ServerEngine, ServerError
+from corea.engines.evaluation import evaluate, read_samples
+from corea.engines.generate import Sampling
+from corea.engines.server import ServerEngine, ServerError
+from corea.tasks.questions import Question
 
 pytestmark = pytest.mark.timeout(900)
 

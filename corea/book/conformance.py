@@ -1,0 +1,675 @@
+r"""Conformance: the same vectors through this package and the field's libraries.
+
+Fixed vectors go through every library that has the metric; confidences on the edges of ten
+bins are probed from outside, so that what a library *does* with an edge is measured and not
+read off its documentation. Differences between ECEs can then be recomputed from the probed
+bins alone (:func:`explain`): an explanation that does not give the library's number is wrong.
+
+torchmetrics and netcal need torch, which the book does not install. Their results are in
+``data/conformance.csv``, with the versions that gave them; with the ``test`` extra installed
+
+    python -m corea.book.conformance
+
+writes that file again. Everything else runs live.
+
+Verdicts on answers are math-verify's but for the deviations of :mod:`corea.tasks.verify`.
+:data:`CONVENTIONS` are what stays as it has them; how many answers of real question sets each
+touches is in ``data/conformance_verdicts.csv``, since the sets are not shipped. With their files
+in FOLDER,
+
+    python -m corea.book.conformance FOLDER
+
+writes it again.
+
+One rule has no library: ``np.digitize`` on ``np.linspace`` edges, as RLCR's evaluation bins.
+It is restated here under that name. LM-Polygraph needs no restating: its edges are closed on
+the right, like scikit-learn's, but it has 20 bins.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from corea.metrics import calibration
+from corea.tasks.papers import load_questions
+from corea.tasks.verify import verify_batch
+
+N_BINS = 10
+LIBRARIES = ("corea", "scikit-learn", "relplot", "np.digitize", "torchmetrics", "netcal")
+RECORDED = ("torchmetrics", "netcal")
+"""Libraries that need torch: their results are recorded."""
+METRICS = ("ECE", "ECE, equal mass", "maximum error", "Brier score", "AUROC", "smooth ECE")
+OWN_BIN = N_BINS + 1
+"""Stands for a bin beyond the last, of which no confidence below 1 has a share."""
+
+_RECORDS = Path(__file__).parents[1] / "data" / "conformance.csv"
+_VERDICTS = Path(__file__).parents[1] / "data" / "conformance_verdicts.csv"
+_SETS = ("math500", "olympiadbench", "gsm8k")
+
+Metric = Callable[[NDArray[Any], NDArray[np.int64]], float]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Answers that every library scores.
+
+    Attributes:
+        name: What it is called in tables.
+        confidence: In [0, 1], float32 or float64, shape (n,).
+        correct: 0 or 1, shape (n,).
+        tests: What it is there to show.
+    """
+
+    name: str
+    confidence: NDArray[Any]
+    correct: NDArray[np.int64]
+    tests: str
+
+
+def vectors() -> list[Vector]:
+    """The fixed vectors, small ones first.
+
+    Example:
+        >>> [vector.name for vector in vectors()][:2]
+        ['issue 3510', 'one answer']
+    """
+    random = np.random.default_rng(20260321)
+    twentieths = np.arange(21) / 20
+    thirds = np.arange(21) % 3 == 0
+    answers = {0.5: (5, 4), 0.7: (10, 5), 0.8: (15, 9), 0.9: (40, 34), 0.95: (20, 20), 1.0: (9, 9)}
+    stated = np.repeat(list(answers), [n for n, _ in answers.values()])
+    right = np.concatenate([np.arange(n) < k for n, k in answers.values()])
+    uniform = random.random(1000)
+    correct = random.random(1000) < uniform**2
+    high = np.round(random.uniform(0.9, 1.0, 1000), 2)
+    rows = [
+        ("issue 3510", [0.95, 1.0], [1, 0], "torchmetrics issue 3510: 1.0 beside 0.95"),
+        ("one answer", [0.7], [1], "the smallest input, on an edge, one class"),
+        ("all right", [0.2, 0.9], [1, 1], "one class: AUROC is undefined"),
+        ("all ones", [1.0] * 10, [1] * 7 + [0] * 3, "what an overconfident model states"),
+        ("0.1 + 0.2", [0.1 + 0.2, 0.25, 0.35], [1, 0, 0], "a computed 0.3, one bit above it"),
+        ("edges", twentieths, thirds, "every edge of ten bins and every middle"),
+        ("edges, float32", twentieths.astype(np.float32), thirds, "the same in float32"),
+        ("stated", stated, right, "few distinct values, many ties, as models state them"),
+        ("stated, float32", stated.astype(np.float32), right, "the same in float32"),
+        ("23 distinct", uniform[:23], correct[:23], "not divisible by the number of bins"),
+        ("imbalance", high, np.arange(1000) >= 3, "3 of 1,000 wrong, confidences 0.90 to 1.00"),
+        ("random", uniform, correct, "1,000 distinct confidences, none near an edge"),
+        ("random, float32", uniform.astype(np.float32), correct, "the same in float32"),
+    ]  # fmt: skip
+    return [
+        Vector(name, np.asarray(confidence), np.asarray(truth).astype(np.int64), tests)
+        for name, confidence, truth, tests in rows
+    ]
+
+
+def metrics_of(library: str) -> dict[str, Metric]:
+    """What a library has of :data:`METRICS`, with ten bins where it bins.
+
+    Args:
+        library: One of :data:`LIBRARIES`.
+
+    Returns:
+        Name of the metric to a function of (confidence, correct).
+
+    Raises:
+        ImportError: If the library is not installed.
+        ValueError: If it is not one of :data:`LIBRARIES`.
+    """
+    match library:
+        case "corea":
+            return {
+                "ECE": calibration.expected_calibration_error,
+                "ECE, equal mass": lambda c, y: calibration.expected_calibration_error(
+                    c, y, binning="equal_mass"
+                ),
+                "maximum error": calibration.maximum_calibration_error,
+                "Brier score": calibration.brier_score,
+                "AUROC": calibration.auroc,
+                "smooth ECE": calibration.smooth_ece,
+            }
+        case "scikit-learn":
+            return _scikit_learn()
+        case "relplot":
+            from relplot import smECE
+            from relplot.metrics import binnedECE
+
+            return {"ECE": lambda c, y: float(binnedECE(c, y, N_BINS)), "smooth ECE": smECE}
+        case "np.digitize":
+            edges = np.linspace(0, 1, N_BINS + 1)
+            return {"ECE": lambda c, y: _error_in_bins(c, y, np.digitize(c, edges[1:-1]))}
+        case "torchmetrics":
+            return _torchmetrics()
+        case "netcal":
+            from netcal.metrics import ECE, MCE
+
+            equal_mass = ECE(bins=N_BINS, equal_intervals=False)
+            return {
+                "ECE": ECE(bins=N_BINS).measure,
+                "ECE, equal mass": equal_mass.measure,
+                "maximum error": MCE(bins=N_BINS).measure,
+            }
+    raise ValueError(f"library is {library!r}; expected one of {', '.join(LIBRARIES)}")
+
+
+def _scikit_learn() -> dict[str, Metric]:
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss, roc_auc_score
+
+    def maximum_error(confidence: NDArray[Any], correct: NDArray[np.int64]) -> float:
+        accuracy, mean = calibration_curve(correct, confidence, n_bins=N_BINS)
+        return float(np.abs(accuracy - mean).max())
+
+    return {
+        "maximum error": maximum_error,
+        "Brier score": lambda c, y: brier_score_loss(y, c),
+        "AUROC": lambda c, y: roc_auc_score(y, c),
+    }
+
+
+def _torchmetrics() -> dict[str, Metric]:
+    import torch
+    from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+
+    def on_tensors(metric: Callable[..., Any], **options: Any) -> Metric:
+        return lambda c, y: float(metric(torch.tensor(c), torch.tensor(y), **options))
+
+    return {
+        "ECE": on_tensors(binary_calibration_error, n_bins=N_BINS, norm="l1"),
+        "maximum error": on_tensors(binary_calibration_error, n_bins=N_BINS, norm="max"),
+        "AUROC": on_tensors(binary_auroc),
+    }
+
+
+def _error_in_bins(
+    confidence: NDArray[Any], correct: NDArray[np.int64], part: NDArray[np.intp]
+) -> float:
+    gaps = np.bincount(part, correct - confidence.astype(np.float64))
+    return float(np.abs(gaps).sum() / len(part))
+
+
+def run(library: str) -> pd.DataFrame:
+    """Score every vector with a library, and probe where it puts the edges of ten bins.
+
+    Args:
+        library: One of :data:`LIBRARIES`.
+
+    Returns:
+        One row per vector and metric the library has: ``library, version, vector, metric,
+        value, note``. A metric that raised has no value, and its note is the error; a
+        warning is noted too. Where the library bins, the metrics ``counted in bin`` and
+        ``averaged in bin`` have a row per tenth and dtype ("0.3 float32").
+
+    Raises:
+        ImportError: If the library is not installed.
+        ValueError: If it is not one of :data:`LIBRARIES`.
+
+    Example:
+        >>> table = run("corea")
+        >>> row = table[(table["vector"] == "issue 3510") & (table["metric"] == "ECE")]
+        >>> round(float(row["value"].iloc[0]), 3)  # |1/2 - 0.975|
+        0.475
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what importing says is not a result
+        metrics = metrics_of(library)
+    rows = [
+        (vector.name, name, *_scored(metrics[name], vector.confidence, vector.correct))
+        for vector in vectors()
+        for name in METRICS
+        if name in metrics
+    ]
+    for dtype in (np.float32, np.float64):
+        for tenth in range(N_BINS + 1):
+            landing = _landing(metrics, tenth, dtype)
+            name = f"{tenth / 10:.1f} {dtype.__name__}"
+            rows += [
+                (name, f"{what} in bin", float(part), "" if part <= N_BINS else "a bin of its own")
+                for what, part in zip(("counted", "averaged"), landing, strict=True)
+            ]
+    table = pd.DataFrame(rows, columns=["vector", "metric", "value", "note"])
+    table.insert(0, "library", library)
+    table.insert(1, "version", _version(library))
+    return table
+
+
+def _version(library: str) -> str:
+    return version("numpy" if library.startswith("np.") else library)
+
+
+def _scored(
+    metric: Metric, confidence: NDArray[Any], correct: NDArray[np.int64]
+) -> tuple[float, str]:
+    """A metric's value and what it said; an error is a result too."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            value = float(metric(confidence, correct))
+        except Exception as error:
+            return np.nan, _first_line(error)
+    return value, _first_line(caught[0].message) if caught else ""
+
+
+def _first_line(said: Warning | str | Exception) -> str:
+    return f"{type(said).__name__}: {said}".splitlines()[0]
+
+
+def _landing(metrics: Mapping[str, Metric], tenth: int, dtype: type) -> tuple[int, int]:
+    r"""The bins a library counts and averages a confidence in, found from outside.
+
+    A wrong answer at confidence c meets a right one in the middle m of each bin in turn
+    (correctness the other way round at c = 0). With gaps c and g = 1 - m, ECE is
+    (c + g)/2 in different bins and \|c - g\|/2 in the same. A library that bins twice,
+    once to count and once to average, may lose the gap of c: then ECE is g where both are
+    counted together, \|c - g\|/4 where both are averaged together, and g/2 elsewhere. No
+    two of these coincide for tenths c and odd twentieths g. scikit-learn has a maximum
+    error only: max(c, g) in different bins.
+    """
+    wrong = int(tenth == 0)
+    confidence = dtype(f"{tenth / 10}")
+    metric = metrics.get("ECE", metrics.get("maximum error"))
+    assert metric is not None
+    gap = abs(wrong - tenth / 10)
+    alone = metric(np.array([confidence]), np.array([wrong]))
+    lost = abs(alone - gap) > 1e-3
+    counted = averaged = OWN_BIN
+    for part in range(1, N_BINS + 1):
+        middle = (2 * part - 1) / 20
+        other = abs(1 - wrong - middle)
+        pair = np.array([confidence, dtype(middle)])
+        value = metric(pair, np.array([wrong, 1 - wrong]))
+        together = abs(gap - other) / 2
+        if abs(value - (other if lost else together)) < 1e-3:
+            counted = part
+        if abs(value - (together / 2 if lost else together)) < 1e-3:
+            averaged = part
+    return counted, averaged
+
+
+def recorded() -> pd.DataFrame:
+    """The committed results of :data:`RECORDED`, as :func:`run` gives them."""
+    return pd.read_csv(
+        _RECORDS, keep_default_na=False, na_values={"value": [""]}, dtype={"version": str}
+    )
+
+
+def results() -> pd.DataFrame:
+    """Every library's results: recorded for those that need torch, else live.
+
+    Recorded even where torch is installed, so that a page is the same everywhere; the
+    tests compare what is recorded with what the libraries say.
+
+    Returns:
+        The tables of :func:`run`, with a column ``source``: "live" or "recorded".
+
+    Raises:
+        ImportError: If a library that is not in :data:`RECORDED` is not installed.
+    """
+    live = [run(name).assign(source="live") for name in LIBRARIES if name not in RECORDED]
+    return pd.concat([*live, recorded().assign(source="recorded")], ignore_index=True)
+
+
+def landings(table: pd.DataFrame) -> pd.DataFrame:
+    """Where each library puts the edges of ten bins.
+
+    Args:
+        table: From :func:`results` or :func:`run`.
+
+    Returns:
+        One row per library, dtype and confidence: ``library, dtype, confidence, counted,
+        averaged``, bins from 1; :data:`OWN_BIN` is a bin beyond the last.
+    """
+    probes = table[table["metric"].isin(["counted in bin", "averaged in bin"])]
+    wide = probes.pivot_table(
+        index=["library", "vector"], columns="metric", values="value", sort=False
+    ).reset_index()
+    name = wide["vector"].str.split(" ")
+    return pd.DataFrame(
+        {
+            "library": wide["library"],
+            "dtype": name.str[1],
+            "confidence": name.str[0].astype(float),
+            "counted": wide["counted in bin"].astype(int),
+            "averaged": wide["averaged in bin"].astype(int),
+        }
+    )
+
+
+def edge_table(edges: pd.DataFrame) -> pd.DataFrame:
+    """Lay landings out for reading: a row a dtype and confidence, a column a library.
+
+    Args:
+        edges: From :func:`landings`.
+
+    Returns:
+        Text: the bin; "own" for a bin beyond the last; "7 and 8" where a confidence is
+        counted in one bin and averaged in another.
+    """
+    counted, averaged = (
+        edges[what].astype(str).replace(str(OWN_BIN), "own") for what in ("counted", "averaged")
+    )
+    said = counted.where(counted == averaged, counted + " and " + averaged)
+    wide = edges.assign(bin=said).pivot(
+        index=["dtype", "confidence"], columns="library", values="bin"
+    )
+    return wide[list(dict.fromkeys(edges["library"]))]
+
+
+def side_by_side(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric laid out for reading: a row a vector, a column a library.
+
+    Args:
+        table: From :func:`results`.
+        metric: One of :data:`METRICS`.
+
+    Returns:
+        Values, indexed by vector name, for the libraries that have the metric.
+    """
+    rows = table[table["metric"] == metric]
+    wide = rows.pivot(index="vector", columns="library", values="value")
+    order = list(dict.fromkeys(rows["vector"])), list(dict.fromkeys(rows["library"]))
+    return wide.loc[order[0], order[1]]
+
+
+def differences(table: pd.DataFrame, tolerance: float = 1e-6) -> pd.DataFrame:
+    """Every value that is not ours.
+
+    Args:
+        table: From :func:`results`.
+        tolerance: Largest distance that is no difference; both undefined is none either.
+
+    Returns:
+        One row per metric, vector and library: ``metric, vector, library, value, corea,
+        note``, sorted by metric.
+    """
+    scores = table[table["metric"].isin(METRICS)]
+    ours = scores[scores["library"] == "corea"].set_index(["metric", "vector"])["value"]
+    both = scores[scores["library"] != "corea"].join(ours.rename("corea"), on=["metric", "vector"])
+    same = np.isclose(both["value"], both["corea"], rtol=0, atol=tolerance, equal_nan=True)
+    columns = ["metric", "vector", "library", "value", "corea", "note"]
+    return both.loc[~same, columns].sort_values("metric", kind="stable", ignore_index=True)
+
+
+def error_in_bins_of(confidence: ArrayLike, correct: ArrayLike, edges: pd.DataFrame) -> float:
+    r"""ECE with ten bins whose edges belong where a library puts them.
+
+    With the bins that the library counts and averages a confidence in, a bin's gap
+    :math:`g_m` is the mean of :math:`y_i - c_i` over the rows averaged in it, 0 if there
+    are none:
+
+    .. math:: \frac{1}{n}\sum_m |\{i: i \text{ is counted in } m\}| \cdot |g_m|
+
+    Only exact tenths are taken from ``edges``; others are in the bin around them.
+
+    Args:
+        confidence: In [0, 1], shape (n,).
+        correct: Boolean or 0/1, shape (n,).
+        edges: The rows of :func:`landings` of one library and the dtype of ``confidence``.
+
+    Returns:
+        The error, in [0, 1].
+
+    Example:
+        >>> edges = landings(run("np.digitize")).query("dtype == 'float64'")
+        >>> error_in_bins_of([0.9, 0.95], [0, 1], edges)  # |(-0.9 + 0.05) / 2|, one bin
+        0.425
+    """
+    stated = np.asarray(confidence)
+    tenth = np.rint(stated * N_BINS).astype(np.intp)
+    on_edge = stated == (tenth / N_BINS).astype(stated.dtype)
+    inside = np.ceil(stated.astype(np.float64) * N_BINS).astype(np.intp)
+    ordered = edges.sort_values("confidence")
+    counted, averaged = (
+        np.where(on_edge, ordered[what].to_numpy()[tenth], inside)
+        for what in ("counted", "averaged")
+    )
+    residual = np.asarray(correct) - stated.astype(np.float64)
+    size = np.bincount(averaged, minlength=OWN_BIN + 1)
+    gap = np.bincount(averaged, residual, OWN_BIN + 1) / np.maximum(size, 1)
+    return float(np.bincount(counted, minlength=OWN_BIN + 1) @ np.abs(gap) / len(stated))
+
+
+def errors_of_records(table: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
+    """ECE of real records with edges where each library puts them.
+
+    Args:
+        table: Records, of which those with a confidence count.
+        edges: From :func:`landings`, with rows for the confidences' dtype.
+
+    Returns:
+        One row per dataset and system: ``dataset, system, on_edge`` (share of confidences
+        that are tenths), and a column per library by :func:`error_in_bins_of`.
+    """
+    stated = table.dropna(subset="confidence")
+    same_dtype = edges[edges["dtype"] == stated["confidence"].dtype.name]
+    rules = list(same_dtype.groupby("library", sort=False))
+    rows = []
+    for (dataset, system), answers in stated.groupby(["dataset", "system"], sort=False):
+        confidence, correct = answers["confidence"].to_numpy(), answers["correct"].to_numpy()
+        on_edge = np.isin(confidence, (np.arange(N_BINS + 1) / N_BINS).astype(confidence.dtype))
+        errors = {name: error_in_bins_of(confidence, correct, rule) for name, rule in rules}
+        rows.append({"dataset": dataset, "system": system, "on_edge": on_edge.mean()} | errors)
+    return pd.DataFrame(rows)
+
+
+def explain(table: pd.DataFrame) -> pd.DataFrame:
+    """Recompute each library's ECE from nothing but where it puts the edges.
+
+    Args:
+        table: From :func:`results`.
+
+    Returns:
+        One row per library and vector, but for the computed 0.3, which is no tenth:
+        ``library, vector, corea, value`` (the library's ECE), ``from_bins`` (by
+        :func:`error_in_bins_of`) and ``unexplained``, the distance of the last two.
+    """
+    edges = dict(list(landings(table).groupby(["library", "dtype"])))
+    ece = table[table["metric"] == "ECE"].set_index(["library", "vector"])["value"]
+    rows = [
+        {
+            "library": library,
+            "vector": vector.name,
+            "corea": ece["corea", vector.name],
+            "value": ece[library, vector.name],
+            "from_bins": error_in_bins_of(
+                vector.confidence, vector.correct, edges[library, vector.confidence.dtype.name]
+            ),
+        }
+        for library in dict.fromkeys(ece.index.get_level_values("library"))
+        for vector in vectors()
+        if vector.name != "0.1 + 0.2"
+    ]
+    explained = pd.DataFrame(rows)
+    return explained.assign(unexplained=(explained["value"] - explained["from_bins"]).abs())
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Two texts that math-verify takes for the same answer by a default of its own.
+
+    Attributes:
+        name: What it is called in tables.
+        answer: An example, right by this convention.
+        gold: Its gold.
+        plain: What the convention leaves of a text.
+    """
+
+    name: str
+    answer: str
+    gold: str
+    plain: Callable[[str], str]
+
+
+def _without(pattern: str, instead: str = "") -> Callable[[str], str]:
+    return lambda text: re.sub(pattern, instead, text)
+
+
+def _six_decimals(text: str) -> str:
+    """A number that six decimals do not write exactly, rounded to them; others as they are."""
+    from math_verify import parse
+    from sympy import Expr, Rational
+
+    value = next(iter(parse(rf"\boxed{{{text}}}", parsing_timeout=None)), None)
+    if not isinstance(value, Expr) or not (value.is_number and value.is_real):
+        return text
+    rounded = f"{float(value):.6f}"
+    return text if value.doit() == Rational(rounded) else rounded
+
+
+CONVENTIONS = (
+    Convention(
+        "units do not count",
+        r"5\text{ m}",
+        r"5\text{ cm}",
+        _without(r"\\(text|mbox)\s*\{[^}]*\}(\^\{?\d\}?)?$|\^\{?\\circ\}?|^\\\$"),
+    ),
+    Convention("percent is the number or its hundredth", "50", r"50\%", _without(r"\s*\\?%")),
+    Convention("six decimals are enough", "0.333333", r"\frac{1}{3}", _six_decimals),
+    Convention(
+        "letters in either case",
+        "3r^2",
+        "3R^2",
+        lambda text: re.sub(r"(?<![\\a-zA-Z])[A-Z](?![a-zA-Z])", lambda m: m[0].lower(), text),
+    ),
+    Convention("a base may be left out", "204", "204_5", _without(r"(?<=\d)_\{?\d+\}?")),
+    Convention(
+        "a name before the value may be left out",
+        "5",
+        "x=5",
+        _without(r"^(\$?)[^,=]*=([^,=]*)$", r"\1\2"),
+    ),
+    Convention(
+        "a list is its set",
+        r"\{1,2\}",
+        "1,2",
+        _without(r"^\$?(-?[^(){}\[\],]+(?:,-?[^(){}\[\],]+)+)\$?$", r"\{\1\}"),
+    ),
+    Convention(
+        "words behind a number",
+        "5",
+        r"5\text{ million}",
+        _without(r"\\text\s*\{\s*(thousand|\w*illion|dozen)s?\s*\}"),
+    ),
+    Convention(
+        "a.m. and p.m.",
+        r"10:30\text{ p.m.}",
+        r"10:30\text{ a.m.}",
+        _without(r"[ap]\.?m\.?(?=\}?$)"),
+    ),
+)
+"""What stays as math-verify has it."""
+
+
+def count_conventions(folder: str | Path) -> pd.DataFrame:
+    """How many golds and answers of real question sets each convention touches.
+
+    A gold is touched if what the convention leaves of it differs and is right. Answers are the
+    other golds of the set, each to each question; one is touched if it is right, is another
+    text than the gold, and is the same to the convention. Texts are not kept.
+
+    Args:
+        folder: Where the sets are, as for :func:`corea.tasks.papers.load_questions`, each with
+            ``SOURCE.tsv`` (columns ``file, repo, commit``).
+
+    Returns:
+        One row per convention and set: ``convention, dataset, golds, answers, n_golds,
+        n_answers, source, version`` (math-verify's).
+
+    Raises:
+        TaskError: If a set cannot be read.
+        OSError: If there is no ``SOURCE.tsv``.
+    """
+    rows = []
+    for dataset in _SETS:
+        with Path(folder, dataset, "SOURCE.tsv").open(encoding="utf-8", newline="") as stream:
+            listed = {row["file"]: row for row in csv.DictReader(stream, delimiter="\t")}
+        source = "{repo}@{commit}".format(**listed["test.jsonl"])
+        golds = [question.gold for question in load_questions(dataset, "test", folder=folder)]
+        for convention in CONVENTIONS:
+            plain = [(convention.plain(gold), gold) for gold in golds]
+            changed = [pair for pair in plain if pair[0] != pair[1] and pair[0].strip()]
+            alike = defaultdict(list)
+            for left, gold in plain:
+                alike[left].append(gold)
+            same = [(a, g) for group in alike.values() for a, g in permutations(group, 2) if a != g]
+            asked = changed + same
+            right = verify_batch([a for a, _ in asked], [g for _, g in asked], "math")
+            rows.append(
+                {
+                    "convention": convention.name,
+                    "dataset": dataset,
+                    "golds": right[: len(changed)].count(True),
+                    "answers": right[len(changed) :].count(True),
+                    "n_golds": len(golds),
+                    "n_answers": len(golds) * (len(golds) - 1),
+                    "source": source,
+                    "version": version("math-verify"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def counted() -> pd.DataFrame:
+    """The committed counts, as :func:`count_conventions` gives them."""
+    return pd.read_csv(_VERDICTS)
+
+
+def conventions(counts: pd.DataFrame) -> pd.DataFrame:
+    """What stays as math-verify has it, with an example's verdict and the counts.
+
+    Args:
+        counts: From :func:`counted` or :func:`count_conventions`.
+
+    Returns:
+        One row per convention: ``convention, gold, answer, verdict`` (live), and of each
+        dataset the golds it touches and, in the last column, the answers of all.
+    """
+    names = [convention.name for convention in CONVENTIONS]
+    golds = counts.pivot(index="convention", columns="dataset", values="golds").loc[names]
+    table = pd.DataFrame(
+        {
+            "convention": names,
+            "gold": [convention.gold for convention in CONVENTIONS],
+            "answer": [convention.answer for convention in CONVENTIONS],
+        }
+    )
+    verdicts = verify_batch(table["answer"], table["gold"], "math")
+    table["verdict"] = ["right" if verdict else "wrong" for verdict in verdicts]
+    for dataset in _SETS:
+        table[dataset] = golds[dataset].to_numpy()
+    table["answers"] = counts.groupby("convention")["answers"].sum().loc[names].to_numpy()
+    return table
+
+
+def main(folder: str | Path = "") -> None:
+    """Write the results of the libraries that need torch, or counts of conventions.
+
+    Args:
+        folder: Where the question sets are; empty: the libraries' results.
+    """
+    if folder:
+        counts = count_conventions(folder)
+        counts.to_csv(_VERDICTS, index=False, lineterminator="\n")
+        sys.stdout.write(f"{len(counts)} counts written to {_VERDICTS.name}\n")
+        return
+    table = pd.concat([run(library) for library in RECORDED], ignore_index=True)
+    table.to_csv(_RECORDS, index=False, lineterminator="\n")
+    sys.stdout.write(f"{len(table)} results of {', '.join(RECORDED)} written to {_RECORDS.name}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,336 @@
+"""What a page shows: tables, figures, computed sentences, provenance.
+
+Everything that reaches a page goes through this module, because names, answers
+and completions come from models and from strangers' files. They are shown as
+text: HTML is escaped, control characters (ANSI codes among them) are made
+visible, and ``$`` and backslashes are kept away from MathJax, which would
+otherwise typeset -- and follow links in -- the output of a cell. Long names and
+cells lose their middle in what is shown, never in the data.
+
+All functions return objects that IPython displays; none prints.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import string
+import unicodedata
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from matplotlib.figure import Figure
+
+Formatter = str | Callable[[Any], str]
+
+
+@dataclass(frozen=True, repr=False)
+class Html:
+    """HTML that IPython displays.
+
+    Attributes:
+        data: The HTML, already escaped.
+    """
+
+    data: str
+
+    def _repr_html_(self) -> str:
+        return self.data
+
+
+def visible(text: object) -> str:
+    r"""Text with control and formatting characters made visible.
+
+    Args:
+        text: Anything; its ``str`` is used.
+
+    Returns:
+        The text, with C0 controls as their Unicode pictures and other control,
+        formatting (bidirectional overrides, zero-width) and surrogate code points
+        as ``\u{...}``.
+
+    Example:
+        >>> visible("red: \x1b[31m")
+        'red: ␛[31m'
+    """
+
+    def picture(character: str) -> str:
+        code = ord(character)
+        if code < 0x20:
+            return chr(0x2400 + code)
+        if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}:
+            return f"\\u{{{code:x}}}"
+        return character
+
+    return "".join(map(picture, str(text)))
+
+
+def short(text: object, limit: int = 60) -> str:
+    """Text of at most ``limit`` characters: a longer one loses its middle.
+
+    Example:
+        >>> short("abcdefghijklmnop", 9)
+        'abcd…mnop'
+    """
+    text = str(text)
+    if len(text) <= limit:
+        return text
+    kept = (limit - 1) // 2
+    return f"{text[: limit - 1 - kept]}…{text[len(text) - kept :]}"
+
+
+def as_label(name: object) -> str:
+    """A name as a figure's label or title: visible, short, never left out.
+
+    Matplotlib leaves what starts with an underscore out of its legends.
+    """
+    said = visible(short(name, 44))
+    return f" {said}" if said.startswith("_") else said
+
+
+def as_html(text: object) -> str:
+    """HTML that shows ``text`` as text, in the book and in JupyterLab.
+
+    ``$`` and the backslash stand in elements of their own, so that no MathJax
+    delimiter can form: MathJax never joins delimiters across elements.
+
+    Example:
+        >>> as_html("<b>")
+        '&lt;b&gt;'
+    """
+    escaped = html.escape(visible(text))
+    return "".join(f"<span>{c}</span>" if c in "$\\" else c for c in escaped)
+
+
+def as_plotly(text: object) -> str:
+    """String that a plotly title, label or hover text shows literally.
+
+    Plotly interprets a few tags, and hands text between dollar signs to MathJax.
+
+    Example:
+        >>> as_plotly("<i>$x$</i>")
+        '&lt;i&gt;&#36;x&#36;&lt;/i&gt;'
+    """
+    return html.escape(visible(text)).replace("$", "&#36;")
+
+
+class _EscapingFormatter(string.Formatter):
+    """``str.format`` whose literal text and values are all escaped for HTML."""
+
+    def parse(self, format_string: str) -> Any:
+        for literal, *field in super().parse(format_string):
+            yield as_html(literal), *field
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return as_html(super().format_field(value, format_spec))
+
+
+def paragraphs(*texts: object) -> Html:
+    """Texts as they are, braces too, one a paragraph.
+
+    Example:
+        >>> print(paragraphs("{x}.csv: 3 rows").data)
+        <p class="corea-reading">{x}.csv: 3 rows</p>
+    """
+    return Html("\n".join(f'<p class="corea-reading">{as_html(text)}</p>' for text in texts))
+
+
+def reading(*templates: str, **values: object) -> Html:
+    """Sentences whose numbers are computed in the page.
+
+    Args:
+        *templates: ``str.format`` templates written in the page, one a paragraph. A text that
+            holds a name or another value is none: see :func:`paragraphs`.
+        **values: The values the templates name. Strings are shown as text.
+
+    Returns:
+        The paragraphs as HTML.
+
+    Raises:
+        KeyError: If a template names a value that was not given.
+
+    Example:
+        >>> print(reading("ECE is {ece:.2f}.", ece=0.123).data)
+        <p class="corea-reading">ECE is 0.12.</p>
+    """
+    fill = _EscapingFormatter().vformat
+    return Html("\n".join(f'<p class="corea-reading">{fill(t, (), values)}</p>' for t in templates))
+
+
+def table(
+    frame: pd.DataFrame,
+    caption: str,
+    *,
+    formats: Mapping[str, Formatter] | None = None,
+    missing: str = "–",
+    longest: int = 2000,
+) -> Html:
+    """A captioned table; every cell and header is escaped.
+
+    Args:
+        frame: What to show. An :class:`corea.metrics.calibration.Interval` is shown on two lines.
+            A named or non-default index is shown as columns first.
+        caption: One or two sentences: what is shown, n, seeds, resamples.
+        formats: Column name to a format spec (``".3f"``) or a function of the
+            value. Floats without one are shown with three decimals.
+        missing: Shown where a value is missing.
+        longest: Characters of a cell or header that are shown; a longer one loses its middle.
+
+    Returns:
+        The table as HTML.
+
+    Raises:
+        KeyError: If ``formats`` names a column that the table lacks.
+
+    Example:
+        >>> import pandas as pd
+        >>> ">0.500</td>" in table(pd.DataFrame({"ece": [0.5]}), "One value.").data
+        True
+    """
+    import pandas as pd
+
+    from corea.metrics.calibration import Interval
+
+    shown = frame
+    if not isinstance(frame.index, pd.RangeIndex):
+        shown = frame.reset_index()
+    if unknown := set(formats or {}) - {str(c) for c in shown.columns}:
+        raise KeyError(f"formats for columns that are not shown: {sorted(unknown)}")
+
+    def cell(value: Any, formatter: Formatter | None) -> str:
+        if isinstance(value, Interval):
+            spec = formatter if isinstance(formatter, str) else ".3f"
+            ends = f"[{value.low:{spec}}, {value.high:{spec}}]"
+            return f"{as_html(format(value.estimate, spec))}<br><small>{as_html(ends)}</small>"
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            return as_html(missing)
+        if formatter is None:
+            formatter = ".3f" if pd.api.types.is_float(value) else ""
+        said = formatter(value) if callable(formatter) else format(value, formatter)
+        return as_html(short(said, longest))
+
+    columns = [
+        [cell(value, (formats or {}).get(str(name))) for value in shown.iloc[:, i]]
+        for i, name in enumerate(shown.columns)
+    ]
+    numeric = [
+        pd.api.types.is_numeric_dtype(dtype)
+        or any(isinstance(v, Interval) for v in shown.iloc[:, i])
+        for i, dtype in enumerate(shown.dtypes)
+    ]
+
+    headings = [_heading(name, longest) for name in shown.columns]
+    header = "".join(
+        f'<th class="corea-number">{text}</th>' if right else f"<th>{text}</th>"
+        for text, right in zip(headings, numeric, strict=True)
+    )
+
+    def classed(text: str, *, right: bool) -> str:
+        if right:
+            return f'<td class="corea-number">{text}</td>'
+        # a name is not broken over lines, a sentence is
+        return f'<td class="corea-name">{text}</td>' if len(text) <= 32 else f"<td>{text}</td>"
+
+    rows = "\n".join(
+        "<tr>"
+        + "".join(classed(text, right=right) for text, right in zip(row, numeric, strict=True))
+        + "</tr>"
+        for row in zip(*columns, strict=True)
+    )
+    return Html(
+        f'<div class="corea-scroll"><table class="corea-table"><caption>{as_html(caption)}'
+        f"</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _heading(name: object, longest: int) -> str:
+    """HTML of a column's name, which may break after an underscore."""
+    parts = name if isinstance(name, tuple) else (name,)
+    said = " ".join(str(part) for part in parts if part != "")
+    return as_html(short(said, longest)).replace("_", "_<wbr>")
+
+
+def figure(drawing: Figure, caption: str) -> Html:
+    """A captioned static figure, as SVG inside an image (so nothing in it can run).
+
+    Args:
+        drawing: The matplotlib figure; it is closed.
+        caption: What is shown, n, seeds, resamples. Also the alternative text.
+
+    Returns:
+        The figure as HTML.
+    """
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "corea"}), warnings.catch_warnings():
+        # a name in a script that the font lacks is drawn as boxes; that is no reason to fail
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        drawing.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(drawing)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Html(
+        f'<figure class="corea-figure"><img alt="{html.escape(visible(caption))}" '
+        f'src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{as_html(caption)}</figcaption></figure>"
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Interactive:
+    """A captioned plotly figure that works offline, in the book and in JupyterLab.
+
+    The book's page loads plotly from the book's own ``_static`` folder; JupyterLab
+    renders the plotly mimetype. Never put a name into ``drawing`` that did not
+    pass through :func:`as_plotly`.
+
+    Attributes:
+        drawing: The plotly figure.
+        caption: What is shown.
+        element_id: Identifier of the figure's element, unique in the page.
+    """
+
+    drawing: go.Figure
+    caption: str
+    element_id: str
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        content = json.loads(self.drawing.to_json())
+        # "</script>" inside a string would end the script element
+        arguments = ", ".join(
+            json.dumps(part).replace("<", "\\u003c")
+            for part in (
+                content["data"],
+                content["layout"],
+                {"responsive": True, "displaylogo": False},
+            )
+        )
+        return {
+            "text/html": (
+                '<figure class="corea-figure">'
+                f'<div id="{html.escape(self.element_id)}" class="corea-interactive"></div>'
+                '<script src="../_static/plotly.min.js"></script>'
+                f"<script>Plotly.newPlot({json.dumps(self.element_id)}, {arguments});</script>"
+                f"<figcaption>{as_html(self.caption)}</figcaption></figure>"
+            ),
+            "application/vnd.plotly.v1+json": content,
+            "text/plain": visible(self.caption),
+        }
+
+
+def provenance_table(facts: Mapping[str, str]) -> Html:
+    """The provenance of a page, as its last table."""
+    import pandas as pd
+
+    return table(
+        pd.DataFrame({"field": list(facts), "value": list(facts.values())}),
+        "Provenance: what is needed to make this page again.",
+    )

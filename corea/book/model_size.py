@@ -1,0 +1,314 @@
+r"""What depends on the size of a model: trends over sizes, and what there is to be known.
+
+Paper A finds its 1.5B model less self-aware than its 7B model and leaves "the scaling laws of
+model self-awareness" to future work (appendix D). Here models of the microworld that differ in
+size, all pretrained on the same corpus, are compared. What is decided:
+
+1. The size is the number of all weights, which cost scales with. Two thirds of the smallest
+   model's weights are embeddings, so those of the blocks alone
+   (:attr:`corea.tasks.microworld.Preset.block_weights`) are told as well.
+2. A trend is the slope of the least-squares line through the means over seeds, one for each
+   size, on :math:`x = \log_{10} N`: what a metric changes by where the model has ten times the
+   weights,
+
+   .. math:: b = \sum_i c_i\, \bar v_i, \qquad c_i = \frac{x_i - \bar x}{\sum_j (x_j - \bar x)^2}.
+
+3. Its interval is Student's t from the spread over seeds, pooled over sizes (the variance within
+   a size, with :math:`\sum_i (n_i - 1)` degrees of freedom): a size that was trained once takes
+   part. It does not count how far the means are from the line. Where every size was trained
+   once, it is the bootstrap over questions, as in :mod:`corea.book.compare`.
+4. Nothing says that the line is straight. Spearman's rank correlation over all runs, which asks
+   only whether the order is that of sizes, stands beside it with the p-value of a permutation
+   test.
+5. The corpus bounds what its models can know. A perfect learner of it that states how likely its
+   answer is right has the accuracy and the AUROC of :func:`learner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from corea.book.compare import BOOTSTRAP, said
+from corea.book.display import as_label
+from corea.book.figures import REFERENCE, colors, style
+from corea.tasks.microworld import World, questions, sampler_accuracy
+
+POOLED = "Student's t, spread over seeds pooled over sizes"
+
+_LEVEL = 0.95
+_PERMUTATIONS = 10_000
+
+Floats = NDArray[np.float64]
+
+
+def trends(
+    measurements: pd.DataFrame, lines: Mapping[str, Mapping[str, float]], *, seed: int = 0
+) -> pd.DataFrame:
+    """How metrics move with size (points 2 to 4 of this module).
+
+    Args:
+        measurements: As for :func:`corea.book.compare.intervals`.
+        lines: Name of each line to its systems, with the size of each.
+        seed: Of the permutations.
+
+    Returns:
+        One row per line, dataset and metric that two sizes or more have: ``line, dataset,
+        metric, value`` (the slope, for ten times the weights), ``low`` and ``high`` (95 %),
+        ``n_sizes, n_runs, interval`` (:data:`POOLED` or
+        :data:`corea.book.compare.BOOTSTRAP`), ``rank_correlation`` and ``p_value``, missing
+        where all values are alike.
+
+    Raises:
+        ValueError: If a system was not measured.
+
+    Example:
+        Two sizes, a factor of 100 apart, and one run of each; 1 becomes 3:
+
+        >>> measurements = pd.DataFrame({"system": ["s", "l"], "seed": 0, "dataset": "chains",
+        ...     "metric": "ece", "resample": 0, "value": [1.0, 3.0]})
+        >>> float(trends(measurements, {"SLM": {"s": 1e4, "l": 1e6}})["value"].iloc[0])
+        1.0
+    """
+    known = set(measurements["system"])
+    for name, sizes in lines.items():
+        if unknown := [system for system in sizes if system not in known]:
+            raise ValueError(f"{name}: not measured: {', '.join(unknown)}")
+    resamples = range(int(measurements["resample"].max()) + 1)
+    found = []
+    for name, sizes in lines.items():
+        own = measurements[measurements["system"].isin(list(sizes))]
+        for (dataset, metric), part in own.groupby(["dataset", "metric"], sort=False):
+            runs: dict[float, list[Floats]] = {}
+            for (system, _), rows in part.groupby(["system", "seed"], sort=False):
+                # where a metric is not defined in a resample there may be no row
+                values = rows.set_index("resample")["value"].reindex(resamples).to_numpy(float)
+                if not np.isnan(values[0]):
+                    runs.setdefault(sizes[str(system)], []).append(values)
+            if len(runs) >= 2:
+                labels = {"line": name, "dataset": dataset, "metric": metric}
+                found.append(labels | _slope(runs) | _ranks(runs, seed))
+    columns = ["line", "dataset", "metric", "value", "low", "high", "n_sizes", "n_runs"]
+    return pd.DataFrame(found, columns=[*columns, "interval", "rank_correlation", "p_value"])
+
+
+def _slope(runs: Mapping[float, Sequence[Floats]]) -> dict[str, object]:
+    """The slope through the means over seeds; of each run the values by resample, 0 first."""
+    from scipy.stats import t
+
+    x = np.log10(list(runs))
+    share = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    n = np.array([len(seeds) for seeds in runs.values()])
+    now = [np.array([values[0] for values in seeds]) for seeds in runs.values()]
+    slope = float(share @ [values.mean() for values in now])
+    freedom = int(n.sum()) - len(n)
+    if freedom:
+        within = sum(((values - values.mean()) ** 2).sum() for values in now) / freedom
+        error = np.sqrt(within * (share**2 / n).sum())
+        half = float(t.ppf((1 + _LEVEL) / 2, freedom) * error)
+        low, high, kind = slope - half, slope + half, POOLED
+    else:
+        resampled = share @ np.stack([seeds[0][1:] for seeds in runs.values()])
+        resampled = resampled[~np.isnan(resampled)]
+        tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+        low, high = np.quantile(resampled, tails) if len(resampled) else (np.nan, np.nan)
+        kind = BOOTSTRAP
+    return {
+        "value": slope,
+        "low": float(low),
+        "high": float(high),
+        "n_sizes": len(n),
+        "n_runs": int(n.sum()),
+        "interval": kind,
+    }
+
+
+def _ranks(runs: Mapping[float, Sequence[Floats]], seed: int) -> dict[str, float]:
+    """Spearman's rank correlation over runs, and how often chance gives as much or more."""
+    from scipy.stats import rankdata
+
+    size = rankdata([size for size, seeds in runs.items() for _ in seeds])
+    value = rankdata([values[0] for seeds in runs.values() for values in seeds])
+    if np.ptp(value) == 0:
+        return {"rank_correlation": np.nan, "p_value": np.nan}
+    size, value = (rank - rank.mean() for rank in (size, value))
+    size, value = (rank / np.sqrt(rank @ rank) for rank in (size, value))
+    correlation = float(size @ value)
+    rng = np.random.default_rng(seed)
+    by_chance = rng.permuted(np.tile(value, (_PERMUTATIONS, 1)), axis=1) @ size
+    # the order found is one of the possible ones; sums of the same terms may differ in rounding
+    as_much = (np.abs(by_chance) >= abs(correlation) - 1e-9).sum() + 1
+    return {"rank_correlation": correlation, "p_value": float(as_much / (_PERMUTATIONS + 1))}
+
+
+def learner(world: World, dataset: str, n: int, temperature: float) -> dict[str, float]:
+    """What a perfect learner of a corpus gets right and knows of itself.
+
+    Its answer to each question is right with a known probability
+    (:func:`corea.tasks.microworld.sampler_accuracy`), and that is the confidence it states.
+
+    Args:
+        world: The world whose corpus was learnt.
+        dataset: One of the world's.
+        n: Test questions.
+        temperature: At which it answers.
+
+    Returns:
+        ``pass_at_1`` in percent, ``ece`` (0) and ``auroc``, both expected values; the last
+        missing where every answer is right, or none.
+
+    Example:
+        >>> known = learner(World(), "chains", 8, 0.6)
+        >>> known["ece"], 0.5 < known["auroc"] < 1
+        (0.0, True)
+    """
+    asked = questions(world, dataset, "test", n)
+    right = np.array([sampler_accuracy(world, question, temperature) for question in asked])
+    order = right.argsort(kind="stable")
+    confidence, right = right[order], right[order]
+    wrong = 1 - right
+    # of a right and a wrong answer, how often the right one has the higher confidence
+    above = (confidence[:, None] > confidence) + 0.5 * (confidence[:, None] == confidence)
+    pairs = right.sum() * wrong.sum()
+    auroc = float(right @ above @ wrong / pairs) if pairs > 0 else np.nan
+    return {"pass_at_1": 100 * float(right.mean()), "ece": 0.0, "auroc": auroc}
+
+
+def direction(row: Mapping[Any, Any]) -> str:
+    """What a trend or a difference says, in a word.
+
+    Args:
+        row: With ``low`` and ``high``, as of :func:`trends`.
+
+    Returns:
+        ``"rises"`` or ``"falls"`` where the whole interval lies on that side of 0, otherwise
+        ``"not certain"``.
+
+    Example:
+        >>> direction({"low": 0.1, "high": 0.2}), direction({"low": -0.1, "high": 0.2})
+        ('rises', 'not certain')
+    """
+    return "rises" if row["low"] > 0 else "falls" if row["high"] < 0 else "not certain"
+
+
+def verdict(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None) -> str:
+    """Whether a trend is that of sizes, or one size by itself makes it.
+
+    Args:
+        over_all: The trend over all sizes, with ``low`` and ``high``; None where there is none.
+        larger: The trend without the smallest size.
+
+    Returns:
+        What both say, for a sentence.
+
+    Example:
+        >>> verdict({"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.1})
+        'rises over all sizes, not certain without the smallest: that one makes the trend'
+    """
+    if over_all is None or larger is None:
+        return "too few sizes to tell"
+    both, rest = direction(over_all), direction(larger)
+    said = f"{both} over all sizes, {rest} without the smallest"
+    return said if both in (rest, "not certain") else f"{said}: that one makes the trend"
+
+
+def in_words(row: Mapping[Any, Any] | None, spec: str = "+.3f") -> str:
+    """A trend for a sentence: what changes, and whether the interval leaves doubt.
+
+    Args:
+        row: With ``value``, ``low`` and ``high``; None where there is no trend.
+        spec: Format of the three numbers.
+
+    Returns:
+        The numbers and the :func:`direction`, or ``"not measured"``.
+
+    Example:
+        >>> in_words({"value": 0.1, "low": 0.05, "high": 0.15}, "+.2f")
+        '+0.10 [+0.05, +0.15] (rises)'
+    """
+    return "not measured" if row is None else f"{said(row, spec)} ({direction(row)})"
+
+
+def short_number(weights: float) -> str:
+    """A number of weights for an axis.
+
+    Example:
+        >>> short_number(25_712), short_number(695_904), short_number(2_571_456)
+        ('26k', '696k', '2.6M')
+    """
+    return f"{weights / 1e3:.0f}k" if weights < 999_500 else f"{weights / 1e6:.1f}M"
+
+
+def plot_sizes(
+    values: pd.DataFrame,
+    *,
+    line: str,
+    columns: str,
+    rows: str,
+    reference: str = "perfect learner",
+) -> Figure:
+    """Estimates with their intervals against size: a panel for each of rows and columns.
+
+    Args:
+        values: One row per panel, line and size with ``parameters``, ``estimate``, ``low`` and
+            ``high``.
+        line: Column whose values get a colour and a line each.
+        columns: Column whose values get a column of panels each; they share an axis.
+        rows: Column whose values get a row of panels each.
+        reference: Value of ``line`` that is grey and dashed, without intervals.
+
+    Returns:
+        The figure, sizes on a logarithmic axis.
+    """
+    names = list(values[line].unique())
+    across, down = list(values[columns].unique()), list(values[rows].unique())
+    shade = colors(name for name in names if name != reference)
+    sizes = np.sort(values["parameters"].unique())
+    with style():
+        drawing, grid = plt.subplots(
+            len(down),
+            len(across),
+            figsize=(0.7 + 2.9 * len(across), 0.9 + 2.4 * len(down)),
+            sharex=True,
+            sharey="col",
+            squeeze=False,
+        )
+        for i, row in enumerate(down):
+            for j, column in enumerate(across):
+                axes = grid[i, j]
+                here = values[(values[rows] == row) & (values[columns] == column)]
+                axes.set_xscale("log")
+                for place, name in enumerate(names):
+                    part = here[here[line] == name].sort_values("parameters")
+                    part = part.dropna(subset="estimate")
+                    if name == reference:
+                        axes.plot(part["parameters"], part["estimate"], **REFERENCE)
+                        continue
+                    # side by side, so that intervals do not hide each other
+                    at = part["parameters"] * 1.05 ** (place - (len(names) - 1) / 2)
+                    axes.plot(at, part["estimate"], "o-", color=shade[name], ms=4, lw=1.2)
+                    axes.vlines(at, part["low"], part["high"], color=shade[name], lw=1.2)
+                axes.set_xticks(sizes, [short_number(size) for size in sizes], rotation=40)
+                axes.minorticks_off()
+                if i == 0:
+                    axes.set_title(as_label(column))
+                if i == len(down) - 1:
+                    axes.set_xlabel("weights")
+                if j == 0:
+                    axes.set_ylabel(as_label(row))
+        marks = [
+            Line2D([], [], **REFERENCE)
+            if name == reference
+            else Line2D([], [], marker="o", color=shade[name], markersize=4)
+            for name in names
+        ]
+        labels = [as_label(name) for name in names]
+        drawing.legend(marks, labels, loc="outside lower center", ncols=len(names))
+    return drawing

@@ -1,0 +1,1 @@
+"""Paper B: decision tokens, their training, recalibration and other signals."""

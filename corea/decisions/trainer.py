@@ -1,0 +1,471 @@
+r"""Reinforcement of decisions, on TRL (paper B, sections 3.1 and 5).
+
+What is decided here:
+
+1. Vanilla GRPO pays 1 for a right decision and 0 otherwise. The calibration-aware loss is
+
+   .. math:: L = L_\text{GRPO} + \lambda L_\text{CE}, \qquad
+       L_\text{CE} = -\frac1N \sum_{i=1}^{N} \sum_{c \in \mathcal C}
+           q_i(c) \log p_\theta(c \mid x_i, y_{i,<d})
+
+   over the N decisions of a rollout, with the advantage of the decision token set to 0. The
+   target :math:`q_i` is the right option if it was decided for, and otherwise one of
+   :func:`corea.tasks.decision_questions.wrong_target`.
+2. :math:`L_\text{CE}` is a mean over decisions, whatever ``loss_type`` divides the other part by,
+   and whatever the batch layout. The paper does not say what its 0.001 multiplies. If its
+   cross-entropy is a token's loss among those of the T tokens of a completion, it is 0.001 T
+   here: between 0.05 and 0.25 for its completions of up to 256 tokens.
+3. Probabilities at the decision are those of the full vocabulary at temperature 1, whatever the
+   rollouts were sampled at, and come from the same forward pass.
+4. The flag and the reward follow the decision of the rollout. With ``decisions="sampled"`` (the
+   paper's) that is drawn like every other token; with ``"greedy"`` it is the likeliest token
+   after the reasoning that was drawn, so that a low confidence does not turn rewards into noise.
+5. Completions without a valid decision earn 0 and take part in GRPO only.
+6. Whether the two parts pull apart is measured as the cosine of their gradients with respect to
+   all trained weights; with several processes or parts of a batch, the mean over them.
+7. A checkpoint is selected on a validation split (the paper: on the test set), by correctness and
+   the Brier score of the decisions' confidence together, by the rule of
+   :mod:`corea.training.trainers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils import gather
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from corea.engines.generate import Sampling
+from corea.engines.models import chat_prompt
+from corea.metrics.calibration import describe_stated
+from corea.rlcc.rewards import Floats
+from corea.tasks.decision_questions import (
+    END_OF_THINKING,
+    NO_THINKING,
+    DecisionQuestion,
+    OptionError,
+    decision_position,
+    option_ids,
+    wrong_target,
+)
+from corea.training.trainers import (
+    RolloutSettings,
+    SFTSettings,
+    TrainingError,
+    _digest,
+    _Reinforced,
+    reinforce,
+    train_sft,
+)
+
+DECISION_METRICS = ("accuracy", "confidence", "ece", "auroc", "no_decision")
+
+
+@dataclass(frozen=True)
+class DecisionSettings(RolloutSettings):
+    """GRPO on decisions; the rest is that of :class:`corea.training.trainers.RolloutSettings`.
+
+    Attributes:
+        calibration_weight: The paper's lambda, the weight of the calibration-aware loss; 0 is
+            vanilla GRPO.
+        wrong_target: Target after a wrong decision: ``"uniform"`` (the paper's) or ``"proper"``.
+        calibration_warmup_steps: Steps over which the weight rises from 0.
+        mask_decision: Whether the advantage of the decision token is 0.
+        decisions: ``"sampled"`` (the paper's) or ``"greedy"``.
+        cosine_every: Steps between measurements of the angle of the two gradients; 0: never. One
+            costs two backward passes.
+
+    Example:
+        >>> DecisionSettings(calibration_weight=-0.1)
+        Traceback (most recent call last):
+            ...
+        ValueError: calibration_weight is -0.1; expected a number, 0 or more
+    """
+
+    calibration_weight: float = 0.0
+    wrong_target: str = "uniform"
+    calibration_warmup_steps: int = 0
+    mask_decision: bool = False
+    decisions: str = "sampled"
+    cosine_every: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one is out of range; names it.
+        """
+        super().__post_init__()
+        if self.decisions == "greedy" and self.rollouts != "corea":
+            raise ValueError(
+                f"decisions is 'greedy' with rollouts {self.rollouts!r}; expected 'corea'"
+            )
+
+    @property
+    def needs_whole_weights(self) -> str:
+        """The calibration-aware loss, which reads the output layer outside the forward pass."""
+        return "decisions"
+
+    def sampling(self, seed: int) -> Sampling:
+        """How rollouts are drawn; with greedy decisions, the token after the reasoning is not.
+
+        Args:
+            seed: Of the draws.
+
+        Returns:
+            The sampling.
+        """
+        greedy_after = f"{END_OF_THINKING}\n" if self.decisions == "greedy" else ""
+        return replace(super().sampling(seed), greedy_after=greedy_after)
+
+    def earned(self, rollouts: pd.DataFrame) -> dict[str, Floats]:
+        """Correctness and minus the Brier score, -1 where nothing was decided.
+
+        Args:
+            rollouts: One row each with ``correct`` and ``confidence``.
+
+        Returns:
+            Component to rewards, each of the length of the rows.
+        """
+        found = super().earned(rollouts)
+        distance = rollouts["confidence"].to_numpy() - found["correctness"]
+        return found | {"calibration": np.where(np.isnan(distance), -1.0, -(distance**2))}
+
+
+class DecisionTrainer(_Reinforced):
+    """TRL's GRPO trainer on decisions, with the calibration-aware loss."""
+
+    settings: DecisionSettings
+    logged: ClassVar = {"reward": "reward"} | {
+        name: name for name in ("calibration_loss", "gradient_cosine", *DECISION_METRICS)
+    }
+
+    def __init__(self, settings: DecisionSettings, directory: Path, **arguments: Any) -> None:
+        """Set up as TRL's trainer does.
+
+        Args:
+            settings: The settings.
+            directory: Where validations and alarms are written.
+            arguments: Those of TRL's trainer; rows have ``prompt``, ``question_id``, ``gold`` and
+                ``options``.
+
+        Raises:
+            OptionError: If the options are not one token each.
+            TrainingError: As the other trainers do.
+        """
+        self.options = tuple(arguments["train_dataset"][0]["options"])
+        self.option_ids = option_ids(arguments["processing_class"], self.options)
+        self.texts: dict[int, str] = {}  # of tokens met
+
+        def correctness(
+            completion_ids: Sequence[Sequence[int]], gold: Sequence[str], **_: object
+        ) -> list[float]:
+            decided = [self._decided(ids)[1] for ids in completion_ids]
+            return [
+                float(index == self.options.index(label))
+                for index, label in zip(decided, gold, strict=True)
+            ]
+
+        super().__init__(settings, directory, [correctness], **arguments)
+
+    def _decided(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Place of the decision in a completion and of the option decided for; -1 for none."""
+        for token in set(ids) - self.texts.keys():
+            self.texts[token] = self.processing_class.decode([token])
+        ends = {self.processing_class.eos_token_id}
+        texts = [self.texts[token] for token in ids]
+        place = decision_position(texts, ids, self.option_ids, ends)
+        return (-1, -1) if place is None else (place, self.option_ids.index(ids[place]))
+
+    def annotate(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+        """Add where each completion decides and what for, and mask its advantage there.
+
+        Args:
+            inputs: The rows asked, one a completion.
+            batch: TRL's tensors.
+
+        Returns:
+            The batch with ``decision_place``, ``decided``, ``gold_option``, ``decisions`` (their
+            share in the whole rollout, over all processes) and ``question``, each of shape (B,);
+            the advantages of shape (B, T) where decisions are masked.
+        """
+        ids, mask = batch["completion_ids"], batch["completion_mask"]
+        rows = [row[: int(kept.sum())].tolist() for row, kept in zip(ids, mask, strict=True)]
+        found = [self._decided(row) for row in rows]
+        whole = {"dtype": torch.long, "device": ids.device}
+        place = torch.tensor([place for place, _ in found], **whole)
+        batch["decision_place"] = place
+        batch["decided"] = torch.tensor([index for _, index in found], **whole)
+        gold = [self.options.index(row["gold"]) for row in inputs]
+        batch["gold_option"] = torch.tensor(gold, **whole)
+        batch["question"] = torch.tensor([_digest(row["prompt"]) for row in inputs], **whole)
+        share = gather((place >= 0).double().mean().reshape(1)).mean()
+        batch["decisions"] = share.expand(len(inputs)).clone()
+        if self.settings.mask_decision:
+            advantages = batch["advantages"][:, None].repeat(1, ids.shape[1])
+            there = place >= 0
+            advantages[there, place[there]] = 0
+            batch["advantages"] = advantages
+        return batch
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[list[torch.Tensor]]:
+        """The hidden states of the last layer.
+
+        Args:
+            model: The model that is trained, as wrapped by accelerate.
+
+        Yields:
+            A list that holds them afterwards, shape (B, P + T, d).
+        """
+        states: list[torch.Tensor] = []
+        own = self.accelerator.unwrap_model(model)
+        if hasattr(own, "get_base_model"):  # of peft
+            own = own.get_base_model()
+        hook = own.get_decoder().register_forward_hook(
+            lambda _, __, output: states.append(output[0])
+        )
+        try:
+            yield states
+        finally:
+            hook.remove()
+
+    def adjusted(
+        self,
+        loss: torch.Tensor,
+        model: Any,
+        inputs: dict[str, Any],
+        states: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """The loss with the calibration-aware part.
+
+        Args:
+            loss: TRL's, a scalar.
+            model: The model that is trained, as wrapped by accelerate.
+            inputs: The batch, as :meth:`annotate` left it.
+            states: From :meth:`watching`.
+
+        Returns:
+            The loss, a scalar.
+        """
+        place, decided, gold = (inputs[k] for k in ("decision_place", "decided", "gold_option"))
+        (hidden,) = states
+        there = (place >= 0).nonzero()[:, 0]
+        # the token before the decision predicts it
+        before = inputs["prompt_ids"].shape[1] + place[there] - 1
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        logprobs = head(hidden[there, before]).float().log_softmax(dim=-1)[:, self.option_ids]
+        chosen, right = decided[there], gold[there]
+        targets = self._targets(chosen, right).to(logprobs)
+        entropies = -(targets * logprobs).sum(dim=-1)
+        # a mean over the decisions of the rollout, though they are spread unevenly
+        share = inputs["decisions"][:1].clamp(min=1e-9).to(logprobs)[0]
+        part = entropies.sum() / (len(place) * share)
+        self._note(inputs, there, logprobs.detach().gather(1, chosen[:, None])[:, 0].exp())
+        if self.model.training:
+            summed = gather(
+                torch.stack([entropies.detach().sum(), entropies.new_tensor(float(len(there)))])
+            )
+            total, n = summed.reshape(-1, 2).sum(dim=0).tolist()
+            self._metrics["train"]["calibration_loss"].append(total / n if n else float("nan"))
+            every = self.settings.cosine_every
+            if every and self.state.global_step % every == 0:
+                cosine = _cosine(loss, part, model)
+                self._metrics["train"]["gradient_cosine"].append(gather(cosine).mean().item())
+            part = part / self.current_gradient_accumulation_steps
+        weight = self._weight_now()
+        return loss + weight * part if weight else loss
+
+    def _targets(self, decided: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+        """Target distributions over the options, (n, K)."""
+        n_options = len(self.options)
+        wrong = wrong_target(n_options, self.settings.wrong_target)
+        targets = torch.full((len(decided), n_options), float(wrong[-1]), dtype=torch.float64)
+        rows = torch.arange(len(decided))
+        targets[rows, decided.cpu()] = float(wrong[0])
+        right = (decided == gold).cpu()
+        targets[right] = torch.nn.functional.one_hot(gold.cpu()[right], n_options).double()
+        return targets
+
+    def _weight_now(self) -> float:
+        steps = self.settings.calibration_warmup_steps
+        risen = min(1.0, self.state.global_step / steps) if steps else 1.0
+        return self.settings.calibration_weight * risen
+
+    def _note(self, inputs: dict[str, Any], there: torch.Tensor, p: torch.Tensor) -> None:
+        """Log what was decided and how surely; keep it of a validation."""
+        confidence = torch.full(inputs["decided"].shape, torch.nan, dtype=torch.float64)
+        confidence[there.cpu()] = p.double().cpu()
+        correct = (inputs["decided"] == inputs["gold_option"]).double().cpu()
+        local = torch.stack([correct, confidence, inputs["question"].double().cpu()], dim=1)
+        rows = gather(local.to(p.device).contiguous()).cpu().numpy()
+        right, stated = rows[:, 0], rows[:, 1]
+        if not self.model.training:
+            self.keep_validated(rows[:, 2], right, stated)
+            return
+        for name, value in decision_metrics(right, stated).items():
+            self._metrics["train"][name].append(value)
+
+
+def _cosine(first: torch.Tensor, second: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Cosine of the gradients of two losses of the same forward pass, shape (1,)."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    one, other = (
+        torch.cat(
+            [
+                torch.zeros(weight.numel(), device=weight.device)
+                if part is None
+                else part.flatten()
+                for part, weight in zip(
+                    torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True),
+                    weights,
+                    strict=True,
+                )
+            ]
+        )
+        for loss in (first, second)
+    )
+    return torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=0).reshape(1)
+
+
+def decision_metrics(correct: Floats, confidence: Floats) -> dict[str, float]:
+    """What is logged of a batch of decisions.
+
+    Args:
+        correct: 0 or 1, shape (n,).
+        confidence: Of the decisions, NaN where there is none, shape (n,).
+
+    Returns:
+        The metrics of :data:`DECISION_METRICS`: ``accuracy`` of all; mean ``confidence``, ``ece``
+        (10 bins of equal mass, as in paper B) and ``auroc`` of the decisions, NaN where undefined;
+        ``no_decision``, the share without one.
+
+    Example:
+        >>> found = decision_metrics(np.array([1.0, 0.0]), np.array([0.75, np.nan]))
+        >>> found["accuracy"], found["confidence"], found["ece"], found["no_decision"]
+        (0.5, 0.75, 0.25, 0.5)
+    """
+    found = describe_stated(confidence, correct, binning="equal_mass")
+    return {
+        "accuracy": found["pass_at_1"],
+        "confidence": found["mean_confidence"],
+        "ece": found["ece"],
+        "auroc": found["auroc"],
+        "no_decision": 1 - found["confidence_output_ratio"],
+    }
+
+
+def train_decisions(
+    base: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[DecisionQuestion],
+    validation: Sequence[DecisionQuestion],
+    settings: DecisionSettings,
+    directory: str | Path,
+) -> None:
+    """Train a model by GRPO on decisions it reasons about, or go on where a killed run stopped.
+
+    Source: paper B, section 5 and appendix A.
+
+    Args:
+        base: Folder or hub name of the model to start from.
+        tokenizer: Its tokenizer.
+        questions: To train on, all with the same options.
+        validation: Held out, for checkpoint selection; no prompt twice.
+        settings: The settings.
+        directory: Where everything is written, as for :func:`corea.training.trainers.train_grpo`.
+
+    Raises:
+        OptionError: If questions differ in their options, or those are not one token each.
+        TrainingError: If the loss or the gradient is not finite, a validation question is asked
+            twice, the tokenizer has no token for padding, or the weights selected are damaged.
+        ValueError: If there are no questions to train or to validate on, or the batch does not
+            divide among the processes.
+    """
+    options = {question.options for question in [*questions, *validation]}
+    if len(options) > 1:
+        raise OptionError(f"questions differ in their options: {sorted(options)}")
+    if tokenizer.pad_token_id is None:
+        raise TrainingError("the tokenizer has no token for padding; set tokenizer.pad_token")
+    reinforce(
+        DecisionTrainer,
+        base,
+        tokenizer,
+        _rows(questions, tokenizer),
+        _rows(validation, tokenizer),
+        settings,
+        directory,
+    )
+
+
+def train_supervised(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[DecisionQuestion],
+    settings: SFTSettings,
+    directory: str | Path,
+) -> None:
+    """Fine-tune a model on right decisions without reasoning, the decision token alone.
+
+    Source: paper B, equation (1).
+
+    Args:
+        model: What to start from, as for :func:`corea.training.trainers.train_sft`.
+        tokenizer: Its tokenizer.
+        questions: To train on.
+        settings: The settings.
+        directory: Where everything is written, as for :func:`corea.training.trainers.train_sft`.
+
+    Raises:
+        OptionError: If options are not one token each.
+        TrainingError: As :func:`corea.training.trainers.train_sft` does.
+        ValueError: As :func:`corea.training.trainers.train_sft` does.
+    """
+    train_sft(model, tokenizer, supervised_rows(tokenizer, questions), settings, directory)
+
+
+def supervised_rows(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[DecisionQuestion]
+) -> list[dict[str, str]]:
+    """What is learnt from right decisions: the decision token after the prompt without reasoning.
+
+    Args:
+        tokenizer: That of the model.
+        questions: To train on.
+
+    Returns:
+        For each question ``prompt`` and ``completion``.
+
+    Raises:
+        OptionError: If options are not one token each.
+    """
+    for options in dict.fromkeys(question.options for question in questions):
+        option_ids(tokenizer, options)
+    return [
+        {
+            "prompt": chat_prompt(tokenizer, question.prompt(reasoning=False), NO_THINKING),
+            "completion": question.gold,
+        }
+        for question in questions
+    ]
+
+
+def _rows(
+    questions: Sequence[DecisionQuestion], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": chat_prompt(tokenizer, question.prompt(reasoning=True)),
+            "question_id": f"{question.dataset}/{question.question_id}",
+            "gold": question.gold,
+            "options": list(question.options),
+        }
+        for question in questions
+    ]

@@ -1,0 +1,1 @@
+"""Prompts to completions: transformers, vLLM or a server, and their answers as records."""

@@ -1,0 +1,411 @@
+r"""Models as files: their weights, tokenizers and chat templates.
+
+A model is a folder, or a name on a hub. Safetensors only are read, no code from a model's folder
+is run, and what is wrong is said in a :class:`ModelError`. Files are of bounded size before a
+library reads them, and the chat template, a program, is rendered in a process with limits
+(:mod:`corea.engines.chat_template`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corea.engines.chat_template import TemplateError, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w.-]+))?")
+_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
+_READ_AS_JSON = (  # by transformers, as a whole
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "chat_template.json", "adapter_config.json"),
+    "model.safetensors.index.json",
+)
+# bytes of a file: several times the largest of published models
+_LARGEST = {"tokenizer.json": 2**27, ".jinja": 2**20, ".safetensors": 2**25}  # of the last: header
+_LARGEST_OTHER = 2**24
+_PROBE = "Is 12 more than 7?"
+
+
+class ModelError(Exception):
+    """A model cannot be read; names the folder or file, what was found and expected."""
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder with a model's files; those of a hub of models are fetched if need be.
+
+    Args:
+        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
+            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be that one.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: If there is no such folder or hub repository, a file is missing, or the hub
+            cannot be reached or asks for an agreement; says what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        named = _HUB_NAME.fullmatch(str(path))
+        if not named:
+            raise ModelError(f"{path}: no such folder")
+        folder = _fetched(named["name"], named["revision"])
+    _require_model_files(folder)
+    return folder
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with _quiet():
+        try:
+            patterns = list(_MODEL_FILES)
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except GatedRepoError as error:
+            raise ModelError(
+                f"{name}: not to be had without agreement. Ask for access on its page on the hub "
+                "and log in with `hf auth login`, or name a folder"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ModelError(f"{name}: neither a folder nor a model on the hub") from error
+        except Exception as error:  # of several libraries: no network, no such commit, no space
+            raise ModelError(
+                f"{name}: cannot be fetched ({first_line(error)}). Connect to the network, or "
+                "name a folder with the model"
+            ) from error
+
+
+def _display_name(path: str | Path, folder: Path) -> str:
+    """What a model is called in an error: no path of this machine."""
+    return str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
+
+
+def load_model(
+    path: str | Path, *, device: str | None = None, dtype: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a model and its tokenizer from a folder, or from a hub of models by name.
+
+    Args:
+        path: As for :func:`model_folder`.
+        device: Where the model goes, such as ``"cuda:0"``; the first GPU, or the CPU where there
+            is none, when None.
+        dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
+
+    Returns:
+        The model, in evaluation mode, and the tokenizer. It pads on the left, with the end token
+        where it has no token for padding.
+
+    Raises:
+        ModelError: If something is missing, damaged or too large, weights are not safetensors or
+            not those of the model that the config describes, an end token is not in the
+            vocabulary, or the chat template does not render or drops the message.
+    """
+    import torch
+    import transformers
+
+    folder = model_folder(path)
+    name = _display_name(path, folder)
+    safe = {"trust_remote_code": False}
+    with _quiet():
+        try:
+            read: Any = transformers.AutoModelForCausalLM.from_pretrained
+            model, report = read(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+            )
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, **safe)
+        except Exception as error:  # of several libraries, down to Rust
+            raise ModelError(f"{name}: cannot be read ({first_line(error)})") from error
+    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if wrong:
+        raise ModelError(f"{name}: the weights are not those of its config.json: {wrong}")
+    _complete_tokenizer(tokenizer, model.generation_config.eos_token_id, name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer that :func:`load_model` would, without the model.
+
+    Args:
+        path: As for :func:`model_folder`.
+
+    Returns:
+        The tokenizer. It pads on the left, with the end token where it has no token for padding.
+
+    Raises:
+        ModelError: As :func:`load_model` does.
+    """
+    folder = model_folder(path)
+    name = _display_name(path, folder)
+    with _quiet():
+        try:
+            tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
+            config = generation_config(folder)
+        except Exception as error:  # of several libraries, down to Rust
+            raise ModelError(f"{name}: cannot be read ({first_line(error)})") from error
+    _complete_tokenizer(tokenizer, config.eos_token_id, name)
+    return tokenizer
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str = "") -> str:
+    """The text a model goes on with: a user's message in the chat template, where there is one.
+
+    It is encoded like any other text. So a begin token at the start of the template, which the
+    tokenizer puts before every text anyway, is left out.
+
+    Args:
+        tokenizer: A tokenizer, with a chat template or without.
+        message: What the user says.
+        opening: How the answer begins.
+
+    Returns:
+        The text; the message and the opening alone where there is no template.
+
+    Raises:
+        ModelError: If the template does not render within the limits of
+            :mod:`corea.engines.chat_template`, or drops what is said.
+    """
+    if not tokenizer.chat_template:
+        return message + opening
+    text = _rendered(tokenizer, message, Path(str(tokenizer.name_or_path)).name or "tokenizer")
+    begin = tokenizer.bos_token
+    if begin and encode(tokenizer, [""], special=True)[0][:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(begin)
+    return text + opening
+
+
+def _rendered(tokenizer: Any, message: str, name: str) -> str:
+    """A message in the chat template of a model of this name."""
+    try:
+        template, special = tokenizer.get_chat_template(), tokenizer.special_tokens_map
+        _require_message(template, tuple(special.items()))
+        return render(template, special, message)
+    except (TemplateError, ValueError) as error:  # the latter: of several, none is the default
+        raise ModelError(f"{name}: its chat template cannot be used ({error})") from error
+
+
+@lru_cache(maxsize=64)
+def _require_message(template: str, special: tuple[tuple[str, str], ...]) -> None:
+    """Refuse a template that drops what is said; a model would answer without the question."""
+    if _PROBE not in (text := render(template, dict(special), _PROBE)):
+        raise TemplateError(f"of a user's message {_PROBE!r} it makes {text[:100]!r}, without it")
+
+
+def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+    """The ids of texts.
+
+    Args:
+        tokenizer: Any.
+        texts: Any.
+        special: Whether the tokenizer puts its begin token before each, where it has one.
+
+    Returns:
+        The ids of each.
+    """
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
+    return encoded
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """The ids of prompts, with the special tokens that the tokenizer adds.
+
+    Args:
+        tokenizer: Any.
+        prompts: Texts, in the chat template already where there is one.
+
+    Returns:
+        The ids of each.
+
+    Raises:
+        TypeError: If ``prompts`` is one text.
+        ValueError: If one has no tokens.
+    """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts is one string, {prompts[:40]!r}; expected a sequence of them")
+    if not prompts:
+        return []
+    encoded = encode(tokenizer, prompts, special=True)
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise ValueError(f"prompts[{i}] is {prompts[i]!r}; expected text with tokens in it")
+    return encoded
+
+
+def end_ids(config: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which a completion ends.
+
+    Args:
+        config: The model's generation config.
+        tokenizer: The model's.
+
+    Returns:
+        Their ids, in rising order.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    named = _as_list(config.eos_token_id) + _as_list(tokenizer.eos_token_id)
+    if not named:
+        raise ValueError("neither tokenizer nor generation config names an end token")
+    return sorted(set(named))
+
+
+def _as_list(ids: int | Sequence[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
+def _require_model_files(folder: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder.name}: no {name}; expected the folder of a model")
+    templates = (*folder.glob("*.jinja"), *folder.glob("additional_chat_templates/*.jinja"))
+    for path in (*folder.glob("*.json"), *folder.glob("*.txt"), *templates):
+        largest = _LARGEST.get(path.name) or _LARGEST.get(path.suffix, _LARGEST_OTHER)
+        if path.is_file() and path.stat().st_size > largest:
+            raise ModelError(
+                f"{folder.name}: {path.relative_to(folder).as_posix()} has "
+                f"{path.stat().st_size:,} bytes; expected at most {largest:,}"
+            )
+    for name in _READ_AS_JSON:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    for path in folder.glob("*.safetensors"):
+        _require_header(path)
+    if not list(folder.glob("*.safetensors")):
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+        found = f"found {', '.join(others)}" if others else "found none"
+        raise ModelError(f"{folder.name}: {found}; expected weights as *.safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its fields.
+
+    Raises:
+        ModelError: If it is no JSON object, or nested too deep; names folder and file.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path.parent.name}: cannot be read ({path.name}: {first_line(error)})"
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path.parent.name}: cannot be read ({path.name} is a {type(content).__name__}; "
+            "expected an object)"
+        )
+    return content
+
+
+def _require_header(path: Path) -> None:
+    """Refuse weights whose list of tensors, a JSON text, is larger than the file or any model's."""
+    with path.open("rb") as stream:
+        said = int.from_bytes(stream.read(8), "little")
+    limit = min(_LARGEST[".safetensors"], path.stat().st_size - 8)
+    if said > limit:
+        raise ModelError(
+            f"{path.parent.name}: cannot be read ({path.name}: SafetensorError: a header of "
+            f"{said:,} bytes; expected at most {limit:,})"
+        )
+
+
+def generation_config(folder: Path) -> Any:
+    """The generation config that a model would have.
+
+    Args:
+        folder: With its files.
+
+    Returns:
+        The config; what ``config.json`` says of generation where there is none.
+    """
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none
+        own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return transformers.GenerationConfig.from_model_config(own)
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """What reads a tokenizer as it was written.
+
+    ``AutoTokenizer`` goes by the model's architecture: for a Qwen2 model with a tokenizer of its
+    own it puts Qwen2's way of splitting text in place of that of ``tokenizer.json``.
+    """
+    import transformers
+
+    config = folder / "tokenizer_config.json"
+    named = read_json(config).get("tokenizer_class") if config.is_file() else None
+    generic = (None, "PreTrainedTokenizerFast", "TokenizersBackend")
+    return transformers.PreTrainedTokenizerFast if named in generic else transformers.AutoTokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither progress bars nor advice while a model is fetched and read."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # that of the hub too
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
+    """Give it an end token, one for padding, and the side on which generation pads.
+
+    Raises:
+        ModelError: If it cannot be used.
+    """
+    known = set(tokenizer.get_vocab().values())
+    if outside := [i for i in _as_list(ends) if not isinstance(i, int) or i not in known]:
+        raise ModelError(
+            f"{name}: the end token {outside[0]!r} is not in the vocabulary of {len(tokenizer):,} "
+            "tokens"
+        )
+    if tokenizer.chat_template:
+        _rendered(tokenizer, _PROBE, name)
+    if tokenizer.eos_token is None:
+        if not _as_list(ends):
+            raise ModelError(f"{name}: neither tokenizer nor config names an end token")
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(_as_list(ends)[0])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line.
+
+    Args:
+        error: Any.
+
+    Returns:
+        Its kind and the first line of what it says.
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

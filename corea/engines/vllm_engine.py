@@ -1,0 +1,465 @@
+r"""vLLM in this process, as an engine.
+
+:class:`VLLMEngine` is an :class:`corea.engines.generate.Engine` for models that transformers is too
+slow for. It is meant to do what :class:`corea.engines.generate.TransformersEngine` does; where vLLM
+would do something else, this is decided here:
+
+1. vLLM gets the ids of prompts, encoded by our tokenizer, and gives ids, which our tokenizer
+   decodes. It has none of its own, so it also stops at the tokens it is told: the end tokens of
+   the tokenizer and of the model's generation config.
+2. Log-probabilities are those of temperature 1 (``raw_logprobs``). Nothing that a model's own
+   generation config asks for is used.
+3. ``dtype`` is that of the weights unless it is named: left alone, vLLM makes half precision of
+   float32.
+4. Each completion is a request with a seed of its own, the one that
+   :class:`corea.engines.server.ServerEngine` would send. Batches round differently, which in rare
+   cases changes a token and then all that follows.
+5. For the expected confidence each place where the texts of the grid part is asked for as one
+   token with the log-probabilities of the tokens that may stand there. Prompt and completion
+   are in vLLM's prefix cache then; ``prompt_logprobs`` would compute them once for each text.
+6. A token that has to be the likeliest one (``greedy_after``) is put in where another was drawn,
+   and the completion goes on from there.
+7. vLLM runs its core in a process of its own, which :meth:`VLLMEngine.close` ends. Dropping the
+   object does not free the memory for certain (vLLM's issue 1908).
+8. vLLM sends statistics of its use unless it is told not to; it is. It reports errors only. Both
+   are environment variables, which are left alone where they are set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from corea.engines.generate import (
+    Rollout,
+    Sampling,
+    encode_candidates,
+    expectation_of_stated,
+    request_seed,
+    require_room,
+    require_rows,
+    require_whole,
+    wanted_samples,
+)
+from corea.engines.models import (
+    ModelError,
+    chat_prompt,
+    encode,
+    encode_prompts,
+    end_ids,
+    first_line,
+    generation_config,
+    load_tokenizer,
+    model_folder,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_NEUTRAL = {  # of vLLM's arguments: what does not decide what a model says
+    "disable_log_stats",
+    "enforce_eager",
+    "kv_cache_memory_bytes",
+    "max_num_batched_tokens",
+    "pipeline_parallel_size",
+    "tensor_parallel_size",
+}
+_BLOCKS, _BLOCK = 64, 4096  # of each file of weights that the fingerprint reads
+_LOWEST, _HIGHEST = 0.01, 2.0  # temperatures other than 0 that vLLM takes as they are
+
+
+@dataclass(frozen=True, eq=False)
+class VLLMEngine:
+    """Generates with vLLM, started when it is first asked.
+
+    Attributes:
+        model: A folder or a name, as for :func:`corea.engines.models.model_folder`.
+        batch_size: Completions handed to vLLM at once, from 1.
+        chat: Whether a prompt is what a user says (:func:`corea.engines.models.chat_prompt`);
+            whether the tokenizer has a chat template when None.
+        sequences: How many of these it works on at once at most, from 1; fewer when memory is
+            short.
+        dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
+        memory: Share of the GPU's memory it may take, in (0, 1]; without a GPU, of the machine's.
+        max_model_len: Tokens of prompt and completion at most; the model's own when None.
+        more: Further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
+        running: Where the running vLLM is kept; copies with another ``chat`` share it.
+    """
+
+    model: str | Path
+    batch_size: int = 1024
+    chat: bool | None = None
+    sequences: int = 256
+    dtype: str = "auto"
+    memory: float = 0.9
+    max_model_len: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    running: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one is out of range, or there is no chat template to use.
+            ModelError: If vLLM is not installed or the model cannot be found.
+        """
+        require_whole("batch_size", self.batch_size, 1)
+        require_whole("sequences", self.sequences, 1)
+        if self.max_model_len is not None:
+            require_whole("max_model_len", self.max_model_len, 2)
+        if not 0 < self.memory <= 1:
+            raise ValueError(f"memory is {self.memory!r}; expected a share in (0, 1]")
+        if importlib.util.find_spec("vllm") is None:
+            raise ModelError(
+                "vLLM is not installed. With a GPU: environment.yml, which has the extra gpu; "
+                "without one, `make test-vllm` installs it in .venv-vllm. Or use the engine "
+                "transformers"
+            )
+        template = bool(self.tokenizer.chat_template)
+        if self.chat and not template:
+            raise ValueError("chat is True, but the tokenizer has no chat template")
+        object.__setattr__(self, "chat", template if self.chat is None else self.chat)
+
+    @property
+    def folder(self) -> Path:
+        """Where the model's files are; those of a hub are fetched first."""
+        if "folder" not in self.running:
+            self.running["folder"] = model_folder(self.model)
+        folder: Path = self.running["folder"]
+        return folder
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, as :func:`corea.engines.models.load_model` reads it."""
+        if "tokenizer" not in self.running:
+            self.running["tokenizer"] = load_tokenizer(self.folder)
+        return self.running["tokenizer"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over a sample of the weights' files and the settings that decide answers."""
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        for path in sorted(self.folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as stream:
+                for k in range(_BLOCKS):
+                    stream.seek(k * size // _BLOCKS)
+                    digest.update(stream.read(_BLOCK))
+        more = {name: value for name, value in self.more.items() if name not in _NEUTRAL}
+        asked = ["vllm", self.dtype, self.chat, len(self.tokenizer), more]
+        digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    @property
+    def parts_at_once(self) -> int:
+        """One: a part is as many completions as are handed over at once."""
+        return 1
+
+    @property
+    def gives_expected_confidence(self) -> bool:
+        """Yes: it scores any text."""
+        return True
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        *,
+        pooled_states: bool = False,
+        confidence_grid: Sequence[str] = (),
+        samples: Sequence[Sequence[int]] | None = None,
+    ) -> list[list[Rollout]]:
+        """Complete each prompt ``sampling.n_samples`` times.
+
+        A prompt that is given twice gets further samples, not the same again.
+
+        Args:
+            prompts: Texts, length n.
+            sampling: How.
+            pooled_states: Not to be had from vLLM.
+            confidence_grid: Candidates for :attr:`Rollout.expected_confidence`; none: not wanted.
+            samples: Numbers of the samples wanted of each prompt; all when None.
+
+        Returns:
+            The rollouts of each prompt, in the order of the prompts.
+
+        Raises:
+            ValueError: If pooled states are asked for, a prompt is empty or leaves no room for a
+                completion, or vLLM has no such temperature.
+            ModelError: If vLLM does not start.
+            FloatingPointError: If the model gives a distribution that is not finite.
+        """
+        if pooled_states:
+            raise ValueError(
+                "pooled_states is not to be had from vLLM; use the engine transformers"
+            )
+        if sampling.temperature and not _LOWEST <= sampling.temperature <= _HIGHEST:
+            raise ValueError(
+                f"temperature is {sampling.temperature}; vLLM takes 0, or {_LOWEST} to {_HIGHEST}"
+            )
+        tokenizer = self.tokenizer
+        texts = [chat_prompt(tokenizer, text) for text in prompts] if self.chat else prompts
+        encoded = encode_prompts(tokenizer, texts)
+        drafts = [
+            _Draft(i, number, prompts[i], encoded[i])
+            for i, number in wanted_samples(prompts, sampling, samples)
+        ]
+        answers: list[list[Rollout]] = [[] for _ in prompts]
+        if not drafts:
+            return answers
+        require_room(self._positions, encoded, sampling.max_completion_tokens)
+        self._write(drafts, sampling)
+        if not all(np.isfinite(draft.logprobs).all() for draft in drafts):
+            raise FloatingPointError("the model gives probabilities that are not finite numbers")
+        completions = tokenizer.batch_decode(
+            [draft.ids for draft in drafts],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        expected = mass = [None] * len(drafts)
+        if confidence_grid:
+            found = expectation_of_stated(
+                [texts[draft.prompt] for draft in drafts],
+                completions,
+                confidence_grid,
+                self._candidate_logprobs,
+            )
+            expected, mass = (values.tolist() for values in found)
+        for k, draft in enumerate(drafts):
+            answers[draft.prompt].append(
+                Rollout(
+                    completion=completions[k],
+                    token_ids=np.array(draft.ids, dtype=np.int64),
+                    logprobs=np.array(draft.logprobs, dtype=np.float32),
+                    finished=draft.finished,
+                    prompt_tokens=len(draft.before),
+                    expected_confidence=expected[k],
+                    expected_mass=mass[k],
+                )
+            )
+        return answers
+
+    def plain(self) -> VLLMEngine:
+        """The same running model for prompts that stand in the chat template already."""
+        return replace(self, chat=False)
+
+    def next_logprobs(
+        self, rows: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Log-probability of each of a few tokens behind each row.
+
+        Args:
+            rows: Ids of each text, length n, none empty.
+            tokens: Ids of the K tokens.
+
+        Returns:
+            As :func:`corea.engines.generate.next_logprobs`.
+
+        Raises:
+            ValueError: If a row is empty or leaves no room for a token.
+            FloatingPointError: If the model gives a distribution that is not finite.
+        """
+        require_rows(rows)
+        require_room(self._positions, rows, 1)
+        asked = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": list(tokens)}
+        written = self._ask(rows, [asked] * len(rows))
+        # the first is that of the token vLLM took
+        found = [one.logprobs.logprobs[1:] for one in written]
+        scores = np.array(found, dtype=np.float64).reshape(len(rows), len(tokens))
+        if np.isnan(scores).any():
+            raise FloatingPointError("the model gives log-probabilities that are not numbers")
+        return scores, np.array([one.token_ids[0] for one in written], dtype=np.int64)
+
+    def close(self) -> None:
+        """End vLLM's processes, which frees all they held; to ask again starts it again."""
+        llm = self.running.pop("llm", None)
+        if llm is None:
+            return
+        import psutil
+
+        core = llm.llm_engine.engine_core
+        manager = getattr(getattr(core, "resources", None), "engine_manager", None)
+        processes = (
+            [psutil.Process(process.pid) for process in manager.processes] if manager else []
+        )
+        for process in tuple(processes):
+            processes += process.children(recursive=True)
+        core.shutdown()
+        _, left = psutil.wait_procs(processes, timeout=30)
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=30)
+
+    @property
+    def _llm(self) -> Any:
+        if "llm" not in self.running:
+            for name, value in _ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            import vllm
+
+            arguments = {
+                "dtype": _stored_dtype(self.folder) if self.dtype == "auto" else self.dtype,
+                "gpu_memory_utilization": self.memory,
+                "max_model_len": self.max_model_len,
+                "max_num_seqs": self.sequences,
+                "skip_tokenizer_init": True,
+                "generation_config": "vllm",
+                "load_format": "safetensors",
+                "logprobs_mode": "raw_logprobs",
+                "enable_prefix_caching": True,
+                **self.more,
+            }
+            try:
+                self.running["llm"] = vllm.LLM(str(self.folder), **arguments)
+            except Exception as error:  # of several libraries
+                raise ModelError(
+                    f"{Path(self.model).name}: vLLM does not start ({first_line(error)}); what it "
+                    "reported before says why"
+                ) from error
+        return self.running["llm"]
+
+    @property
+    def _positions(self) -> int:
+        positions: int = self._llm.model_config.max_model_len
+        return positions
+
+    @property
+    def _ends(self) -> list[int]:
+        return end_ids(generation_config(self.folder), self.tokenizer)
+
+    def _ask(
+        self, rows: Sequence[Sequence[int]], settings: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
+        """What vLLM writes behind each row of ids: completions with ids and log-probabilities."""
+        llm = self._llm
+        import vllm
+
+        requests = [
+            vllm.SamplingParams(detokenize=False, flat_logprobs=True, skip_clone=True, **own)
+            for own in settings
+        ]
+        prompts = [{"prompt_token_ids": list(row)} for row in rows]
+        return [output.outputs[0] for output in llm.generate(prompts, requests, use_tqdm=False)]
+
+    def _write(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
+        """Complete drafts, with the likeliest token wherever ``greedy_after`` asks for it."""
+        ends, limit = self._ends, sampling.max_completion_tokens
+        marker = encode(self.tokenizer, [sampling.greedy_after])[0]
+        common = {
+            "temperature": sampling.temperature,
+            "stop_token_ids": ends,
+            "logprobs": 1 if marker else 0,  # the token's own, and the likeliest one's
+        }
+        unfinished = list(drafts)
+        while unfinished:
+            written = self._ask(
+                [draft.before + draft.ids for draft in unfinished],
+                [
+                    {
+                        **common,
+                        "max_tokens": limit - len(draft.ids),
+                        "seed": request_seed(draft.text, draft.number, sampling, len(draft.ids)),
+                    }
+                    for draft in unfinished
+                ],
+            )
+            for draft, more in zip(unfinished, written, strict=True):
+                draft.go_on(more, marker, ends)
+            unfinished = [
+                draft for draft in unfinished if draft.corrected and len(draft.ids) < limit
+            ]
+
+    def _candidate_logprobs(
+        self, prompts: Sequence[str], openings: Sequence[str], candidates: Sequence[str]
+    ) -> NDArray[np.float64]:
+        """As :func:`corea.engines.generate.candidate_logprobs`; NaN where they do not fit."""
+        prefixes, suffixes = encode_candidates(self.tokenizer, prompts, openings, candidates)
+        scores = np.full((len(prompts), len(candidates)), np.nan)
+        places: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        fitting = [
+            i
+            for i, (prefix, row) in enumerate(zip(prefixes, suffixes, strict=True))
+            if len(prefix) + max(map(len, row)) <= self._positions
+        ]
+        for i in fitting:
+            for suffix in suffixes[i]:
+                for j, token in enumerate(suffix):
+                    tokens = places.setdefault((i, tuple(suffix[:j])), [])
+                    if token not in tokens:
+                        tokens.append(token)
+        asked = self._ask(
+            [[*prefixes[i], *begun] for i, begun in places],
+            [
+                {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": tokens}
+                for tokens in places.values()
+            ],
+        )
+        # the first is that of the token vLLM took
+        found = {
+            place: dict(zip(tokens, next_token.logprobs.logprobs[1:], strict=True))
+            for (place, tokens), next_token in zip(places.items(), asked, strict=True)
+        }
+        for i in fitting:
+            for k, suffix in enumerate(suffixes[i]):
+                scores[i, k] = sum(
+                    found[i, tuple(suffix[:j])][token] for j, token in enumerate(suffix)
+                )
+        if np.isnan(scores[fitting]).any():
+            raise FloatingPointError("the model gives log-probabilities that are not numbers")
+        return scores
+
+
+@dataclass
+class _Draft:
+    """A completion that is being written."""
+
+    prompt: int  # which one
+    number: int  # of the sample
+    text: str  # what was asked
+    before: list[int]  # ids of the prompt
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finished: bool = False
+    corrected: bool = False  # its last token was not the one drawn
+
+    def go_on(self, written: Any, marker: Sequence[int], ends: Sequence[int]) -> None:
+        """Take what vLLM wrote, up to the first token that should have been the likeliest."""
+        start, flat = len(self.ids), written.logprobs
+        self.ids += written.token_ids
+        self.logprobs += [flat.logprobs[k] for k in flat.start_indices]
+        self.finished, self.corrected = written.finish_reason == "stop", False
+        if not marker:
+            return
+        everything = [*self.before, *self.ids]
+        for step in range(len(written.token_ids)):
+            here = len(self.before) + start + step
+            likeliest = flat.token_ids[flat.start_indices[step] + 1]
+            due = everything[max(0, here - len(marker)) : here] == list(marker)
+            if due and everything[here] != likeliest:
+                self.ids[start + step :] = [likeliest]
+                self.logprobs[start + step :] = [flat.logprobs[flat.start_indices[step] + 1]]
+                self.finished = likeliest in ends
+                self.corrected = not self.finished
+                return
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _stored_dtype(folder: Path) -> str:
+    """What the weights are stored as; left to vLLM where the config does not say."""
+    config = read_json(folder / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return stored if isinstance(stored, str) else "auto"

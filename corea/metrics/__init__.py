@@ -1,0 +1,1 @@
+"""Calibration, cascades and their cost, with intervals."""

@@ -1,0 +1,1 @@
+"""Paper A: rewards for calibrated confidence, what they ask for, and the baselines."""

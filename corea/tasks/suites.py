@@ -1,0 +1,227 @@
+"""Which datasets belong together: the microworld's, or the papers'.
+
+A :class:`Suite` says what is asked, which dataset is trained on, and which of the papers'
+datasets each stands for. Notebooks take it from the runs they read, so the same chapter shows the
+microworld or real datasets, whatever its runs were made of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from corea.tasks.decision_questions import DecisionQuestion
+    from corea.tasks.questions import Question
+
+DATA = "COREA_DATA"
+"""Environment variable that names the folder with the original files of the papers' datasets;
+without it they come from the hub."""
+
+WITHHELD = ("gpqa",)
+"""Datasets whose authors ask that their text not be published: no run leaves it to a page."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Datasets that belong together.
+
+    Attributes:
+        name: ``"microworld"`` or ``"papers"``.
+        datasets: Test sets of paper A's experiments, the one that is trained on first.
+        groups: Datasets behind each column group of Tables 1 and 11. Source: paper A, section 4.1.
+        counterparts: Dataset or group of paper A to what stands in its place.
+        tables: Dataset to the table of paper A that has its cascades.
+        tasks: Task of paper B to its dataset of training and the one of another distribution.
+        decision_counterparts: Dataset of paper B to what stands in its place.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    counterparts: Mapping[str, str]
+    tables: Mapping[str, int]
+    tasks: Mapping[str, tuple[str, str]]
+    decision_counterparts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def domain(self) -> str:
+        """The dataset that is trained on."""
+        return self.datasets[0]
+
+    @property
+    def each(self) -> dict[str, tuple[str, ...]]:
+        """Every dataset by itself, as in Tables 5 to 10 and 12 to 15."""
+        return {name: (name,) for name in self.datasets}
+
+    @property
+    def together(self) -> dict[str, tuple[str, ...]]:
+        """All datasets together, as in Tables 2 to 4."""
+        return {"all datasets": self.datasets}
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """Dataset or group to the one of paper A in whose place it stands."""
+        return {ours: theirs for theirs, ours in self.counterparts.items()}
+
+    @property
+    def decision_datasets(self) -> tuple[str, ...]:
+        """All datasets of paper B's experiments."""
+        return tuple(name for pair in self.tasks.values() for name in pair)
+
+    def questions(self, dataset: str, part: str, n: int = 0) -> list[Question]:
+        """Questions to be answered in words, with a confidence.
+
+        Args:
+            dataset: One of ``datasets``.
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+            n: How many at most; 0 for all there are.
+
+        Returns:
+            The questions.
+
+        Raises:
+            ValueError: If there is no such dataset or part; the microworld also wants ``n``.
+            TaskError: If a dataset of the papers cannot be read.
+        """
+        if self is MICROWORLD:
+            from corea.tasks import microworld
+
+            return microworld.questions(microworld.World(), dataset, part, n)
+        from corea.tasks import papers as tasks
+
+        return tasks.load_questions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
+
+    def decisions(self, dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
+        """Questions that one token decides.
+
+        Args:
+            dataset: One of ``decision_datasets``.
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+            n: How many at most; 0 for all there are.
+
+        Returns:
+            The questions.
+
+        Raises:
+            ValueError: As :meth:`questions` does.
+            TaskError: As :meth:`questions` does.
+        """
+        if self is MICROWORLD:
+            from corea.tasks import decision_world
+
+            return decision_world.questions(decision_world.DecisionWorld(), dataset, part, n)
+        from corea.tasks import papers as tasks
+
+        return tasks.load_decisions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
+
+    def tests(self, n: int = 0) -> list[Question]:
+        """Test questions of all datasets, each dataset's in a row.
+
+        Args:
+            n: How many of each at most; 0 for all there are.
+
+        Returns:
+            The questions.
+        """
+        return [question for name in self.datasets for question in self.questions(name, "test", n)]
+
+
+MICROWORLD = Suite(
+    name="microworld",
+    datasets=("chains", "long_chains", "words", "facts"),
+    groups={
+        "chains": ("chains",),
+        "OOD reasoning": ("long_chains", "words"),
+        "OOD choice": ("facts",),
+    },
+    counterparts={
+        "DeepMath500": "chains",
+        "OOD Math": "OOD reasoning",
+        "OOD Non-Math": "OOD choice",
+        "OlympiadBench": "long_chains",
+        "GSM8K": "words",
+        "CommonsenseQA": "facts",
+        "all datasets": "all datasets",
+    },
+    tables={"chains": 5, "words": 7, "long_chains": 8, "facts": 10},
+    tasks={"choices": ("choices", "fact_choices"), "messages": ("messages", "lists")},
+    decision_counterparts={
+        "CSQA": "choices",
+        "OBQA": "fact_choices",
+        "OpenAI": "messages",
+        "XSTest": "lists",
+    },
+)
+"""The world that models are trained on from random weights."""
+
+PAPERS = Suite(
+    name="papers",
+    datasets=("deepmath", "math500", "gsm8k", "olympiadbench", "gpqa", "commonsenseqa"),
+    groups={
+        "deepmath": ("deepmath",),
+        "OOD math": ("math500", "gsm8k", "olympiadbench"),
+        "OOD non-math": ("gpqa", "commonsenseqa"),
+    },
+    counterparts={
+        "DeepMath500": "deepmath",
+        "OOD Math": "OOD math",
+        "OOD Non-Math": "OOD non-math",
+        "Math500": "math500",
+        "GSM8K": "gsm8k",
+        "OlympiadBench": "olympiadbench",
+        "GPQA": "gpqa",
+        "CommonsenseQA": "commonsenseqa",
+        "all datasets": "all datasets",
+    },
+    tables={
+        "deepmath": 5,
+        "math500": 6,
+        "gsm8k": 7,
+        "olympiadbench": 8,
+        "gpqa": 9,
+        "commonsenseqa": 10,
+    },
+    tasks={
+        "choices": ("commonsenseqa", "openbookqa"),
+        "messages": ("openai_moderation", "xstest"),
+    },
+    decision_counterparts={
+        "CSQA": "commonsenseqa",
+        "OBQA": "openbookqa",
+        "OpenAI": "openai_moderation",
+        "XSTest": "xstest",
+    },
+)
+"""The papers' own datasets (:mod:`corea.tasks.papers`)."""
+
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (MICROWORLD, PAPERS)}
+"""The suites by name."""
+
+
+def of(datasets: Iterable[str]) -> Suite:
+    """The suite that datasets are of.
+
+    Args:
+        datasets: Names of datasets, as in the column ``dataset`` of records.
+
+    Returns:
+        The suite that has all of them.
+
+    Raises:
+        ValueError: If there is none; names what was found.
+
+    Example:
+        >>> of(["chains", "facts"]).name, of(["gsm8k"]).domain
+        ('microworld', 'deepmath')
+    """
+    found = set(datasets)
+    for suite in SUITES.values():
+        if found <= {*suite.datasets, *suite.decision_datasets}:
+            return suite
+    raise ValueError(
+        f"datasets are {', '.join(sorted(map(str, found)))}; expected those of one of "
+        + ", ".join(SUITES)
+    )

@@ -1,0 +1,1 @@
+"""Training on TRL: settings, GRPO, SFT, checkpoints, several processes."""
