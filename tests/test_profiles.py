@@ -476,8 +476,10 @@ def test_inputs_of_a_run(repository, write_notebook):
         "constraints.txt", "corea/data/numbers.csv", "deep.csv", "mine.csv", "notebooks/first.ipynb",
     ]  # fmt: skip
     assert list(map(str, run.inputs())) == own
-    for source, counts in {"from corea.book import full_run": True, "import corea.sources": False}.items():
+    for source, counts in {
+        "from corea.book import full_run": True,
+        "import corea.sources": False,
+    }.items():
         write_notebook(run.notebook, TITLE, ("code", source))
         assert (table in run.inputs()) == counts  # the published full run, for those who show it
         assert Path("corea/data/numbers.csv") in run.inputs()
-

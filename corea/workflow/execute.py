@@ -226,7 +226,7 @@ def _execute_notebook(
     profile: Profile, run: Run, output: Path, tables: Path, log: Path, started: Any
 ) -> dict[str, Any]:
     import papermill
-    from jupyter_client import AsyncKernelManager
+    from jupyter_client.manager import AsyncKernelManager
     from papermill.log import logger
 
     with (
@@ -243,7 +243,7 @@ def _execute_notebook(
     ):
 
         class Manager(AsyncKernelManager):
-            async def start_kernel(self, **options: Any) -> None:
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
                 await super().start_kernel(stdout=file, stderr=file, **options)
 
         handler = _Log(run, file)

@@ -48,9 +48,10 @@ def build(profile: Profile) -> Path:
     check_kernel(profile)
     log, held_by = (profile.directory / name for name in ("logs/snakemake.log", "lock"))
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Snakemake's own lock outlives a killed run; the system frees this one with its last holder
-    descriptors: list[int] = []
-    lock = FileLock(held_by, fallback_to_soft=False, on_acquired=descriptors.append)
+    # Snakemake's own lock outlives a killed run; the system frees this one with its last holder,
+    # and Snakemake gets a copy of the descriptor
+    copies: list[int] = []
+    lock = FileLock(held_by, fallback_to_soft=False, on_acquired=lambda d: copies.append(os.dup(d)))
     try:
         held = lock.acquire(blocking=False)
     except Timeout as error:
@@ -61,13 +62,13 @@ def build(profile: Profile) -> Path:
     with held:
         for reason in (profile.directory / "failed").glob("*.txt"):
             reason.unlink()
-        status = _snakemake(profile, log, held_by, descriptors)
+        status = _snakemake(profile, log, held_by, copies[0])
     if status != 0:
         raise PipelineError("\n  ".join([*_failures(profile, log), f"log: {log}"]))
     return profile.index
 
 
-def _snakemake(profile: Profile, log: Path, held_by: Path, descriptors: list[int]) -> int:
+def _snakemake(profile: Profile, log: Path, held_by: Path, descriptor: int) -> int:
     """Exit status of Snakemake, which holds the lock as long as it runs."""
     command = [sys.executable, "-m", "snakemake", "--cores", "all", "--nocolor", "--keep-going"]
     command += ["--config", f"profile={profile.name}", "--rerun-incomplete", "--nolock"]
@@ -78,7 +79,7 @@ def _snakemake(profile: Profile, log: Path, held_by: Path, descriptors: list[int
             command,
             stdin=subprocess.DEVNULL,
             stderr=record,
-            pass_fds=descriptors,
+            pass_fds=[descriptor],
             process_group=0,
             # a background job of a shell ignores the signal below, and so would what it starts
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -91,6 +92,8 @@ def _snakemake(profile: Profile, log: Path, held_by: Path, descriptors: list[int
             os.killpg(process.pid, signal.SIGINT)
             process.wait()
             raise
+        finally:
+            os.close(descriptor)
 
 
 def _failures(profile: Profile, log: Path) -> list[str]:

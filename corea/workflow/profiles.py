@@ -82,19 +82,12 @@ class _Strict(BaseModel):
 
 
 class Resources(_Strict):
-    """What a run asks of a cluster; by default the least that a run can ask.
+    """What a run asks of a cluster; by default the least that a run can ask."""
 
-    Attributes:
-        gpus: GPUs, all on one node.
-        cpus: Processor cores, and threads.
-        memory_gb: Memory, in GB of 1,000 MB.
-        minutes: Time after which it is ended; what it trained it goes on with when run again.
-    """
-
-    gpus: Annotated[int, Field(ge=0)] = 0
-    cpus: Annotated[int, Field(ge=1)] = 1
-    memory_gb: Annotated[int, Field(ge=1)] = 4
-    minutes: Annotated[int, Field(ge=1)] = 60
+    gpus: Annotated[int, Field(ge=0)] = 0  # all on one node
+    cpus: Annotated[int, Field(ge=1)] = 1  # cores, and threads
+    memory_gb: Annotated[int, Field(ge=1)] = 4  # of 1,000 MB
+    minutes: Annotated[int, Field(ge=1)] = 60  # then it is ended; run again, a training goes on
 
 
 class _Entry(_Strict):
@@ -131,26 +124,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook with one set of parameters.
+    """One notebook with one set of parameters."""
 
-    Attributes:
-        name: Name of the run, of its page and of its files.
-        notebook: The notebook, relative to the repository.
-        parameters: Everything passed to papermill, except ``output_dir``.
-        label: What tells its page from those of the notebook's other runs, such as
-            ``"l1, seed 0"``; empty for a notebook's only run.
-        needs: Runs whose folders its parameters name.
-        resources: Fields of :class:`Resources` that its entry sets.
-        entry: Name of its entry in the profile.
-    """
-
-    name: str
+    name: str  # also of its page and its files
     notebook: Path
-    parameters: Mapping[str, Any]
-    label: str = ""
-    needs: tuple[str, ...] = ()
-    resources: Mapping[str, int] = field(default_factory=dict)
-    entry: str = ""
+    parameters: Mapping[str, Any]  # all that papermill is given, except output_dir
+    label: str = ""  # tells its page from those of the notebook's other runs, as "l1, seed 0"
+    needs: tuple[str, ...] = ()  # runs whose folders its parameters name
+    resources: Mapping[str, int] = field(default_factory=dict)  # those that its entry sets
+    entry: str = ""  # of the profile
 
     @cached_property
     def trains(self) -> bool:
@@ -174,21 +156,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Profile:
-    """The runs of a book.
-
-    Attributes:
-        name: Name of the profile, also of its file and its build folder.
-        seed: Seed of every random number.
-        runs: The runs by name.
-        kernel: Name of the Jupyter kernel that executes the notebooks.
-        resources: Fields of :class:`Resources` for runs that train or generate.
-    """
+    """The runs of a book."""
 
     name: str
     seed: int
     runs: Mapping[str, Run]
-    kernel: str = KERNEL
-    resources: Mapping[str, int] = field(default_factory=dict)
+    kernel: str = KERNEL  # the Jupyter kernel that executes the notebooks
+    resources: Mapping[str, int] = field(default_factory=dict)  # of runs that train or generate
 
     @property
     def directory(self) -> Path:
@@ -248,22 +222,7 @@ def load_profile(name: str) -> Profile:
             or a training cannot be run with its settings. Names the file and the key.
     """
     path = Path("profiles", f"{name}.yaml")
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
-        raise PipelineError(
-            f"there is no profile {visible(name)!r} in profiles/ here; there are: {known or 'none'}"
-        )
-    try:
-        file = _File.model_validate(
-            yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # noqa: S506
-        )
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not readable as YAML: {visible(error)}") from error
-    except ValidationError as error:
-        raise PipelineError("\n  ".join(_complaints(path, error))) from error
-    if file.profile != name:
-        raise PipelineError(f"{path}: profile is {file.profile!r}, expected {name!r}")
-
+    file = _read(path, name)
     runs: dict[str, Run] = {}
     stands_for: dict[str, list[str]] = {}  # a run without its seed: those of all seeds
     asked_for: set[str] = set()
@@ -288,6 +247,24 @@ def load_profile(name: str) -> Profile:
     return profile
 
 
+def _read(path: Path, name: str) -> _File:
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
+        raise PipelineError(
+            f"there is no profile {visible(name)!r} in profiles/ here; there are: {known or 'none'}"
+        )
+    try:
+        content = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # noqa: S506
+        file = _File.model_validate(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not readable as YAML: {visible(error)}") from error
+    except ValidationError as error:
+        raise PipelineError("\n  ".join(_complaints(path, error))) from error
+    if file.profile != name:
+        raise PipelineError(f"{path}: profile is {file.profile!r}, expected {name!r}")
+    return file
+
+
 def _complaints(path: Path, error: ValidationError) -> Iterator[str]:
     for found in error.errors():
         where = ".".join(str(part) for part in found["loc"] if part != "[key]") or "the profile"
@@ -302,14 +279,10 @@ def _complaints(path: Path, error: ValidationError) -> Iterator[str]:
 
 
 def _chapters() -> dict[str, _Entry]:
-    """An entry without changes for each notebook that is a chapter."""
-    return {Path(page).name: _Entry() for page in chapter_pages() if page.startswith("notebooks/")}
-
-
-def chapter_pages() -> list[str]:
-    """Pages of the book, as ``_toc.yml`` lists them."""
-    contents = yaml.safe_load(Path("_toc.yml").read_text("utf-8"))
-    return [entry["file"] for entry in page_entries(contents)]
+    """An entry without changes for each notebook that ``_toc.yml`` lists."""
+    pages = page_entries(yaml.safe_load(Path("_toc.yml").read_text("utf-8")))
+    names = [Path(page["file"]) for page in pages]
+    return {path.name: _Entry() for path in names if path.parent == Path("notebooks")}
 
 
 def page_entries(contents: object) -> Iterator[dict[str, Any]]:
@@ -471,12 +444,8 @@ def _is_file(text: str) -> bool:
 def check_settings(profile: Profile) -> None:
     """Build the settings of every training and compare them with its processes.
 
-    Args:
-        profile: The profile.
-
-    Raises:
-        PipelineError: If a training refuses its settings, or a step or a validation cannot be
-            shared out among the processes that its accelerate file starts. Names each such run.
+    Refused is what a training would refuse, and a batch or a validation that cannot be shared out
+    among the processes that its accelerate file starts; each such run is named.
     """
     found = []
     for run in profile.runs.values():
