@@ -180,14 +180,18 @@ class _Log(logging.Handler):
         self.file.flush()
 
 
-def _papermill(profile: Profile, run: Run, output: Path, tables: Path, log: Path) -> dict[str, Any]:
+def _papermill(
+    profile: Profile, run: Run, output: Path, tables: Path, log: Path, attempts: int = 2
+) -> dict[str, Any]:
     """The executed notebook.
 
-    A kernel that dies before its first cell is started once more, since two kernels that start at
-    once may pick the same port.
+    A kernel that does not start is started once more: two at once may pick the same port.
     """
+    import papermill
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    from papermill.log import logger
 
     cells = read_notebook(run.notebook)["cells"]
     number = 0
@@ -199,48 +203,7 @@ def _papermill(profile: Profile, run: Run, output: Path, tables: Path, log: Path
             print(f"{run.name}: cell {new} of {len(cells)}", flush=True)
         number = new
 
-    for attempt in (1, 2):
-        try:
-            return _execute_notebook(profile, run, output, tables, log, started)
-        except PapermillExecutionError as error:
-            where = f"{run.notebook}, cell {_number(cells, error.cell_index)} of {len(cells)}"
-            told = plain(f"{error.ename}: {error.evalue[:1000]}")
-            raise PipelineError(f"{where} (In [{error.exec_count}]): {told}") from error
-        except Exception as error:  # whatever jupyter, zmq and the disk have to say
-            told = plain_lines(f"{type(error).__name__}: {error}")[-1]
-            if number:
-                told = (
-                    "the kernel died (was it killed, or out of memory?)"
-                    * (isinstance(error, DeadKernelError))
-                    or told
-                )
-                where = f"{run.notebook}, cell {number} of {len(cells)}"
-                raise PipelineError(f"{where}: {told}") from error
-            if attempt == 2:
-                raise PipelineError(f"{run.notebook} did not start: {told}") from error
-            print(f"{run.name}: the kernel did not start; trying once more", flush=True)
-    raise AssertionError
-
-
-def _execute_notebook(
-    profile: Profile, run: Run, output: Path, tables: Path, log: Path, started: Any
-) -> dict[str, Any]:
-    import papermill
-    from jupyter_client.manager import AsyncKernelManager
-    from papermill.log import logger
-
-    with (
-        log.open("w", encoding="utf-8") as file,
-        tempfile.TemporaryDirectory() as settings,
-        _environment(
-            {"OMP_NUM_THREADS": str(profile.asked(run.name).cpus)}
-            | os.environ
-            # a person's own start-up files and kernels of the same name must not change the result
-            | {"IPYTHONDIR": settings, "JUPYTER_PREFER_ENV_PATH": "1"}
-            | {"JUPYTER_RUNTIME_DIR": settings}  # else below HOME, which may not be writable
-            | {ENTRIES: str(output.with_suffix(".entries").absolute())}
-        ),
-    ):
+    with log.open("w", encoding="utf-8") as file, _environment(profile, run, output):
 
         class Manager(AsyncKernelManager):
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
@@ -261,24 +224,44 @@ def _execute_notebook(
                 log_output=True,
                 on_cell_execute=started,
             )
-        except Exception as error:
+            return read_notebook(output)
+        except PapermillExecutionError as error:
             logger.error(str(error))
-            raise
+            number, where = _number(cells, error.cell_index), f" (In [{error.exec_count}])"
+            told = plain(f"{error.ename}: {error.evalue[:1000]}")
+        except Exception as error:  # whatever jupyter, zmq and the disk have to say
+            logger.error(str(error))
+            told, where = plain_lines(f"{type(error).__name__}: {error}")[-1], ""
+            if isinstance(error, DeadKernelError):
+                told = "the kernel died (was it killed, or out of memory?)"
         finally:
             logger.removeHandler(handler)
-    return read_notebook(output)
+    if number:
+        raise PipelineError(f"{run.notebook}, cell {number} of {len(cells)}{where}: {told}")
+    if attempts == 1:
+        raise PipelineError(f"{run.notebook} did not start: {told}")
+    print(f"{run.name}: the kernel did not start; trying once more", flush=True)
+    return _papermill(profile, run, output, tables, log, attempts - 1)
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Let environment variables have these values, for the kernel that is started meanwhile."""
+def _environment(profile: Profile, run: Run, output: Path) -> Iterator[None]:
+    """The environment variables of a kernel that is started meanwhile."""
     before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with tempfile.TemporaryDirectory() as settings:
+        os.environ.setdefault("OMP_NUM_THREADS", str(profile.asked(run.name).cpus))
+        os.environ |= {
+            # a person's own start-up files and kernels of the same name must not change the result
+            "IPYTHONDIR": settings,
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "JUPYTER_RUNTIME_DIR": settings,  # else below HOME, which may not be writable
+            ENTRIES: str(output.with_suffix(".entries").absolute()),
+        }
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _number(cells: Sequence[Mapping[str, Any]], index: int) -> int:
@@ -286,7 +269,7 @@ def _number(cells: Sequence[Mapping[str, Any]], index: int) -> int:
 
     Papermill inserts a cell with the values after that with the parameters; the two count as one.
     """
-    (parameters,) = [n for n, cell in enumerate(cells) if is_parameters(dict(cell))]
+    (parameters,) = [n for n, cell in enumerate(cells) if is_parameters(cell)]
     return index + 1 - (index > parameters)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
     return content
 
 
-def is_parameters(cell: dict[str, Any]) -> bool:
+def is_parameters(cell: Mapping[str, Any]) -> bool:
     """Whether a cell holds a notebook's parameters."""
     return "parameters" in cell["metadata"].get("tags", [])
 
