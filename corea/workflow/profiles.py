@@ -279,8 +279,11 @@ def _complaints(path: Path, error: ValidationError) -> Iterator[str]:
 
 
 def _chapters() -> dict[str, _Entry]:
-    """An entry without changes for each notebook that ``_toc.yml`` lists."""
-    pages = page_entries(yaml.safe_load(Path("_toc.yml").read_text("utf-8")))
+    """An entry without changes for each notebook that ``_toc.yml`` lists, if there is one."""
+    contents = Path("_toc.yml")
+    if not contents.is_file():
+        return {}
+    pages = page_entries(yaml.safe_load(contents.read_text("utf-8")))
     names = [Path(page["file"]) for page in pages]
     return {path.name: _Entry() for path in names if path.parent == Path("notebooks")}
 
