@@ -47,7 +47,7 @@ from corea.book.provenance import PACKAGES, provenance
 from corea.store import ENTRIES, StoreError, check_seal, locked, seal
 from corea.workflow import PipelineError
 from corea.workflow.notebooks import is_parameters, read_notebook
-from corea.workflow.profiles import KERNEL, Profile, Run
+from corea.workflow.profiles import KERNEL, Profile, Run, check_settings
 
 VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
 RESULT = "run.json"  # in a run's tables: what else belongs to its result
@@ -55,16 +55,29 @@ PROGRESS = "progress: "  # what a line starts with that is shown and not kept
 
 
 def write_parameters(profile: Profile) -> list[Path]:
-    """Write one parameter file per run; one that would not change keeps its time of change."""
-    paths = []
-    for run in profile.runs.values():
-        path = profile.directory / "parameters" / f"{run.name}.yaml"
-        text = yaml.safe_dump(dict(run.parameters), sort_keys=False, allow_unicode=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_text("utf-8") != text:
-            path.write_text(text, "utf-8")
-        paths.append(path)
-    return paths
+    """Write one parameter file per run; one that would not change keeps its time of change.
+
+    Before any is written, the settings of all trainings are checked, so nothing starts with one
+    that cannot be.
+    """
+    folder = profile.directory / "parameters"
+    texts = {
+        folder / f"{run.name}.yaml": yaml.safe_dump(
+            dict(run.parameters), sort_keys=False, allow_unicode=True
+        )
+        for run in profile.runs.values()
+    }
+    new = {
+        path: text
+        for path, text in texts.items()
+        if not path.is_file() or path.read_text("utf-8") != text
+    }
+    if new:
+        check_settings(profile)
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, text in new.items():
+        path.write_text(text, "utf-8")
+    return [*texts]
 
 
 def check_kernel(profile: Profile) -> list[str]:

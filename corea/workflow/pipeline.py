@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from corea.store import LEAST_SPACE
 from corea.workflow import PipelineError
-from corea.workflow.execute import check_kernel, plain, plain_lines
+from corea.workflow.execute import check_kernel, plain, plain_lines, write_parameters
 from corea.workflow.profiles import Profile
 
 _MENDS = {
@@ -42,10 +42,11 @@ def build(profile: Profile) -> Path:
         The page that opens the book.
 
     Raises:
-        PipelineError: If the profile is being built already, its kernel is not there, or
-            something failed; all failures are named.
+        PipelineError: If the profile is being built already, its kernel is not there, a training
+            cannot be run with its settings, or something failed; all failures are named.
     """
     check_kernel(profile)
+    write_parameters(profile)
     log, held_by = (profile.directory / name for name in ("logs/snakemake.log", "lock"))
     log.parent.mkdir(parents=True, exist_ok=True)
     # Snakemake's own lock outlives a killed run; the system frees this one with its last holder,

@@ -51,7 +51,7 @@ from corea.workflow.jobs import (
     run_jobs,
     trainer_settings,
 )
-from corea.workflow.profiles import Profile, Run, load_profile
+from corea.workflow.profiles import Profile, Run, check_settings, load_profile
 
 FOLDER = Path(__file__).parents[1] / "data" / "plan"
 DONE = "done"
@@ -652,6 +652,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
+        check_settings(profile)
         if options.publish:
             print(*publish(profile), sep="\n")
         else:

@@ -208,7 +208,7 @@ class Profile:
 
 
 def load_profile(name: str) -> Profile:
-    """Read ``profiles/<name>.yaml`` and check all that its runs set.
+    """Read ``profiles/<name>.yaml`` and check its keys, names, types and links.
 
     Args:
         name: Name of the profile.
@@ -218,8 +218,8 @@ def load_profile(name: str) -> Profile:
 
     Raises:
         PipelineError: If there is no such profile or notebook, a key or parameter is unknown or
-            of a wrong type, runs have one name, read what no run makes or wait for each other,
-            or a training cannot be run with its settings. Names the file and the key.
+            of a wrong type, or runs have one name, read what no run makes or wait for each
+            other. Names the file and the key.
     """
     path = Path("profiles", f"{name}.yaml")
     file = _read(path, name)
@@ -242,9 +242,7 @@ def load_profile(name: str) -> Profile:
     except graphlib.CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
         raise PipelineError(f"{path}: runs need each other: {circle}") from error
-    profile = Profile(name, file.seed, runs, file.kernel, _set(file.resources))
-    check_settings(profile)
-    return profile
+    return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
 
 
 def _read(path: Path, name: str) -> _File:
