@@ -70,7 +70,7 @@ def test_chapters_are_runs_with_the_defaults_of_their_notebooks(repository):
             "profile: tiny\nseed: 0\nruns: {first: {resources: {gpus: -1, minutes: 1.5}}}",
             r"(?s)runs.first.resources.gpus is -1: .*runs.first.resources.minutes is 1.5: ",
         ),
-        ("profile: tiny\nseed: 0\ndefaults: {szie: 1}", "defaults: unknown parameter szie; .* size"),
+        ("profile: tiny\nseed: 0\ndefaults: {sizes: 1}", "defaults: unknown parameter sizes; .* size"),
         ("profile: tiny\nseed: 0\ndefaults: {size: x}", "defaults.size is 'x', expected int as in"),
     ],
 )  # fmt: skip
@@ -146,7 +146,7 @@ def test_variants_and_seeds_are_runs_of_their_own(fits, entry, runs):
     ("entry", "complaint"),
     [
         ("parameters: {stepps: 1}", "parameters: unknown parameter stepps; the nearest known is steps"),
-        ("parameters: {seed: 1}", "parameters: unknown parameter seed; the nearest known is"),
+        ("parameters: {seed: 1}", "parameters: unknown parameter seed; the pipeline sets it"),
         ("variants: {}", "variants is {}: Dictionary should have at least 1 item"),
         ("variants: [l1]", r"variants is \['l1'\]: Input should be a valid dictionary"),
         ("variants: {l-1: }", "variants.l-1 is 'l-1': String should match pattern"),

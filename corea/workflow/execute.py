@@ -86,7 +86,9 @@ def check_kernel(profile: Profile) -> list[str]:
 
     manager = KernelSpecManager()
     try:
-        return [*manager.get_kernel_spec(profile.kernel).argv]
+        python, *rest = manager.get_kernel_spec(profile.kernel).argv
+        # Jupyter starts a kernel that names no folder with its own Python
+        return [sys.executable if python in ("python", "python3") else python, *rest]
     except NoSuchKernel as error:
         known = ", ".join(sorted(manager.find_kernel_specs()))
         raise PipelineError(

@@ -265,7 +265,8 @@ def _read(path: Path, name: str) -> _File:
 
 def _complaints(path: Path, error: ValidationError) -> Iterator[str]:
     for found in error.errors():
-        where = ".".join(str(part) for part in found["loc"] if part != "[key]") or "the profile"
+        where = ".".join(visible(str(part)) for part in found["loc"] if part != "[key]")
+        where = where or "the profile"
         match found["type"]:
             case "extra_forbidden":
                 yield f"{path}: {where}: unknown key"
@@ -366,6 +367,7 @@ def _check_known(path: Path, where: str, given: Collection[str], known: Collecti
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1, cutoff=0.0)
             meant = f"; the nearest known is {near[0]}" if near else ""
+            meant = "; the pipeline sets it" if name in GIVEN else meant
             raise PipelineError(f"{path}: {where}: unknown parameter {visible(str(name))}{meant}")
 
 
