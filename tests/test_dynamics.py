@@ -13,7 +13,7 @@ from corea.book import dynamics, figures, full_run
 from corea.metrics.calibration import Interval, auroc, expected_calibration_error
 from corea.runs import RunError, TrainedModel
 from corea.tasks.suites import PAPERS
-from corea.workflow.pipeline import notebook_parameters
+from corea.workflow.notebooks import notebook_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"n_questions": 12, "n_samples": 2, "n_steps": 30}

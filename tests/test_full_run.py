@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from corea.book import full_run
-from corea.workflow.pipeline import PipelineError, load_profile, seal_result
+from corea.workflow import PipelineError
+from corea.workflow.execute import seal_result
+from corea.workflow.profiles import load_profile
 
 TITLE = ("markdown", "# What is this?")
 GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'

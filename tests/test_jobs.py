@@ -11,10 +11,11 @@ import yaml
 
 from corea.tasks import decision_world, microworld
 from corea.tasks.suites import MICROWORLD, PAPERS
-from corea.workflow import jobs
+from corea.workflow import PipelineError, jobs
 from corea.workflow.compute import DEVICES, HUB
 from corea.workflow.jobs import find_model, read_accelerate, run_jobs
-from corea.workflow.pipeline import PipelineError, load_profile, notebook_parameters
+from corea.workflow.notebooks import notebook_parameters
+from corea.workflow.profiles import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

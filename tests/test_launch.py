@@ -467,7 +467,7 @@ def test_the_slurm_script_starts_the_server_and_the_training_on_their_nodes(slur
     assert "serve Qwen/Qwen2.5-7B-Instruct --host 0.0.0.0 --port 8000" in server
     assert "--logprobs-mode processed_logprobs" in server
     assert any("http://node3:8000/health" in line for line in log if line.startswith("curl"))
-    assert "python -m corea.workflow.pipeline execute paper train_l1" in log
+    assert "python -m corea execute paper train_l1" in log
     (training,) = [line for line in log if "--nodelist=node1,node2" in line]
     assert training.startswith("srun --nodes=2 --ntasks=2 ")
     launched = (  # the server writes its line when it gets to it

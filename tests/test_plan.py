@@ -10,10 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from corea.workflow import PipelineError
 from corea.workflow import plan as p
 from corea.workflow.compute import DEVICES
-from corea.workflow.pipeline import PipelineError, load_profile, seal_result
+from corea.workflow.execute import seal_result
 from corea.workflow.plan import Machine, prepare_needs, prepare_plan, start_order, states
+from corea.workflow.profiles import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'

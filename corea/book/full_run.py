@@ -5,7 +5,7 @@ A reader's own run is small. The chapters therefore show beside it what a full r
 numbers come from. They are put there, from the root of the repository, by::
 
     make book PROFILE=laptop-full
-    make publish PROFILE=laptop-full        # python -m corea.book.full_run laptop-full [RUN ...]
+    make publish PROFILE=laptop-full        # python -m corea publish laptop-full [RUN ...]
 
 Without runs on the command line these are the runs of the notebooks that import this module.
 
@@ -34,14 +34,10 @@ import pandas as pd
 
 from corea.book.display import visible
 from corea.tasks.suites import MICROWORLD, Suite
-from corea.workflow.pipeline import (
-    FULL_RUN,
-    PipelineError,
-    Profile,
-    damage,
-    imported_modules,
-    load_profile,
-)
+from corea.workflow import PipelineError
+from corea.workflow.execute import damage
+from corea.workflow.notebooks import FULL_RUN, imported_modules
+from corea.workflow.profiles import Profile, load_profile
 
 FOLDER = Path(__file__).parents[1] / "data" / "full_run"
 LARGEST = 64 * 1024  # bytes of a table

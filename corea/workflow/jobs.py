@@ -33,9 +33,9 @@ from corea.engines.opening import ENGINES
 from corea.tasks import microworld
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import MICROWORLD, SUITES, Suite
-from corea.workflow import compute
+from corea.workflow import PipelineError, compute
 from corea.workflow.compute import Device, Draw, Shape, Training
-from corea.workflow.pipeline import TABLES, PipelineError, Profile, Run
+from corea.workflow.profiles import TABLES, Profile, Run
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?")
 

@@ -38,8 +38,9 @@ import pandas as pd
 from corea.book.full_run import join_notes, read_notes
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import DATA
-from corea.workflow import compute
+from corea.workflow import PipelineError, compute
 from corea.workflow.compute import DEVICES, Device
+from corea.workflow.execute import check_kernel, damage, plain_lines
 from corea.workflow.jobs import (
     JOBS,
     KNOWN,
@@ -50,16 +51,7 @@ from corea.workflow.jobs import (
     run_jobs,
     trainer_settings,
 )
-from corea.workflow.pipeline import (
-    PipelineError,
-    Profile,
-    Run,
-    check_kernel,
-    damage,
-    load_profile,
-    plain_lines,
-    run_inputs,
-)
+from corea.workflow.profiles import Profile, Run, check_settings, load_profile
 
 FOLDER = Path(__file__).parents[1] / "data" / "plan"
 DONE = "done"
@@ -222,7 +214,7 @@ def _state(profile: Profile, run: Run, earlier: Mapping[str, str]) -> str:
     if waiting := [need for need in run.needs if earlier[need] != DONE]:
         return f"to do: reads {waiting[0]}"
     made = executed.stat().st_mtime
-    for path in [*(_executed(profile, need) for need in run.needs), *run_inputs(run)]:
+    for path in [*(_executed(profile, need) for need in run.needs), *run.inputs()]:
         if path.stat().st_mtime > made:
             return f"to do: {path.as_posix()} is newer"
     return DONE
@@ -660,6 +652,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         profile = load_profile(options.profile)
+        check_settings(profile)
         if options.publish:
             print(*publish(profile), sep="\n")
         else:
