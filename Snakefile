@@ -17,10 +17,11 @@ from corea.workflow.pipeline import (
 )
 
 profile = load_profile(config.get("profile", "laptop"))
-check_kernel(profile)
 write_parameters(profile)  # a file changes only when its content does
-if workflow.is_main_process:  # not in its jobs
-    remove_damaged(profile)
+if not config.get("plan"):  # `make plan` asks what there is, wherever it is to run
+    check_kernel(profile)
+    if workflow.is_main_process:  # not in its jobs
+        remove_damaged(profile)
 executed = f"{profile.directory}/executed/{{run}}.ipynb"
 
 

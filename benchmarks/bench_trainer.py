@@ -230,7 +230,7 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(
         1
-    )  # as notebooks train, and as corea.workflow.compute takes the measurements
+    )  # as notebooks train, and as corea.workflow.estimate takes the measurements
     batch = 32 if chosen.small else 256
 
     def settings(steps: int) -> GRPOSettings:
