@@ -228,9 +228,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     parser.add_argument("--publish", action="store_true", help="write into the package")
     chosen = parser.parse_args()
-    torch.set_num_threads(
-        1
-    )  # as notebooks train, and as corea.workflow.estimate takes the measurements
+    torch.set_num_threads(1)  # as notebooks train
     batch = 32 if chosen.small else 256
 
     def settings(steps: int) -> GRPOSettings:
