@@ -17,11 +17,12 @@ from corea.workflow.pipeline import (
 )
 
 profile = load_profile(config.get("profile", "laptop"))
-write_parameters(profile)  # a file changes only when its content does
-if not config.get("plan"):  # `make plan` asks what there is, wherever it is to run
+planned = config.get("plan")  # `make plan` asks what is done, and changes nothing
+if not planned:
     check_kernel(profile)
-    if workflow.is_main_process:  # not in its jobs
-        remove_damaged(profile)
+write_parameters(profile)  # a file changes only when its content does
+if workflow.is_main_process and not planned:  # not in its jobs
+    remove_damaged(profile)
 executed = f"{profile.directory}/executed/{{run}}.ipynb"
 
 
