@@ -468,6 +468,7 @@ Settings = Mapping[str, Any]
 def _supervise(job: Job, s: Settings, device: Device) -> Job:
     """Supervised training on rows of a corpus, in parts of 8, or on questions and bare answers."""
     corpus, text = job.datasets[0].endswith("corpus"), TEXTS[job.datasets[0]]
+    # a row of a corpus is whole
     length = text.prompt + (text.written(1000) if corpus else _DIRECT_PROMPT + _DIRECT)
     rows = s["steps"] * s["batch"]
     micro = math.gcd(s["batch"], 8) if corpus else s.get("micro_batch", s["batch"])
