@@ -12,9 +12,11 @@ from corea.workflow.execute import check_kernel, remove_damaged, write_parameter
 from corea.workflow.profiles import load_profile
 
 profile = load_profile(config.get("profile", "laptop"))
-check_kernel(profile)
+planned = config.get("plan")  # `make plan` asks what is done, and changes nothing
+if not planned:
+    check_kernel(profile)
 write_parameters(profile)  # a file changes only when its content does
-if workflow.is_main_process:  # not in its jobs
+if workflow.is_main_process and not planned:  # not in its jobs
     remove_damaged(profile)
 executed = f"{profile.directory}/executed/{{run}}.ipynb"
 

@@ -32,8 +32,8 @@ from safetensors.torch import load_file
 
 from corea import stages
 from corea.decisions import trainer as decision_trainer
-from corea.decisions.trainer import DecisionSettings
-from corea.rlcc.trainer import GRPOSettings
+from corea.decisions.settings import DecisionSettings
+from corea.rlcc.settings import GRPOSettings
 from corea.tasks.questions import Question
 from corea.training import launch, loop
 from corea.training.launch import Job

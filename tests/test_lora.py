@@ -17,7 +17,8 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP  # noqa: E402
 
-from corea.decisions.trainer import DecisionSettings, train_decisions  # noqa: E402
+from corea.decisions.settings import DecisionSettings  # noqa: E402
+from corea.decisions.trainer import train_decisions  # noqa: E402
 from corea.engines.evaluation import evaluate, read_samples  # noqa: E402
 from corea.engines.generate import (  # noqa: E402
     Sampling,
@@ -25,7 +26,8 @@ from corea.engines.generate import (  # noqa: E402
     open_model,
 )
 from corea.engines.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
-from corea.rlcc.trainer import GRPOSettings, train_grpo  # noqa: E402
+from corea.rlcc.settings import GRPOSettings  # noqa: E402
+from corea.rlcc.trainer import train_grpo  # noqa: E402
 from corea.tasks import microworld  # noqa: E402
 from corea.training import grpo, loop, sft  # noqa: E402
 from corea.training.checkpoints import keep_model, merged, weights_of  # noqa: E402

@@ -60,12 +60,12 @@ _TASKS = {
     "sft": ("training.sft.train_sft", "training.settings.SFTSettings", ""),
     "grpo": (
         "rlcc.trainer.train_grpo",
-        "rlcc.trainer.GRPOSettings",
+        "rlcc.settings.GRPOSettings",
         "tasks.questions.Question",
     ),
     "decisions": (
         "decisions.trainer.train_decisions",
-        "decisions.trainer.DecisionSettings",
+        "decisions.settings.DecisionSettings",
         "tasks.decision_questions.DecisionQuestion",
     ),
 }

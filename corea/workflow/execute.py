@@ -47,7 +47,7 @@ from corea.book.provenance import PACKAGES, provenance
 from corea.store import ENTRIES, StoreError, check_seal, locked, seal
 from corea.workflow import PipelineError
 from corea.workflow.notebooks import is_parameters, read_notebook
-from corea.workflow.profiles import KERNEL, Profile, Run, check_settings
+from corea.workflow.profiles import KERNEL, Profile, Run
 
 VERSIONS = (*PACKAGES, "torch", "transformers", "trl")  # packages noted in executed notebooks
 RESULT = "run.json"  # in a run's tables: what else belongs to its result
@@ -73,7 +73,6 @@ def write_parameters(profile: Profile) -> list[Path]:
         if not path.is_file() or path.read_text("utf-8") != text
     }
     if new:
-        check_settings(profile)
         folder.mkdir(parents=True, exist_ok=True)
     for path, text in new.items():
         path.write_text(text, "utf-8")

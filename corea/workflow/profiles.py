@@ -38,7 +38,7 @@ import difflib
 import graphlib
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,15 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from corea.book.display import visible
+from corea.decisions.settings import DecisionSettings
+from corea.rlcc.settings import GRPOSettings
+from corea.training.settings import (
+    RolloutSettings,
+    SFTSettings,
+    TrainingError,
+    accumulation,
+    validation_batch,
+)
 from corea.workflow import PipelineError
 from corea.workflow.notebooks import (
     FULL_RUN,
@@ -242,6 +251,7 @@ def load_profile(name: str) -> Profile:
     except graphlib.CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
         raise PipelineError(f"{path}: runs need each other: {circle}") from error
+    _check_settings(path, runs.values())
     return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
 
 
@@ -444,17 +454,17 @@ def _is_file(text: str) -> bool:
 # --- settings -----------------------------------------------------------------------------------
 
 
-def check_settings(profile: Profile) -> None:
+def _check_settings(path: Path, runs: Iterable[Run]) -> None:
     """Build the settings of every training and compare them with its processes.
 
     Refused is what a training would refuse, and a batch or a validation that cannot be shared out
     among the processes that its accelerate file starts; each such run is named.
     """
     found = []
-    for run in profile.runs.values():
+    for run in runs:
         trained = run.trains and run.notebook.stem in _TRAINERS
         if trained and (complaint := _settings_complaint(run)):
-            found.append(f"profiles/{profile.name}.yaml: runs.{run.name}: {complaint}")
+            found.append(f"{path}: runs.{run.name}: {complaint}")
     if found:
         raise PipelineError("\n  ".join(found))
 
@@ -475,15 +485,11 @@ _TRAINERS: Mapping[str, Mapping[str, str]] = {
 
 
 def _settings_complaint(run: Run) -> str:
-    # torch is loaded with them, so not before a training is to be checked
-    from corea.decisions.trainer import DecisionSettings
-    from corea.training import trainers
-
     given, stem = run.parameters, run.notebook.stem
-    kind: Any = trainers.GRPOSettings if stem == "train" else trainers.SFTSettings
+    kind: Any = GRPOSettings if stem == "train" else SFTSettings
     named = dict(_TRAINERS[stem])
     if stem == "decision_train":
-        kind = trainers.SFTSettings if given["method"] == "sft" else DecisionSettings
+        kind = SFTSettings if given["method"] == "sft" else DecisionSettings
         named |= {"checkpoint_every": "steps"} if given["method"] == "sft" else {}
     values: dict[str, Any] = {
         setting.name: given.get(named.get(setting.name, setting.name)) for setting in fields(kind)
@@ -494,10 +500,10 @@ def _settings_complaint(run: Run) -> str:
     try:
         settings = kind(**values | given.get("more", {}))
         processes = _processes(given.get("accelerate", ""))
-        trainers._accumulation(settings, processes)
-        if isinstance(settings, trainers.RolloutSettings):
-            trainers._eval_batch(given["n_validation"], settings, processes)
-    except (TypeError, ValueError, trainers.TrainingError, PipelineError) as error:
+        accumulation(settings, processes)
+        if isinstance(settings, RolloutSettings):
+            validation_batch(given["n_validation"], settings, processes)
+    except (TypeError, ValueError, TrainingError, PipelineError) as error:
         return visible(error)
     return ""
 
