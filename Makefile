@@ -40,7 +40,7 @@ plan: $(with_book) ## Print what PROFILE takes, what is done and what is missing
 cluster: $(with_cluster) ## Set up .venv for a Slurm cluster; profiles/slurm says how to go on
 
 publish: $(with_book) ## Copy the small tables of PROFILE's full run into the package, to be committed
-	@$(python) -m corea.book.full_run $(PROFILE)
+	@$(python) -m corea.workflow.publish $(PROFILE)
 
 parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
 	@$(python) -m corea.workflow.pipeline parameters $(PROFILE)

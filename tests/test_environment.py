@@ -165,7 +165,7 @@ def test_make_installs_once_what_is_pinned(clone):
     assert make(clone, "cluster", "PYTHON=./python3").returncode == 0
     assert calls(clone) == [install.replace(",train]", ",train,cluster]")]
     assert make(clone, "publish", "PROFILE=laptop-full", "PYTHON=./python3").returncode == 0
-    assert calls(clone) == ["-m corea.book.full_run laptop-full"]
+    assert calls(clone) == ["-m corea.workflow.publish laptop-full"]
 
 
 def test_make_installs_vllm_beside_and_runs_its_tests(clone):

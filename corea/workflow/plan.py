@@ -35,7 +35,6 @@ from typing import Any
 
 import pandas as pd
 
-from corea.book.full_run import join_notes, read_notes
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import DATA
 from corea.workflow import compute
@@ -60,6 +59,7 @@ from corea.workflow.pipeline import (
     plain_lines,
     run_inputs,
 )
+from corea.workflow.publish import join_notes, read_notes
 
 FOLDER = Path(__file__).parents[1] / "data" / "plan"
 DONE = "done"
