@@ -81,12 +81,7 @@ class Vector:
 
 
 def vectors() -> list[Vector]:
-    """The fixed vectors, small ones first.
-
-    Example:
-        >>> [vector.name for vector in vectors()][:2]
-        ['issue 3510', 'one answer']
-    """
+    """The fixed vectors, small ones first."""
     random = np.random.default_rng(20260321)
     twentieths = np.arange(21) / 20
     thirds = np.arange(21) % 3 == 0
@@ -118,18 +113,7 @@ def vectors() -> list[Vector]:
 
 
 def metrics_of(library: str) -> dict[str, Metric]:
-    """What a library has of :data:`METRICS`, with ten bins where it bins.
-
-    Args:
-        library: One of :data:`LIBRARIES`.
-
-    Returns:
-        Name of the metric to a function of (confidence, correct).
-
-    Raises:
-        ImportError: If the library is not installed.
-        ValueError: If it is not one of :data:`LIBRARIES`.
-    """
+    """What a library has of :data:`METRICS`, with ten bins where it bins."""
     match library:
         case "corea":
             return {
@@ -203,27 +187,7 @@ def _error_in_bins(
 
 
 def run(library: str) -> pd.DataFrame:
-    """Score every vector with a library, and probe where it puts the edges of ten bins.
-
-    Args:
-        library: One of :data:`LIBRARIES`.
-
-    Returns:
-        One row per vector and metric the library has: ``library, version, vector, metric,
-        value, note``. A metric that raised has no value, and its note is the error; a
-        warning is noted too. Where the library bins, the metrics ``counted in bin`` and
-        ``averaged in bin`` have a row per tenth and dtype ("0.3 float32").
-
-    Raises:
-        ImportError: If the library is not installed.
-        ValueError: If it is not one of :data:`LIBRARIES`.
-
-    Example:
-        >>> table = run("corea")
-        >>> row = table[(table["vector"] == "issue 3510") & (table["metric"] == "ECE")]
-        >>> round(float(row["value"].iloc[0]), 3)  # |1/2 - 0.975|
-        0.475
-    """
+    """Score every vector with a library, and probe where it puts the edges of ten bins."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what importing says is not a result
         metrics = metrics_of(library)
@@ -312,27 +276,13 @@ def results() -> pd.DataFrame:
 
     Recorded even where torch is installed, so that a page is the same everywhere; the
     tests compare what is recorded with what the libraries say.
-
-    Returns:
-        The tables of :func:`run`, with a column ``source``: "live" or "recorded".
-
-    Raises:
-        ImportError: If a library that is not in :data:`RECORDED` is not installed.
     """
     live = [run(name).assign(source="live") for name in LIBRARIES if name not in RECORDED]
     return pd.concat([*live, recorded().assign(source="recorded")], ignore_index=True)
 
 
 def landings(table: pd.DataFrame) -> pd.DataFrame:
-    """Where each library puts the edges of ten bins.
-
-    Args:
-        table: From :func:`results` or :func:`run`.
-
-    Returns:
-        One row per library, dtype and confidence: ``library, dtype, confidence, counted,
-        averaged``, bins from 1; :data:`OWN_BIN` is a bin beyond the last.
-    """
+    """Where each library puts the edges of ten bins."""
     probes = table[table["metric"].isin(["counted in bin", "averaged in bin"])]
     wide = probes.pivot_table(
         index=["library", "vector"], columns="metric", values="value", sort=False
@@ -350,15 +300,7 @@ def landings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def edge_table(edges: pd.DataFrame) -> pd.DataFrame:
-    """Lay landings out for reading: a row a dtype and confidence, a column a library.
-
-    Args:
-        edges: From :func:`landings`.
-
-    Returns:
-        Text: the bin; "own" for a bin beyond the last; "7 and 8" where a confidence is
-        counted in one bin and averaged in another.
-    """
+    """Lay landings out for reading: a row a dtype and confidence, a column a library."""
     counted, averaged = (
         edges[what].astype(str).replace(str(OWN_BIN), "own") for what in ("counted", "averaged")
     )
@@ -370,15 +312,7 @@ def edge_table(edges: pd.DataFrame) -> pd.DataFrame:
 
 
 def side_by_side(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric laid out for reading: a row a vector, a column a library.
-
-    Args:
-        table: From :func:`results`.
-        metric: One of :data:`METRICS`.
-
-    Returns:
-        Values, indexed by vector name, for the libraries that have the metric.
-    """
+    """One metric laid out for reading: a row a vector, a column a library."""
     rows = table[table["metric"] == metric]
     wide = rows.pivot(index="vector", columns="library", values="value")
     order = list(dict.fromkeys(rows["vector"])), list(dict.fromkeys(rows["library"]))
@@ -386,16 +320,7 @@ def side_by_side(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def differences(table: pd.DataFrame, tolerance: float = 1e-6) -> pd.DataFrame:
-    """Every value that is not ours.
-
-    Args:
-        table: From :func:`results`.
-        tolerance: Largest distance that is no difference; both undefined is none either.
-
-    Returns:
-        One row per metric, vector and library: ``metric, vector, library, value, corea,
-        note``, sorted by metric.
-    """
+    """Every value that is not ours."""
     scores = table[table["metric"].isin(METRICS)]
     ours = scores[scores["library"] == "corea"].set_index(["metric", "vector"])["value"]
     both = scores[scores["library"] != "corea"].join(ours.rename("corea"), on=["metric", "vector"])
@@ -414,14 +339,6 @@ def error_in_bins_of(confidence: ArrayLike, correct: ArrayLike, edges: pd.DataFr
     .. math:: \frac{1}{n}\sum_m |\{i: i \text{ is counted in } m\}| \cdot |g_m|
 
     Only exact tenths are taken from ``edges``; others are in the bin around them.
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        edges: The rows of :func:`landings` of one library and the dtype of ``confidence``.
-
-    Returns:
-        The error, in [0, 1].
 
     Example:
         >>> edges = landings(run("np.digitize")).query("dtype == 'float64'")
@@ -444,16 +361,7 @@ def error_in_bins_of(confidence: ArrayLike, correct: ArrayLike, edges: pd.DataFr
 
 
 def errors_of_records(table: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
-    """ECE of real records with edges where each library puts them.
-
-    Args:
-        table: Records, of which those with a confidence count.
-        edges: From :func:`landings`, with rows for the confidences' dtype.
-
-    Returns:
-        One row per dataset and system: ``dataset, system, on_edge`` (share of confidences
-        that are tenths), and a column per library by :func:`error_in_bins_of`.
-    """
+    """ECE of real records with edges where each library puts them."""
     stated = table.dropna(subset="confidence")
     same_dtype = edges[edges["dtype"] == stated["confidence"].dtype.name]
     rules = list(same_dtype.groupby("library", sort=False))
@@ -467,16 +375,7 @@ def errors_of_records(table: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
 
 
 def explain(table: pd.DataFrame) -> pd.DataFrame:
-    """Recompute each library's ECE from nothing but where it puts the edges.
-
-    Args:
-        table: From :func:`results`.
-
-    Returns:
-        One row per library and vector, but for the computed 0.3, which is no tenth:
-        ``library, vector, corea, value`` (the library's ECE), ``from_bins`` (by
-        :func:`error_in_bins_of`) and ``unexplained``, the distance of the last two.
-    """
+    """Recompute each library's ECE from nothing but where it puts the edges."""
     edges = dict(list(landings(table).groupby(["library", "dtype"])))
     ece = table[table["metric"] == "ECE"].set_index(["library", "vector"])["value"]
     rows = [
@@ -580,18 +479,6 @@ def count_conventions(folder: str | Path) -> pd.DataFrame:
     A gold is touched if what the convention leaves of it differs and is right. Answers are the
     other golds of the set, each to each question; one is touched if it is right, is another
     text than the gold, and is the same to the convention. Texts are not kept.
-
-    Args:
-        folder: Where the sets are, as for :func:`corea.tasks.papers.load_questions`, each with
-            ``SOURCE.tsv`` (columns ``file, repo, commit``).
-
-    Returns:
-        One row per convention and set: ``convention, dataset, golds, answers, n_golds,
-        n_answers, source, version`` (math-verify's).
-
-    Raises:
-        TaskError: If a set cannot be read.
-        OSError: If there is no ``SOURCE.tsv``.
     """
     rows = []
     for dataset in _SETS:
@@ -629,15 +516,7 @@ def counted() -> pd.DataFrame:
 
 
 def conventions(counts: pd.DataFrame) -> pd.DataFrame:
-    """What stays as math-verify has it, with an example's verdict and the counts.
-
-    Args:
-        counts: From :func:`counted` or :func:`count_conventions`.
-
-    Returns:
-        One row per convention: ``convention, gold, answer, verdict`` (live), and of each
-        dataset the golds it touches and, in the last column, the answers of all.
-    """
+    """What stays as math-verify has it, with an example's verdict and the counts."""
     names = [convention.name for convention in CONVENTIONS]
     golds = counts.pivot(index="convention", columns="dataset", values="golds").loc[names]
     table = pd.DataFrame(
@@ -656,11 +535,7 @@ def conventions(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(folder: str | Path = "") -> None:
-    """Write the results of the libraries that need torch, or counts of conventions.
-
-    Args:
-        folder: Where the question sets are; empty: the libraries' results.
-    """
+    """Write the results of the libraries that need torch, or counts of conventions."""
     if folder:
         counts = count_conventions(folder)
         counts.to_csv(_VERDICTS, index=False, lineterminator="\n")
