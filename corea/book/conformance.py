@@ -495,7 +495,7 @@ def counted() -> pd.DataFrame:
 
 
 def conventions(counts: pd.DataFrame) -> pd.DataFrame:
-    """Each convention's example and its verdict now, the golds it touches by set, and the answers."""
+    """Each convention's example, its verdict now, and the golds and answers that it touches."""
     names = [convention.name for convention in CONVENTIONS]
     table = pd.DataFrame(CONVENTIONS)[["name", "gold", "answer"]]
     table = table.rename(columns={"name": "convention"})
