@@ -29,74 +29,65 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
-QUESTIONS: Mapping[str, int] = MappingProxyType(
-    {
-        "DeepMath500": 500,
-        "Math500": 500,
-        "GSM8K": 1319,
-        "OlympiadBench": 675,
-        "GPQA": 448,
-        "CommonsenseQA": 1221,
-    }
-)
+QUESTIONS: Mapping[str, int] = {
+    "DeepMath500": 500,
+    "Math500": 500,
+    "GSM8K": 1319,
+    "OlympiadBench": 675,
+    "GPQA": 448,
+    "CommonsenseQA": 1221,
+}
 """Questions per dataset of paper A. Source: paper A, section 4.1 (DeepMath500, GPQA,
 CommonsenseQA); the sizes of the public test sets for the other three."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "DeepMath500": ("DeepMath500",),
-        "OOD Math": ("Math500", "GSM8K", "OlympiadBench"),
-        "OOD Non-Math": ("GPQA", "CommonsenseQA"),
-    }
-)
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "DeepMath500": ("DeepMath500",),
+    "OOD Math": ("Math500", "GSM8K", "OlympiadBench"),
+    "OOD Non-Math": ("GPQA", "CommonsenseQA"),
+}
 """Datasets behind each column group of paper A's Tables 1 and 11. Source: section 4.1."""
 
-SMALL_MODEL: Mapping[str, str] = MappingProxyType(
-    {
-        "SLM-Verb": "SLM",
-        "RLVR-SLM-Verb": "RLVR-SLM",
-        "RLVR-SLM-AvgProb": "RLVR-SLM",
-        "RLVR-SLM-Probe": "RLVR-SLM",
-        "Router+RLVR-SLM": "RLVR-SLM",
-        "Brier-SLM-Verb": "Brier-SLM",
-        "COREA": "L1-SLM",
-    }
-)
+SMALL_MODEL: Mapping[str, str] = {
+    "SLM-Verb": "SLM",
+    "RLVR-SLM-Verb": "RLVR-SLM",
+    "RLVR-SLM-AvgProb": "RLVR-SLM",
+    "RLVR-SLM-Probe": "RLVR-SLM",
+    "Router+RLVR-SLM": "RLVR-SLM",
+    "Brier-SLM-Verb": "Brier-SLM",
+    "COREA": "L1-SLM",
+}
 """Small model inside each of paper A's collaborative systems. Source: section 4.2."""
 
 LARGE_MODEL = "Baseline LLM"
 ROUTER = "Router+RLVR-SLM"
 
-TABLES: Mapping[tuple[str, int], str] = MappingProxyType(
-    {
-        ("A", 1): "standalone and collaborative systems, in and out of domain",
-        ("A", 5): "systems on DeepMath500",
-        ("A", 6): "systems on Math500",
-        ("A", 7): "systems on GSM8K",
-        ("A", 8): "systems on OlympiadBench",
-        ("A", 9): "systems on GPQA",
-        ("A", 10): "systems on CommonsenseQA",
-        ("A", 11): "systems with a 1.5B small model",
-        ("A", 12): "confidence rewards on DeepMath500, Math500 and GSM8K",
-        ("A", 13): "confidence rewards on OlympiadBench, GPQA and CommonsenseQA",
-        ("A", 14): "rollout sizes on DeepMath500, Math500 and GSM8K",
-        ("A", 15): "rollout sizes on OlympiadBench, GPQA and CommonsenseQA",
-        ("B", 1): "accuracy and ECE of base, SFT and GRPO models",
-        ("B", 2): "share of sampled decisions with a probability above 0.99",
-        ("B", 3): "share of decisions that flip with swapped reasoning",
-        ("B", 4): "accuracy and ECE of base, SFT, GRPO and the proposed models",
-        ("B", 5): "ECE after post-hoc calibration",
-        ("B", 6): "static and marginal calibration error",
-        ("B", 7): "AUROC for selective prediction",
-        ("B", 8): "weight of the calibration loss",
-        ("B", 9): "weight of the KL penalty in GRPO",
-    }
-)
+TABLES: Mapping[tuple[str, int], str] = {
+    ("A", 1): "standalone and collaborative systems, in and out of domain",
+    ("A", 5): "systems on DeepMath500",
+    ("A", 6): "systems on Math500",
+    ("A", 7): "systems on GSM8K",
+    ("A", 8): "systems on OlympiadBench",
+    ("A", 9): "systems on GPQA",
+    ("A", 10): "systems on CommonsenseQA",
+    ("A", 11): "systems with a 1.5B small model",
+    ("A", 12): "confidence rewards on DeepMath500, Math500 and GSM8K",
+    ("A", 13): "confidence rewards on OlympiadBench, GPQA and CommonsenseQA",
+    ("A", 14): "rollout sizes on DeepMath500, Math500 and GSM8K",
+    ("A", 15): "rollout sizes on OlympiadBench, GPQA and CommonsenseQA",
+    ("B", 1): "accuracy and ECE of base, SFT and GRPO models",
+    ("B", 2): "share of sampled decisions with a probability above 0.99",
+    ("B", 3): "share of decisions that flip with swapped reasoning",
+    ("B", 4): "accuracy and ECE of base, SFT, GRPO and the proposed models",
+    ("B", 5): "ECE after post-hoc calibration",
+    ("B", 6): "static and marginal calibration error",
+    ("B", 7): "AUROC for selective prediction",
+    ("B", 8): "weight of the calibration loss",
+    ("B", 9): "weight of the KL penalty in GRPO",
+}
 """What each transcribed table shows, by paper and number."""
 
 _LABELS = ["block", "dataset", "model", "system", "setting", "metric", "unit", "note"]
