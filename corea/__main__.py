@@ -22,7 +22,7 @@ _COMMANDS = {
 }
 _ELSEWHERE = {
     "plan": ("corea.workflow.plan", "what a profile takes, what is done and what is missing"),
-    "publish": ("corea.book.full_run", "copy small tables of a full run into the package"),
+    "publish": ("corea.workflow.publish", "copy small tables of a full run into the package"),
 }
 
 

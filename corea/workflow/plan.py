@@ -29,7 +29,6 @@ from typing import Any
 
 import pandas as pd
 
-from corea.book.full_run import join_notes, read_notes
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import DATA
 from corea.workflow import PipelineError
@@ -44,6 +43,7 @@ from corea.workflow.estimate import (
 )
 from corea.workflow.execute import check_kernel, damage, plain_lines
 from corea.workflow.profiles import KERNEL, Profile, load_profile
+from corea.workflow.publish import join_notes, read_notes
 
 FOLDER = Path(__file__).parents[1] / "data" / "plan"
 DONE = "done"
