@@ -124,16 +124,13 @@ def test_table_formats_missing_and_numbers():
         display.table(frame, "caption", formats={"y": ".1f"})
 
 
-def test_table_shows_an_interval_on_two_lines():
+def test_table_shows_an_interval_on_two_lines_and_a_named_index():
     interval = Interval(0.5, 0.25, 0.75, 0.95, 100, 0)
-    html = display.table(pd.DataFrame({"x": [interval, None]}), "caption").data
+    frame = pd.DataFrame({"x": [interval, None]}, index=pd.Index(["a", "b"], name="key"))
+    html = display.table(frame, "caption").data
+    assert '<th>key</th><th class="corea-number">x</th>' in html
     assert '<td class="corea-number">0.500<br><small>[0.250, 0.750]</small></td>' in html
     assert '<td class="corea-number">–</td>' in html
-
-
-def test_table_shows_a_named_index():
-    frame = pd.DataFrame({"v": [1]}, index=pd.Index(["k"], name="key"))
-    assert '<th>key</th><th class="corea-number">v</th>' in display.table(frame, "c").data
 
 
 def test_figures_are_svg_images_and_reproducible():
