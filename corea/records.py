@@ -76,7 +76,7 @@ MAX_BYTES = 2**29  # of a file, decompressed
 MAX_ROWS = 5_000_000
 MAX_DEPTH = 32
 
-_PROVENANCE_KEY = b"corea.book.provenance"
+_PROVENANCE_KEY = b"corea.provenance"
 _MAX_COUNT = 2**53  # up to here a float holds every whole number
 # what others call the columns, for the question "did you mean"
 _ALIASES = {
