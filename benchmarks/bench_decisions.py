@@ -31,8 +31,9 @@ from trl import GRPOTrainer
 from corea.book import speed
 from corea.decisions.evaluation import _scored
 from corea.decisions.trainer import DecisionSettings, DecisionTrainer, _rows
-from corea.engines.generate import Sampling, TransformersEngine
-from corea.engines.models import load_model
+from corea.engines.base import Sampling
+from corea.engines.loading import load_model
+from corea.engines.transformers_engine import TransformersEngine
 from corea.tasks import decision_world
 from corea.training import trainers
 from corea.training.trainers import SFTSettings

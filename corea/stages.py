@@ -23,7 +23,7 @@ from corea.store import MANIFEST, ROOT, keep_up, make
 
 if TYPE_CHECKING:
     from corea.decisions.trainer import DecisionSettings
-    from corea.engines.generate import Sampling
+    from corea.engines.base import Sampling
     from corea.tasks.decision_questions import DecisionQuestion
     from corea.tasks.decision_world import DecisionWorld
     from corea.tasks.microworld import Preset, World
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _ENGINE_MODULES = {
-    "transformers": ("engines.generate",),
+    "transformers": ("engines.transformers_engine",),
     "vllm": ("engines.vllm_engine",),
     "server": ("engines.server",),
 }
@@ -114,7 +114,7 @@ def reinforced(
     return _on_rollouts(
         "grpo",
         "grpo",
-        ("training.trainers", "engines.generate", "training.launch"),
+        ("training.trainers", "engines.transformers_engine", "training.launch"),
         base,
         questions,
         validation,
@@ -204,7 +204,7 @@ def decision_pretrained(
     """
 
     def build(folder: Path) -> None:
-        from corea.engines.models import load_model
+        from corea.engines.loading import load_model
         from corea.tasks import decision_world
         from corea.training import trainers
 
@@ -248,7 +248,7 @@ def supervised(
 
     def build(folder: Path) -> None:
         from corea.decisions.trainer import supervised_rows
-        from corea.engines.models import load_tokenizer
+        from corea.engines.loading import load_tokenizer
         from corea.training.launch import Job
 
         tokenizer = load_tokenizer(base)
@@ -295,7 +295,7 @@ def decisions_reinforced(
         (
             "decisions.trainer",
             "training.trainers",
-            "engines.generate",
+            "engines.transformers_engine",
             "tasks.decision_questions",
             "training.launch",
         ),
@@ -504,7 +504,7 @@ def router(
 
     def build(folder: Path) -> None:
         from corea.engines.evaluation import read_samples
-        from corea.engines.models import load_tokenizer
+        from corea.engines.loading import load_tokenizer
         from corea.rlcc.learned_confidence import prompted_rows
         from corea.training.launch import Job
 
@@ -551,7 +551,7 @@ def count_weights(model: str | Path) -> int:
     """
     from safetensors import safe_open
 
-    from corea.engines.models import model_folder
+    from corea.engines.loading import model_folder
 
     total = 0
     for path in sorted(model_folder(model).glob("*.safetensors")):
@@ -575,7 +575,7 @@ def identity(model: str | Path, engine: str = "transformers") -> str:
     Raises:
         ModelError: If there is no such model.
     """
-    from corea.engines.models import model_folder
+    from corea.engines.loading import model_folder
 
     if engine == "server" and not Path(model).is_dir():
         return str(model)

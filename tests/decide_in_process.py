@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from corea.decisions.trainer import DecisionSettings, DecisionTrainer, train_decisions
-from corea.engines.models import load_model
+from corea.engines.loading import load_model
 from corea.tasks import microworld
 from corea.tasks.decision_world import DecisionWorld, questions
 from corea.training import trainers

@@ -11,7 +11,8 @@ import pytest
 
 from corea.engines import chat_template
 from corea.engines.chat_template import TemplateError, render
-from corea.engines.models import ModelError, chat_prompt
+from corea.engines.loading import ModelError
+from corea.engines.prompts import chat_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{{ eos_token }}"
 SPECIAL = {"eos_token": "<end>"}

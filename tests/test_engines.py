@@ -2,7 +2,7 @@
 
 import pytest
 
-from corea.engines.models import ModelError
+from corea.engines.loading import ModelError
 from corea.engines.opening import ENGINES, opened, opened_here
 from corea.engines.server import ServerError
 

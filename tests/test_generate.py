@@ -14,15 +14,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
-from corea.engines import generate as g  # noqa: E402
-from corea.engines.generate import (  # noqa: E402
-    Sampling,
+from corea.engines import transformers_engine as g  # noqa: E402
+from corea.engines.base import Sampling  # noqa: E402
+from corea.engines.loading import ModelError, load_model, load_tokenizer  # noqa: E402
+from corea.engines.prompts import chat_prompt  # noqa: E402
+from corea.engines.transformers_engine import (  # noqa: E402
     TransformersEngine,
     candidate_logprobs,
     expected_confidence,
     next_logprobs,
 )
-from corea.engines.models import ModelError, chat_prompt, load_model, load_tokenizer  # noqa: E402
 
 TEXTS = [rf"{a}+{b}: {a}+{b}={a + b}. \boxed{{{a + b}}} \confidence{{0.{a}}}" for a in range(10) for b in range(9)]  # fmt: skip
 PROMPTS = ["3+4:", "1+1:", "3+4: 3+", "2+2: 2+2=4. So", "0"]

@@ -237,7 +237,7 @@ def router(tmp_path_factory):
     pytest.importorskip("trl")
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    from corea.engines.models import load_model
+    from corea.engines.loading import load_model
     from corea.training.trainers import SFTSettings
 
     letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corea import stages
+from corea.engines.base import Sampling
 from corea.engines.evaluation import evaluate, read_samples
-from corea.engines.generate import Sampling
 from corea.engines.opening import opened
 from corea.engines.server import (
     ServerEngine,

@@ -15,13 +15,9 @@ import fake_vllm  # noqa: E402
 from test_generate import PROMPTS, make_model, make_tokenizer, taught  # noqa: E402
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
-from corea.engines.generate import (  # noqa: E402
-    Sampling,
-    TransformersEngine,
-    candidate_logprobs,
-    next_logprobs,
-)
-from corea.engines.models import ModelError, load_model  # noqa: E402
+from corea.engines.base import Sampling  # noqa: E402
+from corea.engines.loading import ModelError, load_model  # noqa: E402
+from corea.engines.transformers_engine import TransformersEngine, candidate_logprobs, next_logprobs  # noqa: E402
 from corea.engines.vllm_engine import VLLMEngine  # noqa: E402
 
 TEMPLATE = "{% for said in messages %}<u>{{ said['content'] }}<a>{% endfor %}"

@@ -9,7 +9,8 @@ import pytest
 from tiny import PROMPTS
 
 from corea.confidence import CONFIDENCE_GRID
-from corea.engines.generate import Sampling, next_logprobs
+from corea.engines.base import Sampling
+from corea.engines.transformers_engine import next_logprobs
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -42,8 +42,8 @@ import torch
 from accelerate.utils import gather
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from corea.engines.generate import Sampling
-from corea.engines.models import chat_prompt
+from corea.engines.base import Sampling
+from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
 from corea.rlcc.rewards import Floats
 from corea.tasks.decision_questions import (

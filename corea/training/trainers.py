@@ -99,8 +99,10 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
-from corea.engines.generate import Sampling, TransformersEngine
-from corea.engines.models import chat_prompt, load_model, model_folder
+from corea.engines.base import Sampling
+from corea.engines.loading import load_model, model_folder
+from corea.engines.prompts import chat_prompt
+from corea.engines.transformers_engine import TransformersEngine
 from corea.metrics.calibration import describe_stated
 from corea.rlcc import rewards
 from corea.store import MANIFEST, StoreError, check_seal, seal, write_atomically

@@ -198,7 +198,7 @@ def _outside_model(run: str, value: str, parameters: Mapping[str, Any]) -> Model
         return Model(value, "server", None, told, SUITES[suite], "bfloat16")
     folder = Path(value)
     if folder.is_dir():
-        from corea.engines.models import ModelError
+        from corea.engines.loading import ModelError
         from corea.stages import count_weights
 
         try:
