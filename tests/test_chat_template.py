@@ -71,7 +71,7 @@ def test_any_message_is_said_as_it_is(message):
 
 
 def test_it_renders_as_the_tokenizer_does():
-    from test_generate import make_tokenizer
+    from tiny_models import make_tokenizer
 
     tokenizer = make_tokenizer(merging=False)
     tokenizer.chat_template = (

@@ -255,7 +255,7 @@ def test_prompts_can_be_sent_as_ids(serve, chat):
 def test_a_server_of_a_folder_here_is_sent_the_ids_of_its_own_tokenizer(
     serve, tmp_path, monkeypatch, template
 ):
-    from test_generate import make_model, make_tokenizer
+    from tiny_models import make_model, make_tokenizer
 
     folder, tokenizer = tmp_path / "tiny", make_tokenizer(merging=True)
     tokenizer.chat_template = template or None

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import fake_vllm  # noqa: E402
-from test_generate import PROMPTS, make_model, make_tokenizer, taught  # noqa: E402
+from tiny_models import PROMPTS, make_model, make_tokenizer, taught  # noqa: E402
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
 from corea.engines.base import Sampling  # noqa: E402
