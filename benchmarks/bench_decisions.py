@@ -32,8 +32,9 @@ from corea.book import speed
 from corea.decisions.evaluation import _scored
 from corea.decisions.settings import DecisionSettings
 from corea.decisions.trainer import DecisionTrainer, _rows
-from corea.engines.generate import Sampling, TransformersEngine
-from corea.engines.models import load_model
+from corea.engines.base import Sampling
+from corea.engines.loading import load_model
+from corea.engines.transformers_engine import TransformersEngine
 from corea.tasks import decision_world
 from corea.training.quiet import quiet
 from corea.training.settings import SFTSettings

@@ -29,8 +29,8 @@ import pandas as pd
 
 from corea.book import speed
 from corea.book.provenance import provenance
+from corea.engines.base import Rollout, Sampling
 from corea.engines.evaluation import evaluate, read_samples
-from corea.engines.generate import Rollout, Sampling
 from corea.engines.server import VLLM_BODY, ServerEngine
 from corea.tasks.questions import Question
 

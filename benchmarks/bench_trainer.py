@@ -37,7 +37,8 @@ from trl import GRPOTrainer
 
 from corea.book import speed
 from corea.book.provenance import provenance
-from corea.engines.generate import Sampling, TransformersEngine
+from corea.engines.base import Sampling
+from corea.engines.transformers_engine import TransformersEngine
 from corea.rlcc.settings import GRPOSettings
 from corea.rlcc.trainer import REWARD_FUNCTIONS, RLCCTrainer, question_row
 from corea.tasks import microworld

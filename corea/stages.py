@@ -23,7 +23,7 @@ from corea.store import MANIFEST, ROOT, keep_up, make
 
 if TYPE_CHECKING:
     from corea.decisions.settings import DecisionSettings
-    from corea.engines.generate import Sampling
+    from corea.engines.base import Sampling
     from corea.rlcc.settings import GRPOSettings
     from corea.tasks.decision_questions import DecisionQuestion
     from corea.tasks.decision_world import DecisionWorld
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _ENGINE_MODULES = {
-    "transformers": ("engines.generate",),
+    "transformers": ("engines.transformers_engine",),
     "vllm": ("engines.vllm_engine",),
     "server": ("engines.server",),
 }
@@ -203,7 +203,7 @@ def decision_pretrained(
     """
 
     def build(folder: Path) -> None:
-        from corea.engines.models import load_model
+        from corea.engines.loading import load_model
         from corea.tasks import decision_world
         from corea.training.sft import train_sft
 
@@ -247,7 +247,7 @@ def supervised(
 
     def build(folder: Path) -> None:
         from corea.decisions.trainer import supervised_rows
-        from corea.engines.models import load_tokenizer
+        from corea.engines.loading import load_tokenizer
         from corea.training.launch import Job
 
         tokenizer = load_tokenizer(base)
@@ -505,7 +505,7 @@ def router(
 
     def build(folder: Path) -> None:
         from corea.engines.evaluation import read_samples
-        from corea.engines.models import load_tokenizer
+        from corea.engines.loading import load_tokenizer
         from corea.rlcc.learned_confidence import prompted_rows
         from corea.training.launch import Job
 
@@ -552,7 +552,7 @@ def count_weights(model: str | Path) -> int:
     """
     from safetensors import safe_open
 
-    from corea.engines.models import model_folder
+    from corea.engines.loading import model_folder
 
     total = 0
     for path in sorted(model_folder(model).glob("*.safetensors")):
@@ -576,7 +576,7 @@ def identity(model: str | Path, engine: str = "transformers") -> str:
     Raises:
         ModelError: If there is no such model.
     """
-    from corea.engines.models import model_folder
+    from corea.engines.loading import model_folder
 
     if engine == "server" and not Path(model).is_dir():
         return str(model)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from corea.decisions.settings import DecisionSettings
 from corea.decisions.trainer import DecisionTrainer, train_decisions
-from corea.engines.models import load_model
+from corea.engines.loading import load_model
 from corea.tasks import microworld
 from corea.tasks.decision_world import DecisionWorld, questions
 from corea.training import loop

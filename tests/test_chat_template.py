@@ -11,7 +11,8 @@ import pytest
 
 from corea.engines import chat_template
 from corea.engines.chat_template import TemplateError, render
-from corea.engines.models import ModelError, chat_prompt
+from corea.engines.loading import ModelError
+from corea.engines.prompts import chat_prompt
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{{ eos_token }}"
 SPECIAL = {"eos_token": "<end>"}
@@ -70,7 +71,7 @@ def test_any_message_is_said_as_it_is(message):
 
 
 def test_it_renders_as_the_tokenizer_does():
-    from test_generate import make_tokenizer
+    from tiny_models import make_tokenizer
 
     tokenizer = make_tokenizer(merging=False)
     tokenizer.chat_template = (

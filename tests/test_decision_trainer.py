@@ -26,11 +26,9 @@ from corea.decisions.trainer import (  # noqa: E402
     decision_metrics,
     train_decisions,
 )
-from corea.engines.generate import (  # noqa: E402
-    Sampling,
-    TransformersEngine,
-)
-from corea.engines.models import load_model  # noqa: E402
+from corea.engines.base import Sampling  # noqa: E402
+from corea.engines.loading import load_model  # noqa: E402
+from corea.engines.transformers_engine import TransformersEngine  # noqa: E402
 from corea.metrics.calibration import auroc, expected_calibration_error  # noqa: E402
 from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
 from corea.training import loop  # noqa: E402

@@ -2,7 +2,7 @@
 
 import pytest
 
-from corea.engines.models import ModelError
+from corea.engines.loading import ModelError
 from corea.engines.opening import ENGINES, opened, opened_here
 from corea.engines.server import ServerError
 
@@ -29,10 +29,4 @@ def test_decisions_by_a_server_are_refused():
 
 def test_a_model_that_is_not_there_is_named():
     with pytest.raises(ModelError, match="no such folder"), opened("transformers", "./no/such"):
-        pass
-
-
-def test_without_vllm_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="vLLM is not installed"), opened("vllm", "./no/such"):
         pass

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from corea.engines.base import Rollout, Sampling
 from corea.engines.evaluation import (
     EvaluationError,
     ask_in_parts,
@@ -20,7 +21,6 @@ from corea.engines.evaluation import (
     read_pooled_states,
     read_samples,
 )
-from corea.engines.generate import Rollout, Sampling
 from corea.records import read_records, write_records
 from corea.store import seal
 from corea.tasks.questions import Question
@@ -580,7 +580,7 @@ def test_a_model_can_be_evaluated(tmp_path):
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from corea.engines.generate import TransformersEngine, expected_confidence
+    from corea.engines.transformers_engine import TransformersEngine, expected_confidence
 
     letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))

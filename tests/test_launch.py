@@ -270,7 +270,7 @@ def test_stages_pass_their_jobs_to_the_processes(decider, tmp_path, monkeypatch)
 
 
 def stages_tokenizer(folder):
-    from corea.engines.models import load_model
+    from corea.engines.loading import load_model
 
     return load_model(folder, device="cpu")
 

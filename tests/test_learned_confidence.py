@@ -237,7 +237,7 @@ def router(tmp_path_factory):
     pytest.importorskip("trl")
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    from corea.engines.models import load_model
+    from corea.engines.loading import load_model
     from corea.training.settings import SFTSettings
     from corea.training.sft import train_sft
 

@@ -19,13 +19,11 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP  # noqa: E402
 
 from corea.decisions.settings import DecisionSettings  # noqa: E402
 from corea.decisions.trainer import train_decisions  # noqa: E402
+from corea.engines.base import Sampling  # noqa: E402
 from corea.engines.evaluation import evaluate, read_samples  # noqa: E402
-from corea.engines.generate import (  # noqa: E402
-    Sampling,
-    TransformersEngine,
-    open_model,
-)
-from corea.engines.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
+from corea.engines.loading import load_model, load_tokenizer  # noqa: E402
+from corea.engines.prompts import chat_prompt  # noqa: E402
+from corea.engines.transformers_engine import TransformersEngine, open_model  # noqa: E402
 from corea.rlcc.settings import GRPOSettings  # noqa: E402
 from corea.rlcc.trainer import train_grpo  # noqa: E402
 from corea.tasks import microworld  # noqa: E402

@@ -17,7 +17,7 @@ MODULES = {
 PROJECT = HOME.parent / "pyproject.toml"
 MAY_NEED_TORCH = {
     "decisions.trainer",
-    "engines.generate",
+    "engines.transformers_engine",
     "rlcc.learned_confidence",
     "rlcc.trainer",
     "tasks.microworld",

@@ -11,7 +11,7 @@ from chapters import execute  # noqa: E402
 from test_tasks import ROWS, several, write  # noqa: E402
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
-from corea.engines.models import load_model  # noqa: E402
+from corea.engines.loading import load_model  # noqa: E402
 from corea.runs import read_model, run_records  # noqa: E402
 from corea.tasks.suites import PAPERS  # noqa: E402
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corea import stages
+from corea.engines.base import Sampling
 from corea.engines.evaluation import evaluate, read_samples
-from corea.engines.generate import Sampling
 from corea.engines.opening import opened
 from corea.engines.server import (
     ServerEngine,
@@ -255,7 +255,7 @@ def test_prompts_can_be_sent_as_ids(serve, chat):
 def test_a_server_of_a_folder_here_is_sent_the_ids_of_its_own_tokenizer(
     serve, tmp_path, monkeypatch, template
 ):
-    from test_generate import make_model, make_tokenizer
+    from tiny_models import make_model, make_tokenizer
 
     folder, tokenizer = tmp_path / "tiny", make_tokenizer(merging=True)
     tokenizer.chat_template = template or None

@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from corea import stages
+from corea.engines.base import Sampling
 from corea.engines.evaluation import read_samples
-from corea.engines.generate import Sampling
-from corea.engines.models import ModelError
+from corea.engines.loading import ModelError
 from corea.rlcc.settings import GRPOSettings
 from corea.tasks import microworld
 from corea.training.settings import SFTSettings

@@ -1,6 +1,7 @@
 """VLLMEngine without vLLM: a model of transformers takes its place; `make test-vllm` has the real."""
 
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -12,16 +13,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import fake_vllm  # noqa: E402
-from test_generate import PROMPTS, make_model, make_tokenizer, taught  # noqa: E402
+from tiny_models import PROMPTS, flat, make_model, make_tokenizer, taught  # noqa: E402
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
-from corea.engines.generate import (  # noqa: E402
-    Sampling,
-    TransformersEngine,
-    candidate_logprobs,
-    next_logprobs,
-)
-from corea.engines.models import ModelError, load_model  # noqa: E402
+from corea.engines.base import Sampling  # noqa: E402
+from corea.engines.loading import ModelError, load_model  # noqa: E402
+from corea.engines.opening import opened  # noqa: E402
+from corea.engines.transformers_engine import TransformersEngine, candidate_logprobs, next_logprobs  # noqa: E402
 from corea.engines.vllm_engine import VLLMEngine  # noqa: E402
 
 TEMPLATE = "{% for said in messages %}<u>{{ said['content'] }}<a>{% endfor %}"
@@ -51,10 +49,6 @@ def fake(loaded, monkeypatch):
     found = "corea.engines.vllm_engine.importlib.util.find_spec"
     monkeypatch.setattr(found, lambda name: name == "vllm" or None)
     return module
-
-
-def flat(rollouts):
-    return [rollout for group in rollouts for rollout in group]
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -183,8 +177,7 @@ def test_vllm_is_started_once_as_it_is_told_and_ended(fake, folder):
 
 def test_both_kinds_of_end_tokens_are_told(fake, folder, tmp_path):
     assert VLLMEngine(folder, chat=False)._ends == [1]
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     settings = json.loads((folder / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(
         json.dumps(settings | {"eos_token_id": [5, 7]})
@@ -229,9 +222,7 @@ def test_wrong_settings_are_named(fake, folder, tmp_path):
         with pytest.raises(error, match=complaint):
             VLLMEngine(**{"model": folder, "chat": True} | settings)
     without = make_tokenizer(merging=True)
-    for path in folder.iterdir():
-        if path.suffix != ".jinja":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.jinja"))
     without.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
         VLLMEngine(tmp_path, chat=True)
@@ -246,9 +237,12 @@ def test_a_vllm_that_does_not_start_says_why(fake, folder):
 
 
 def test_without_vllm_it_says_what_to_install(folder, monkeypatch):
-    monkeypatch.setattr("corea.engines.vllm_engine.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="vLLM is not installed.*environment.yml.*make test-vllm"):
-        VLLMEngine(folder, chat=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with (
+        pytest.raises(ModelError, match="vLLM is not installed.*environment.yml.*make test-vllm"),
+        opened("vllm", folder),
+    ):
+        pass
 
 
 def test_the_fingerprint_is_of_what_decides_answers(fake, folder, tmp_path):
@@ -259,8 +253,7 @@ def test_the_fingerprint_is_of_what_decides_answers(fake, folder, tmp_path):
     )
     same = VLLMEngine(folder, chat=False, more={"tensor_parallel_size": 2, "enforce_eager": True})
     assert engine.fingerprint == same.fingerprint
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     weights = tmp_path / "model.safetensors"
     assert VLLMEngine(tmp_path, chat=False).fingerprint == engine.fingerprint
     others = [

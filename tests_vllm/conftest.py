@@ -5,8 +5,8 @@ import os
 import pytest
 import tiny
 
-from corea.engines.generate import TransformersEngine
-from corea.engines.models import load_model
+from corea.engines.loading import load_model
+from corea.engines.transformers_engine import TransformersEngine
 from corea.engines.vllm_engine import VLLMEngine
 
 os.environ |= tiny.ENVIRONMENT

@@ -9,7 +9,8 @@ import pytest
 from tiny import PROMPTS
 
 from corea.confidence import CONFIDENCE_GRID
-from corea.engines.generate import Sampling, next_logprobs
+from corea.engines.base import Sampling
+from corea.engines.transformers_engine import next_logprobs
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -143,13 +144,6 @@ def test_tokens_behind_rows_are_as_likely_as_transformers_says(vllm, plain):
     expected, first = plain.next_logprobs(rows, tokens)
     np.testing.assert_allclose(scores, expected, atol=1e-3)
     assert likeliest.tolist() == first.tolist()
-
-
-def test_what_it_cannot_give_is_refused(vllm):
-    with pytest.raises(ValueError, match="pooled_states is not to be had from vLLM"):
-        vllm.generate(["1+1:"], Sampling(0.0, 4), pooled_states=True)
-    with pytest.raises(ValueError, match=r"temperature is 2\.5; vLLM takes 0, or 0.01 to 2.0"):
-        vllm.generate(["1+1:"], Sampling(2.5, 4))
 
 
 def test_closing_ends_every_process_and_asking_starts_them_again(vllm):

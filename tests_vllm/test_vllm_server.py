@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny import PROMPTS, TEXTS
 
+from corea.engines.base import Sampling
 from corea.engines.evaluation import evaluate, read_samples
-from corea.engines.generate import Sampling
 from corea.engines.server import ServerEngine, ServerError
 from corea.tasks.questions import Question
 

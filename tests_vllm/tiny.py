@@ -14,7 +14,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from corea.engines.models import chat_prompt
+from corea.engines.prompts import chat_prompt
 
 ENVIRONMENT = {  # what vLLM needs to be told where there is no GPU
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB

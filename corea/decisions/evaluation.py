@@ -47,7 +47,7 @@ from corea.tasks.decision_questions import (
 )
 
 if TYPE_CHECKING:
-    from corea.engines.generate import OpenEngine, Sampling
+    from corea.engines.base import OpenEngine, Sampling
 
 OPTIONS = tuple(f"p_{k + 1}" for k in range(MAX_OPTIONS))
 """Columns of the options' probabilities."""
@@ -122,7 +122,7 @@ def evaluate_decisions(
 
 def _prompt(engine: OpenEngine, question: DecisionQuestion, *, reasoning: bool) -> str:
     """All that stands before the reasoning, or before the decision where there is none."""
-    from corea.engines.models import chat_prompt
+    from corea.engines.prompts import chat_prompt
 
     message, opening = question.prompt(reasoning=reasoning), "" if reasoning else NO_THINKING
     return chat_prompt(engine.tokenizer, message, opening) if engine.chat else message + opening
@@ -252,7 +252,7 @@ def swap_reasoning(
     Raises:
         ValueError: If a share is out of range, or the decisions are of other questions.
     """
-    from corea.engines.generate import Sampling
+    from corea.engines.base import Sampling
 
     for share in shares:
         if not 0 <= share <= 1:

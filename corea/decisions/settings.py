@@ -13,7 +13,7 @@ from corea.training.settings import Floats, RolloutSettings, from_zero, one_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from corea.engines.generate import Sampling
+    from corea.engines.base import Sampling
 
 
 @dataclass(frozen=True)

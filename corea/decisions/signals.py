@@ -69,8 +69,8 @@ def decision_token(
     Returns:
         Shape (n,), NaN where there is no box or another answer.
     """
-    from corea.engines.generate import candidate_logprobs
-    from corea.engines.models import chat_prompt
+    from corea.engines.prompts import chat_prompt
+    from corea.engines.transformers_engine import candidate_logprobs
 
     openings = [answer_opening(text) for text in samples["completion"]]
     answers = samples["answer"].tolist()

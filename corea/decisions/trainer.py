@@ -40,7 +40,7 @@ from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 
 from corea.decisions.settings import DecisionSettings
-from corea.engines.models import chat_prompt
+from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
 from corea.tasks.decision_questions import (
     NO_THINKING,

@@ -17,13 +17,16 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from corea.helper_process import HelperLost, HelperProcess
 
 SECONDS = 2.0
 MEMORY = 512 * 2**20
 LONGEST = 2**20
+PROBE = "Is 12 more than 7?"
 
 _WORKER = Path(__file__).with_name("_template_worker.py")
 _PATIENCE = 120.0  # seconds for a start and a text; only a process that was stopped takes them
@@ -42,16 +45,7 @@ class TemplateError(Exception):
 def render(template: str, special: Mapping[str, str], message: str) -> str:
     """A user's message in a chat template, with the opening of the answer.
 
-    Args:
-        template: Source of the template.
-        special: Special tokens by name, such as ``bos_token``.
-        message: What the user says.
-
-    Returns:
-        The text.
-
-    Raises:
-        TemplateError: If the template is wrong, or takes more than is allowed.
+    A template that is wrong, or takes more than is allowed, is a :class:`TemplateError`.
 
     Example:
         >>> render("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}", {}, "Hi")
@@ -73,3 +67,20 @@ def render(template: str, special: Mapping[str, str], message: str) -> str:
             raise TemplateError(reply["failure"])
         return str(reply["text"])
     raise TemplateError("it ended the process that renders it twice")
+
+
+def user_message(tokenizer: Any, message: str) -> str:
+    """A user's message in a tokenizer's chat template, which must not drop it."""
+    try:
+        template, special = tokenizer.get_chat_template(), tokenizer.special_tokens_map
+    except ValueError as error:  # of several templates none is the default
+        raise TemplateError(str(error)) from error
+    _require_message(template, tuple(special.items()))
+    return render(template, special, message)
+
+
+@lru_cache(maxsize=64)
+def _require_message(template: str, special: tuple[tuple[str, str], ...]) -> None:
+    """Refuse a template that drops the message; a model would answer without the question."""
+    if PROBE not in (text := render(template, dict(special), PROBE)):
+        raise TemplateError(f"of a user's message {PROBE!r} it makes {text[:100]!r}, without it")

@@ -11,7 +11,7 @@ is interrupted loses the part it was at, and the same call again asks only for w
 3. An answer that could not be checked (out of time or memory) counts as wrong; how many did is
    in the notes.
 4. An answer that could not be had (a server that failed), or that no record could hold (a count
-   beyond :data:`corea.engines.generate.MAX_TOKENS`, text that is not UTF-8), is a row with an
+   beyond :data:`corea.engines.base.MAX_TOKENS`, text that is not UTF-8), is a row with an
    ``error``, left out of the records; how many there are is in the notes. The same call again asks
    for these alone. What a part holds is read back before it is sealed.
 5. Confidence is the verbalized one. Beside it are ``average_probability``,
@@ -38,7 +38,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from corea.confidence import CONFIDENCE_GRID, average_probability
-from corea.engines.generate import LONE_SURROGATE, MAX_TOKENS
+from corea.engines.base import LONE_SURROGATE, MAX_TOKENS
 from corea.records import Records, records_from_columns
 from corea.store import StoreError, check_seal, seal, write_atomically
 from corea.tasks.parsing import parse_completion
@@ -46,7 +46,7 @@ from corea.tasks.questions import Question
 from corea.tasks.verify import KINDS, score_answers
 
 if TYPE_CHECKING:
-    from corea.engines.generate import Engine, Rollout, Sampling
+    from corea.engines.base import Engine, Rollout, Sampling
     from corea.tasks.decision_questions import DecisionQuestion
 
 _ROWS, _STATES, _REQUEST = "rows.parquet", "states.safetensors", "request.json"

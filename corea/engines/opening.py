@@ -6,7 +6,7 @@
 ``server``          a server that speaks OpenAI's API, at ``OPENAI_BASE_URL``
 ==================  ================================================================
 
-What each decides for itself stands in :mod:`corea.engines.generate`,
+What each decides for itself stands in :mod:`corea.engines.transformers_engine`,
 :mod:`corea.engines.vllm_engine` and :mod:`corea.engines.server`.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from corea.engines.generate import Engine, OpenEngine
+    from corea.engines.base import Engine, OpenEngine
 
 ENGINES = ("transformers", "vllm", "server")
 """Their names."""
@@ -50,7 +50,7 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
         with opened_here(name, model, batch_size=batch_size) as engine:
             yield engine
         return
-    from corea.engines.models import load_tokenizer
+    from corea.engines.loading import load_tokenizer
     from corea.engines.server import ServerEngine
 
     tokenizer = load_tokenizer(model) if Path(model).is_dir() else None
@@ -86,7 +86,7 @@ def opened_here(name: str, model: str | Path, *, batch_size: int = 64) -> Iterat
     if name == "transformers":
         import torch
 
-        from corea.engines.generate import open_model
+        from corea.engines.transformers_engine import open_model
 
         engine = open_model(model, batch_size=batch_size)
         try:

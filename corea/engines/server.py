@@ -1,6 +1,6 @@
 r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted model.
 
-:class:`ServerEngine` is an :class:`corea.engines.generate.Engine`. What is decided here:
+:class:`ServerEngine` is an :class:`corea.engines.base.Engine`. What is decided here:
 
 1. Each completion is a request of its own, with a seed drawn from the sampling's seed, the prompt
    and the number of the sample. So a completion that failed can be asked for alone, and neither
@@ -58,7 +58,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from corea.engines.generate import (
+from corea.engines.base import (
     LONE_SURROGATE,
     MAX_TOKENS,
     Rollout,
@@ -66,7 +66,7 @@ from corea.engines.generate import (
     request_seed,
     wanted_samples,
 )
-from corea.engines.models import chat_prompt, encode_prompts
+from corea.engines.prompts import chat_prompt, encode_prompts
 from corea.records import json_object
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 r"""vLLM in this process, as an engine.
 
-:class:`VLLMEngine` is an :class:`corea.engines.generate.Engine` for models that transformers is too
-slow for. It is meant to do what :class:`corea.engines.generate.TransformersEngine` does; where vLLM
-would do something else, this is decided here:
+:class:`VLLMEngine` is for models that transformers is too slow for. It is meant to do what
+:class:`corea.engines.transformers_engine.TransformersEngine` does; where vLLM would do something
+else, this is decided here:
 
 1. vLLM gets the ids of prompts, encoded by our tokenizer, and gives ids, which our tokenizer
    decodes. It has none of its own, so it also stops at the tokens it is told: the end tokens of
@@ -39,22 +39,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from corea.engines.generate import (
+from corea.checks import Floats, whole
+from corea.engines.base import (
     Rollout,
     Sampling,
-    encode_candidates,
     expectation_of_stated,
     request_seed,
     require_room,
     require_rows,
-    require_whole,
     wanted_samples,
 )
-from corea.engines.models import (
+from corea.engines.loading import (
     ModelError,
-    chat_prompt,
-    encode,
-    encode_prompts,
     end_ids,
     first_line,
     generation_config,
@@ -62,6 +58,7 @@ from corea.engines.models import (
     model_folder,
     read_json,
 )
+from corea.engines.prompts import chat_prompt, encode, encode_candidates, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,14 +81,13 @@ class VLLMEngine:
     """Generates with vLLM, started when it is first asked.
 
     Attributes:
-        model: A folder or a name, as for :func:`corea.engines.models.model_folder`.
+        model: A folder or a name, as for :func:`corea.engines.loading.model_folder`.
         batch_size: Completions handed to vLLM at once, from 1.
-        chat: Whether a prompt is what a user says (:func:`corea.engines.models.chat_prompt`);
-            whether the tokenizer has a chat template when None.
-        sequences: How many of these it works on at once at most, from 1; fewer when memory is
-            short.
-        dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
-        memory: Share of the GPU's memory it may take, in (0, 1]; without a GPU, of the machine's.
+        chat: Whether each prompt is wrapped in the chat template as a user message; when None,
+            whether the tokenizer has a template.
+        sequences: Most completions worked on at once, from 1; fewer when memory is short.
+        dtype: Dtype of the weights, such as ``"bfloat16"``; as stored when ``"auto"``.
+        memory: Fraction of GPU memory for vLLM, in (0, 1]; without a GPU, of the machine's.
         max_model_len: Tokens of prompt and completion at most; the model's own when None.
         more: Further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
         running: Where the running vLLM is kept; copies with another ``chat`` share it.
@@ -108,16 +104,11 @@ class VLLMEngine:
     running: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If one is out of range, or there is no chat template to use.
-            ModelError: If vLLM is not installed or the model cannot be found.
-        """
-        require_whole("batch_size", self.batch_size, 1)
-        require_whole("sequences", self.sequences, 1)
+        """Check the values, and that vLLM and the model are there."""
+        whole(self.batch_size, "batch_size", 1)
+        whole(self.sequences, "sequences", 1)
         if self.max_model_len is not None:
-            require_whole("max_model_len", self.max_model_len, 2)
+            whole(self.max_model_len, "max_model_len", 2)
         if not 0 < self.memory <= 1:
             raise ValueError(f"memory is {self.memory!r}; expected a share in (0, 1]")
         if importlib.util.find_spec("vllm") is None:
@@ -141,7 +132,7 @@ class VLLMEngine:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer, as :func:`corea.engines.models.load_model` reads it."""
+        """The model's tokenizer, as :func:`corea.engines.loading.load_model` reads it."""
         if "tokenizer" not in self.running:
             self.running["tokenizer"] = load_tokenizer(self.folder)
         return self.running["tokenizer"]
@@ -158,8 +149,8 @@ class VLLMEngine:
                     stream.seek(k * size // _BLOCKS)
                     digest.update(stream.read(_BLOCK))
         more = {name: value for name, value in self.more.items() if name not in _NEUTRAL}
-        asked = ["vllm", self.dtype, self.chat, len(self.tokenizer), more]
-        digest.update(json.dumps(asked, sort_keys=True, default=str).encode())
+        settings = ["vllm", self.dtype, self.chat, len(self.tokenizer), more]
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     @property
@@ -181,26 +172,7 @@ class VLLMEngine:
         confidence_grid: Sequence[str] = (),
         samples: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Rollout]]:
-        """Complete each prompt ``sampling.n_samples`` times.
-
-        A prompt that is given twice gets further samples, not the same again.
-
-        Args:
-            prompts: Texts, length n.
-            sampling: How.
-            pooled_states: Not to be had from vLLM.
-            confidence_grid: Candidates for :attr:`Rollout.expected_confidence`; none: not wanted.
-            samples: Numbers of the samples wanted of each prompt; all when None.
-
-        Returns:
-            The rollouts of each prompt, in the order of the prompts.
-
-        Raises:
-            ValueError: If pooled states are asked for, a prompt is empty or leaves no room for a
-                completion, or vLLM has no such temperature.
-            ModelError: If vLLM does not start.
-            FloatingPointError: If the model gives a distribution that is not finite.
-        """
+        """As :meth:`corea.engines.base.Engine.generate`; vLLM gives no pooled states."""
         if pooled_states:
             raise ValueError(
                 "pooled_states is not to be had from vLLM; use the engine transformers"
@@ -257,20 +229,8 @@ class VLLMEngine:
 
     def next_logprobs(
         self, rows: Sequence[Sequence[int]], tokens: Sequence[int]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Log-probability of each of a few tokens behind each row.
-
-        Args:
-            rows: Ids of each text, length n, none empty.
-            tokens: Ids of the K tokens.
-
-        Returns:
-            As :func:`corea.engines.generate.next_logprobs`.
-
-        Raises:
-            ValueError: If a row is empty or leaves no room for a token.
-            FloatingPointError: If the model gives a distribution that is not finite.
-        """
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        """As :func:`corea.engines.transformers_engine.next_logprobs`, with this model."""
         require_rows(rows)
         require_room(self._positions, rows, 1)
         asked = {"temperature": 0.0, "max_tokens": 1, "logprob_token_ids": list(tokens)}
@@ -347,8 +307,8 @@ class VLLMEngine:
         import vllm
 
         requests = [
-            vllm.SamplingParams(detokenize=False, flat_logprobs=True, skip_clone=True, **own)
-            for own in settings
+            vllm.SamplingParams(detokenize=False, flat_logprobs=True, skip_clone=True, **request)
+            for request in settings
         ]
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         return [output.outputs[0] for output in llm.generate(prompts, requests, use_tqdm=False)]
@@ -383,8 +343,8 @@ class VLLMEngine:
 
     def _candidate_logprobs(
         self, prompts: Sequence[str], openings: Sequence[str], candidates: Sequence[str]
-    ) -> NDArray[np.float64]:
-        """As :func:`corea.engines.generate.candidate_logprobs`; NaN where they do not fit."""
+    ) -> Floats:
+        """Log-probabilities (n, K) of candidates after openings; NaN where they do not fit."""
         prefixes, suffixes = encode_candidates(self.tokenizer, prompts, openings, candidates)
         scores = np.full((len(prompts), len(candidates)), np.nan)
         places: dict[tuple[int, tuple[int, ...]], list[int]] = {}

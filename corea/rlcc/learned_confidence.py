@@ -38,8 +38,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from corea.confidence import expectation_on_grid
-from corea.engines.generate import Sampling, TransformersEngine, candidate_logprobs
-from corea.engines.models import chat_prompt
+from corea.engines.base import Sampling
+from corea.engines.prompts import chat_prompt
+from corea.engines.transformers_engine import TransformersEngine, candidate_logprobs
 from corea.tasks.parsing import parse_completion
 from corea.tasks.questions import Question
 

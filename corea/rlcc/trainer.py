@@ -23,7 +23,7 @@ import torch
 from accelerate.utils import gather, gather_object
 from transformers import PreTrainedTokenizerBase
 
-from corea.engines.models import chat_prompt
+from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
 from corea.rlcc.rewards import confidence_reward, well_formed
 from corea.rlcc.settings import GRPOSettings

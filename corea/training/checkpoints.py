@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from corea.engines.models import load_model
+from corea.engines.loading import load_model
 from corea.store import MANIFEST, StoreError, check_seal, seal
 from corea.training.alarms import tell
 from corea.training.quiet import quiet

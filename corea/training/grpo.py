@@ -47,8 +47,8 @@ from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from corea.engines.generate import TransformersEngine
-from corea.engines.models import model_folder
+from corea.engines.loading import model_folder
+from corea.engines.transformers_engine import TransformersEngine
 from corea.store import write_atomically
 from corea.training import loop
 from corea.training.alarms import remove_alarms, tell, write_alarm_table

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from corea.engines.models import load_tokenizer
+from corea.engines.loading import load_tokenizer
 from corea.store import write_atomically
 from corea.training.settings import TrainingError
 

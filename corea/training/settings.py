@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-    from corea.engines.generate import Sampling
+    from corea.engines.base import Sampling
 
 Floats = NDArray[np.float64]
 
@@ -187,7 +187,7 @@ class RolloutSettings(WeightSettings):
 
     def sampling(self, seed: int) -> Sampling:
         """How rollouts are drawn: one completion of each prompt given."""
-        from corea.engines.generate import Sampling
+        from corea.engines.base import Sampling
 
         return Sampling(self.temperature, self.max_completion_tokens, seed=seed)
 

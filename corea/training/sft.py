@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from corea.engines.models import model_folder
+from corea.engines.loading import model_folder
 from corea.training import loop
 from corea.training.alarms import remove_alarms
 from corea.training.checkpoints import SealCheckpoints, keep_model

@@ -1,4 +1,4 @@
-r"""Models as files: their weights, tokenizers and chat templates.
+"""Models as files: weights and tokenizers, from a folder or a hub.
 
 A model is a folder, or a name on a hub. Safetensors only are read, no code from a model's folder
 is run, and what is wrong is said in a :class:`ModelError`. Files are of bounded size before a
@@ -12,11 +12,10 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corea.engines.chat_template import TemplateError, render
+from corea.engines.chat_template import PROBE, TemplateError, user_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +30,6 @@ _READ_AS_JSON = (  # by transformers, as a whole
 # bytes of a file: several times the largest of published models
 _LARGEST = {"tokenizer.json": 2**27, ".jinja": 2**20, ".safetensors": 2**25}  # of the last: header
 _LARGEST_OTHER = 2**24
-_PROBE = "Is 12 more than 7?"
 
 
 class ModelError(Exception):
@@ -44,13 +42,6 @@ def model_folder(path: str | Path) -> Path:
     Args:
         path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
             as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be that one.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ModelError: If there is no such folder or hub repository, a file is missing, or the hub
-            cannot be reached or asks for an agreement; says what to do.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -103,11 +94,6 @@ def load_model(
     Returns:
         The model, in evaluation mode, and the tokenizer. It pads on the left, with the end token
         where it has no token for padding.
-
-    Raises:
-        ModelError: If something is missing, damaged or too large, weights are not safetensors or
-            not those of the model that the config describes, an end token is not in the
-            vocabulary, or the chat template does not render or drops the message.
     """
     import torch
     import transformers
@@ -133,17 +119,7 @@ def load_model(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer that :func:`load_model` would, without the model.
-
-    Args:
-        path: As for :func:`model_folder`.
-
-    Returns:
-        The tokenizer. It pads on the left, with the end token where it has no token for padding.
-
-    Raises:
-        ModelError: As :func:`load_model` does.
-    """
+    """Read the tokenizer that :func:`load_model` would, without the model."""
     folder = model_folder(path)
     name = _display_name(path, folder)
     with _quiet():
@@ -156,103 +132,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str = "") -> str:
-    """The text a model goes on with: a user's message in the chat template, where there is one.
-
-    It is encoded like any other text. So a begin token at the start of the template, which the
-    tokenizer puts before every text anyway, is left out.
-
-    Args:
-        tokenizer: A tokenizer, with a chat template or without.
-        message: What the user says.
-        opening: How the answer begins.
-
-    Returns:
-        The text; the message and the opening alone where there is no template.
-
-    Raises:
-        ModelError: If the template does not render within the limits of
-            :mod:`corea.engines.chat_template`, or drops what is said.
-    """
-    if not tokenizer.chat_template:
-        return message + opening
-    text = _rendered(tokenizer, message, Path(str(tokenizer.name_or_path)).name or "tokenizer")
-    begin = tokenizer.bos_token
-    if begin and encode(tokenizer, [""], special=True)[0][:1] == [tokenizer.bos_token_id]:
-        text = text.removeprefix(begin)
-    return text + opening
-
-
-def _rendered(tokenizer: Any, message: str, name: str) -> str:
-    """A message in the chat template of a model of this name."""
-    try:
-        template, special = tokenizer.get_chat_template(), tokenizer.special_tokens_map
-        _require_message(template, tuple(special.items()))
-        return render(template, special, message)
-    except (TemplateError, ValueError) as error:  # the latter: of several, none is the default
-        raise ModelError(f"{name}: its chat template cannot be used ({error})") from error
-
-
-@lru_cache(maxsize=64)
-def _require_message(template: str, special: tuple[tuple[str, str], ...]) -> None:
-    """Refuse a template that drops what is said; a model would answer without the question."""
-    if _PROBE not in (text := render(template, dict(special), _PROBE)):
-        raise TemplateError(f"of a user's message {_PROBE!r} it makes {text[:100]!r}, without it")
-
-
-def encode(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-    """The ids of texts.
-
-    Args:
-        tokenizer: Any.
-        texts: Any.
-        special: Whether the tokenizer puts its begin token before each, where it has one.
-
-    Returns:
-        The ids of each.
-    """
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-    return encoded
-
-
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    """The ids of prompts, with the special tokens that the tokenizer adds.
-
-    Args:
-        tokenizer: Any.
-        prompts: Texts, in the chat template already where there is one.
-
-    Returns:
-        The ids of each.
-
-    Raises:
-        TypeError: If ``prompts`` is one text.
-        ValueError: If one has no tokens.
-    """
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts is one string, {prompts[:40]!r}; expected a sequence of them")
-    if not prompts:
-        return []
-    encoded = encode(tokenizer, prompts, special=True)
-    for i, ids in enumerate(encoded):
-        if not ids:
-            raise ValueError(f"prompts[{i}] is {prompts[i]!r}; expected text with tokens in it")
-    return encoded
-
-
 def end_ids(config: Any, tokenizer: Any) -> list[int]:
-    """The tokens at which a completion ends.
-
-    Args:
-        config: The model's generation config.
-        tokenizer: The model's.
-
-    Returns:
-        Their ids, in rising order.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The ids of the end tokens that generation config and tokenizer name, in rising order."""
     named = _as_list(config.eos_token_id) + _as_list(tokenizer.eos_token_id)
     if not named:
         raise ValueError("neither tokenizer nor generation config names an end token")
@@ -289,17 +170,7 @@ def _require_model_files(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model's folder.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its fields.
-
-    Raises:
-        ModelError: If it is no JSON object, or nested too deep; names folder and file.
-    """
+    """The fields of a JSON file in a model's folder."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -317,31 +188,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def _require_header(path: Path) -> None:
     """Refuse weights whose list of tensors, a JSON text, is larger than the file or any model's."""
     with path.open("rb") as stream:
-        said = int.from_bytes(stream.read(8), "little")
+        stated = int.from_bytes(stream.read(8), "little")
     limit = min(_LARGEST[".safetensors"], path.stat().st_size - 8)
-    if said > limit:
+    if stated > limit:
         raise ModelError(
             f"{path.parent.name}: cannot be read ({path.name}: SafetensorError: a header of "
-            f"{said:,} bytes; expected at most {limit:,})"
+            f"{stated:,} bytes; expected at most {limit:,})"
         )
 
 
 def generation_config(folder: Path) -> Any:
-    """The generation config that a model would have.
-
-    Args:
-        folder: With its files.
-
-    Returns:
-        The config; what ``config.json`` says of generation where there is none.
-    """
+    """The generation config of a model; what ``config.json`` says of it where there is none."""
     import transformers
 
     try:
         return transformers.GenerationConfig.from_pretrained(folder)
     except OSError:  # there is none
-        own = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        return transformers.GenerationConfig.from_model_config(own)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return transformers.GenerationConfig.from_model_config(config)
 
 
 def _tokenizer_class(folder: Path) -> Any:
@@ -376,11 +240,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
-    """Give it an end token, one for padding, and the side on which generation pads.
-
-    Raises:
-        ModelError: If it cannot be used.
-    """
+    """Give it an end token, one for padding, and the side on which generation pads."""
     known = set(tokenizer.get_vocab().values())
     if outside := [i for i in _as_list(ends) if not isinstance(i, int) or i not in known]:
         raise ModelError(
@@ -388,7 +248,10 @@ def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: 
             "tokens"
         )
     if tokenizer.chat_template:
-        _rendered(tokenizer, _PROBE, name)
+        try:
+            user_message(tokenizer, PROBE)
+        except TemplateError as error:
+            raise ModelError(f"{name}: its chat template cannot be used ({error})") from error
     if tokenizer.eos_token is None:
         if not _as_list(ends):
             raise ModelError(f"{name}: neither tokenizer nor config names an end token")
@@ -399,13 +262,6 @@ def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: 
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line.
-
-    Args:
-        error: Any.
-
-    Returns:
-        Its kind and the first line of what it says.
-    """
+    """An error in one line: its kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,71 +1,35 @@
 import dataclasses
-import json
 import random
 
-import httpx
-import huggingface_hub
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tiny_models import (  # noqa: E402
+    PROMPTS,
+    flat,
+    ids_of,
+    make_model,
+    make_tokenizer,
+    taught,
+    taught_model,
+)
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
-from corea.engines import generate as g  # noqa: E402
-from corea.engines.generate import (  # noqa: E402
-    Sampling,
+from corea.engines import transformers_engine as g  # noqa: E402
+from corea.engines.base import Sampling  # noqa: E402
+from corea.engines.prompts import chat_prompt  # noqa: E402
+from corea.engines.transformers_engine import (  # noqa: E402
     TransformersEngine,
     candidate_logprobs,
     expected_confidence,
     next_logprobs,
 )
-from corea.engines.models import ModelError, chat_prompt, load_model, load_tokenizer  # noqa: E402
 
-TEXTS = [rf"{a}+{b}: {a}+{b}={a + b}. \boxed{{{a + b}}} \confidence{{0.{a}}}" for a in range(10) for b in range(9)]  # fmt: skip
-PROMPTS = ["3+4:", "1+1:", "3+4: 3+", "2+2: 2+2=4. So", "0"]
 STATED = r" 3+4=7. \boxed{7} \confidence{0.3} "
-
-
-def make_tokenizer(*, merging):
-    """A byte-level tokenizer; a merging one has tokens across ``{0.`` and the like."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merging)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(TEXTS, trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
-    )
-
-
-def make_model(vocab_size=300, kind="Qwen2", **settings):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{kind}Config")(
-            vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=128,
-            initializer_range=0.2,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-            tie_word_embeddings=False,
-            **settings,
-        )
-        return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,19 +48,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """A model that has seen the texts often enough to end, and to state confidences."""
-    model = make_model(len(tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    rows = [tokenizer(text + "<end>")["input_ids"] for text in TEXTS]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    labels = ids.masked_fill(ids == 0, -100)
-    for _ in range(60):
-        loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
+    return taught_model(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -104,51 +56,25 @@ def engine(model, tokenizer):
     return TransformersEngine(model, tokenizer, batch_size=4)
 
 
-def flat(rollouts):
-    return [rollout for group in rollouts for rollout in group]
-
-
-def ids_of(rollouts):
-    return [rollout.token_ids.tolist() for rollout in flat(rollouts)]
-
-
-@torch.no_grad()
-def taught(model, prompt_ids, completion_ids):
-    """Log-probabilities and last states by one pass over the whole text, nothing padded."""
-    ids = torch.tensor([[*prompt_ids, *completion_ids]])
-    output = model(input_ids=ids, output_hidden_states=True)
-    predicting = slice(len(prompt_ids) - 1, -1)
-    logprobs = output.logits[0, predicting].float().log_softmax(-1)
-    chosen = logprobs[range(len(completion_ids)), torch.tensor(completion_ids)]
-    return chosen.numpy(), output.hidden_states[-1][0, predicting].float().mean(0).numpy()
-
-
 # --- sampling ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "expected"),
+    ("settings", "expected"),
     [
-        ("temperature", -0.1, "a number from 0"),
-        ("temperature", float("nan"), "a number from 0"),
-        ("temperature", float("inf"), "a number from 0"),
-        ("temperature", True, "a number from 0"),
-        ("temperature", "1", "a number from 0"),
-        ("max_completion_tokens", 0, "a whole number from 1"),
-        ("max_completion_tokens", 1.5, "a whole number from 1"),
-        ("n_samples", 0, "a whole number from 1"),
-        ("n_samples", True, "a whole number from 1"),
-        ("seed", -1, "a whole number from 0"),
+        *(
+            ({"temperature": value}, "a number from 0")
+            for value in (-0.1, np.nan, np.inf, True, "1")
+        ),
+        *(({"max_completion_tokens": n}, "a whole number from 1") for n in (0, 1.5)),
+        *(({"n_samples": n}, "a whole number from 1") for n in (0, True)),
+        ({"seed": -1}, "a whole number from 0"),
+        ({"n_samples": 2, "temperature": 0}, "1"),
     ],
 )
-def test_sampling_that_cannot_be_is_refused(field, value, expected):
-    with pytest.raises(ValueError, match=f"{field} is .*; expected {expected}"):
-        Sampling(**{field: value})
-
-
-def test_several_samples_at_temperature_0_are_refused():
-    with pytest.raises(ValueError, match="n_samples is 2 at temperature 0"):
-        Sampling(temperature=0, n_samples=2)
+def test_sampling_that_cannot_be_is_refused(settings, expected):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is .*; expected {expected}$"):
+        Sampling(**settings)
 
 
 # --- rollouts ---------------------------------------------------------------------------------
@@ -422,6 +348,9 @@ def test_candidates_have_the_probability_of_their_texts(merging, candidates, kin
     tokenizer = make_tokenizer(merging=merging)
     model = make_model(len(tokenizer), kind)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(len(OPENINGS))]
+    if merging:  # across the end of an opening
+        opening, whole = tokenizer([r"\confidence{", r"\confidence{0.1}"])["input_ids"]
+        assert whole[: len(opening)] != opening
     scores = candidate_logprobs(model, tokenizer, prompts, OPENINGS, candidates, batch_size=7)
     for i, (prompt, opening) in enumerate(zip(prompts, OPENINGS, strict=True)):
         # the ids that all candidates begin with are given, up to the end of the opening
@@ -434,13 +363,6 @@ def test_candidates_have_the_probability_of_their_texts(merging, candidates, kin
             given = tokenizer(prompt)["input_ids"] + whole[:n]
             expected = taught(model, given, whole[n:])[0].sum()
             assert scores[i, k] == pytest.approx(float(expected), abs=1e-3)
-
-
-def test_merges_across_the_end_of_an_opening_are_among_the_cases():
-    tokenizer = make_tokenizer(merging=True)
-    opening = tokenizer(r"\confidence{")["input_ids"]
-    whole = tokenizer(r"\confidence{0.1}")["input_ids"]
-    assert whole[: len(opening)] != opening
 
 
 def test_expected_confidence_is_the_mean_over_what_might_have_been_stated(model, tokenizer):
@@ -515,217 +437,6 @@ def test_what_cannot_be_scored_is_refused(model, tokenizer):
             candidate_logprobs(model, tokenizer, ["1"], [""], candidates)
     with pytest.raises(ValueError, match="all different"):
         expected_confidence(model, tokenizer, ["1"], [STATED], grid=["0.5", "0.5"])
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path, model, tokenizer, capfd):
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    capfd.readouterr()
-    return tmp_path / "m"
-
-
-def test_a_model_is_read_as_it_was_written(folder, model, tokenizer, capfd):
-    read, its_tokenizer = load_model(folder, device="cpu")
-    assert capfd.readouterr() == ("", "")
-    assert not read.training
-    assert its_tokenizer.padding_side == "left"
-    for text in [*TEXTS, *PROMPTS]:
-        assert its_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
-    sampling = Sampling(1.0, 20)
-    engines = (TransformersEngine(read, its_tokenizer), TransformersEngine(model, tokenizer))
-    assert engines[0].fingerprint == engines[1].fingerprint
-    assert ids_of(engines[0].generate(PROMPTS, sampling)) == ids_of(engines[1].generate(PROMPTS, sampling))  # fmt: skip
-    assert load_model(str(folder), dtype="bfloat16")[0].dtype == torch.bfloat16
-
-
-def test_a_tokenizer_is_not_replaced_by_that_of_the_architecture(tmp_path, model):
-    tokenizer = make_tokenizer(merging=True)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    _, read = load_model(tmp_path)
-    assert read(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
-
-
-def test_a_tokenizer_file_alone_is_enough(folder, tokenizer):
-    (folder / "tokenizer_config.json").unlink()
-    _, read = load_model(folder)
-    assert (read.eos_token, read.pad_token) == ("<end>", "<end>")
-    assert read(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
-
-
-@pytest.mark.parametrize("missing", ["", "tokenizer_config.json", "generation_config.json"])
-def test_a_tokenizer_alone_is_read_as_with_its_model(folder, missing, capfd):
-    for name in filter(None, ("tokenizer_config.json" if missing else "", missing)):
-        (folder / name).unlink(missing_ok=True)
-    alone, (_, beside) = load_tokenizer(folder), load_model(folder)
-    assert capfd.readouterr() == ("", "")
-    for name in ("eos_token", "pad_token", "padding_side"):
-        assert getattr(alone, name) == getattr(beside, name)
-    assert alone(TEXTS)["input_ids"] == beside(TEXTS)["input_ids"]
-
-
-def test_progress_bars_are_as_they_were(folder):
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    for switch in (logging.disable_progress_bar, logging.enable_progress_bar):
-        switch()
-        shown = logging.is_progress_bar_enabled()
-        load_model(folder)
-        assert logging.is_progress_bar_enabled() == shown
-    assert logging.get_verbosity() == verbosity
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def without_layer(path):
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(path)
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def grow(path, size):
-    path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as stream:
-        stream.truncate(size)  # of nothing, which takes no space
-
-
-def with_header(path, size):
-    path.write_bytes(size.to_bytes(8, "little") + path.read_bytes()[8:])
-
-
-def ends(path, ids):
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ids}))
-
-
-def with_width(path):
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"intermediate_size": 48}))
-
-
-@pytest.mark.parametrize(
-    ("file", "damage", "message"),
-    [
-        ("config.json", lambda p: p.unlink(), "m: no config.json; expected"),
-        ("tokenizer.json", lambda p: p.unlink(), "m: no tokenizer.json; expected"),
-        ("model.safetensors", lambda p: p.unlink(), "m: found none; expected weights as .*safe"),
-        (
-            "model.safetensors",
-            lambda p: p.rename(p.with_name("pytorch_model.bin")),
-            "m: found pytorch_model.bin; expected weights as .*safetensors",
-        ),
-        ("model.safetensors", truncate, "m: cannot be read .*Safetensor"),
-        ("model.safetensors", without_layer, "m: the weights are not .*layers.1.mlp.up_proj"),
-        ("config.json", with_width, "m: .*"),
-        ("config.json", lambda p: p.write_text("{"), "m: cannot be read"),
-        *(
-            (name, lambda p, text=text: p.write_text(text), rf"m: cannot be read \({name}.*{told}")
-            for name in ("config.json", "tokenizer_config.json", "generation_config.json")
-            for text, told in (
-                ("[" * 10**5, "RecursionError"),
-                ('{"a":' * 10**5, "RecursionError"),
-                ("[]", "is a list; expected an object"),
-                ("null", "is a NoneType"),
-            )
-        ),
-        *(
-            (name, lambda p, n=size: grow(p, n), rf"m: {name} has {size:,} bytes; expected at most")
-            for name, size in (
-                ("config.json", 2**24 + 1),
-                ("special_tokens_map.json", 2**30),
-                ("tokenizer.json", 2**27 + 1),
-                ("chat_template.jinja", 2**20 + 1),
-                ("additional_chat_templates/a.jinja", 2**30),
-                ("merges.txt", 2**30),
-            )
-        ),
-        *(
-            (
-                "model.safetensors",
-                lambda p, n=size: with_header(p, n),
-                rf"m: cannot be read \(mod.*{told}",
-            )
-            for size, told in (
-                (2**63, "9,223,372"),
-                (2**25 + 1, "33,554,433"),
-                (10**6, "1,000,000 bytes"),
-            )
-        ),
-        *(
-            (
-                "generation_config.json",
-                lambda p, i=i: ends(p, i),
-                f"m: the end token {told} is not in",
-            )
-            for i, told in ((300, "300"), ([1, 10**6], "1000000"), (-1, "-1"))
-        ),
-        *(
-            (
-                "chat_template.jinja",
-                lambda p, t=template: p.write_text(t),
-                f"m: its chat template {told}",
-            )
-            for template, told in (
-                (
-                    "<u>What?<a>",
-                    "cannot be used .of a user's message 'Is 12 .*makes '<u>What.<a>', without",
-                ),
-                ("{% for %}", "cannot be used .TemplateSyntaxError"),
-                ("{{ messages[0].content + 1 }}", "cannot be used .TypeError"),
-                ("{{ raise_exception('no users') }}", "cannot be used .TemplateError: no users"),
-                (
-                    "{{ messages[0].content * 10**10 }}",
-                    "cannot be used .it takes more than 512 MiB",
-                ),
-            )
-        ),
-        ("tokenizer.json", lambda p: p.write_text("{}"), "m: cannot be read"),
-    ],
-)
-def test_a_damaged_model_is_named(folder, file, damage, message, capfd):
-    damage(folder / file)
-    with pytest.raises(ModelError, match=message):
-        load_model(folder)
-    if "weights" not in message and file != "model.safetensors" and damage is not with_width:
-        with pytest.raises(ModelError, match=message):
-            load_tokenizer(folder)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("path", ["/no/such/folder", "./models/mine", "a/b/c"])
-def test_a_folder_that_is_not_there_is_named(path):
-    with pytest.raises(ModelError, match="no such folder"):
-        load_model(path)
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (
-            "GatedRepoError",
-            "a/b: not to be had without agreement. Ask for access .* `hf auth login`",
-        ),
-        ("RepositoryNotFoundError", "a/b: neither a folder nor a model on the hub"),
-        (None, r"a/b: cannot be fetched \(ConnectionError: no route\). Connect to the network, or"),
-    ],
-)
-def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch, error, told):
-    def refuse(name, **_):
-        if error is None:
-            raise ConnectionError("no route")
-        answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
-        raise getattr(huggingface_hub.errors, error)("no", response=answer)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(ModelError, match=told):
-        load_model("a/b@0123")
 
 
 # --- the next token -------------------------------------------------------------------------------
