@@ -296,6 +296,7 @@ def decisions_reinforced(
             "decisions.trainer",
             "training.trainers",
             "engines.generate",
+            "decisions.tokens",
             "tasks.decision_questions",
             "training.launch",
         ),
@@ -408,6 +409,7 @@ def decided(
     modules = (
         "decisions.evaluation",
         "engines.evaluation",
+        "decisions.tokens",
         "tasks.decision_questions",
         *_ENGINE_MODULES.get(engine, ()),
     )
@@ -473,6 +475,7 @@ def swapped(
     modules = (
         "decisions.evaluation",
         "engines.evaluation",
+        "decisions.tokens",
         "tasks.decision_questions",
         *_ENGINE_MODULES.get(engine, ()),
     )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 
 from corea.decisions import trainer as decision_trainer  # noqa: E402
+from corea.decisions.tokens import OptionError, wrong_target  # noqa: E402
 from corea.decisions.trainer import (  # noqa: E402
     DECISION_METRICS,
     DecisionSettings,
@@ -32,7 +33,7 @@ from corea.engines.generate import (  # noqa: E402
 )
 from corea.engines.models import load_model  # noqa: E402
 from corea.metrics.calibration import auroc, expected_calibration_error  # noqa: E402
-from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
+from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion  # noqa: E402
 from corea.training import trainers  # noqa: E402
 from corea.training.trainers import TrainingError  # noqa: E402
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from corea.decisions.tokens import decision_position, option_ids
 from corea.tasks import microworld
 from corea.tasks.decision_questions import (
     LETTERS,
     NO_THINKING,
     VERDICTS,
-    decision_position,
-    option_ids,
 )
 from corea.tasks.decision_world import (
     DATASETS,

@@ -3,8 +3,8 @@ r"""Decisions of a model as records, and what becomes of them under foreign reas
 A decision is asked for as an answer is (:mod:`corea.engines.evaluation`): in parts, resumable, one
 record per question and sample. What is different:
 
-1. ``confidence`` is the probability of the decision token (:mod:`corea.tasks.decision_questions`,
-   choice 3), from one forward pass over prompt and completion up to it; ``renormalised`` that over
+1. ``confidence`` is the probability of the decision token (:mod:`corea.decisions.tokens`,
+   choice 2), from one forward pass over prompt and completion up to it; ``renormalised`` that over
    the options, and ``p_1`` ... ``p_5`` those of the options over the full vocabulary (missing
    beyond K).
 2. The decision itself is greedy whatever the reasoning before it was drawn at, so that it is the
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from corea.decisions.tokens import decision_confidence, decision_position, option_ids
 from corea.engines.evaluation import (
     Answers,
     Samples,
@@ -41,9 +42,6 @@ from corea.tasks.decision_questions import (
     NO_THINKING,
     THINK,
     DecisionQuestion,
-    decision_confidence,
-    decision_position,
-    option_ids,
 )
 
 if TYPE_CHECKING:

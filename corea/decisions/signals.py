@@ -20,8 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from corea.decisions.recalibration import split_questions
+from corea.decisions.tokens import decision_confidence
 from corea.runs import RunError, run_records
-from corea.tasks.decision_questions import decision_confidence
 from corea.tasks.parsing import answer_opening
 
 if TYPE_CHECKING:
