@@ -52,9 +52,6 @@ def average_probability(logprobs: ArrayLike) -> float:
     Returns:
         The mean, in [0, 1]; NaN for a response without tokens.
 
-    Raises:
-        ValueError: If the shape is another, or a value is positive or missing.
-
     Example:
         >>> average_probability(np.log([0.5, 1.0]))
         0.75
@@ -87,10 +84,6 @@ def expectation_on_grid(
         both NaN where the row is. Where every candidate has the probability 0 the expected
         value is NaN and the mass 0.
 
-    Raises:
-        ValueError: If the shapes do not fit, a value is outside [0, 1] or a log-probability
-            positive.
-
     Example:
         >>> expected, mass = expectation_on_grid(np.log([[0.2, 0.6]]), [0.5, 0.9])
         >>> round(float(expected[0]), 3), round(float(mass[0]), 3)
@@ -117,19 +110,6 @@ def expectation_on_grid(
 
 def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:
     """Records of the same completions whose confidence is another signal.
-
-    Args:
-        table: Records of one system, with the signal as a further column.
-        column: Name of that column, in [0, 1] or missing.
-        system: Name under which the records appear.
-
-    Returns:
-        The records in their order, with all their columns; ``confidence`` is the signal.
-
-    Raises:
-        ValueError: If the table holds more than one system.
-        RecordsError: If there is no such column, or a value is no number in [0, 1]; names the
-            row.
 
     Example:
         >>> records = pd.DataFrame({"dataset": "d", "question_id": ["1"], "system": "L1-SLM",
@@ -169,19 +149,6 @@ def agreement(table: pd.DataFrame, systems: Sequence[str], *, name: str) -> pd.D
 
     Source: cascades on ensemble agreement, as Yue et al. (arXiv 2310.03094) do with
     samples of one model.
-
-    Args:
-        table: Records with ``answer`` and ``gold`` for all systems on the same questions.
-        systems: At least two systems; the order breaks ties.
-        name: Name of the new system.
-
-    Returns:
-        Records of the new system, one per (dataset, question_id, sample).
-
-    Raises:
-        ValueError: If fewer than two systems are named, or one has no records.
-        RecordsError: If the systems were not asked the same questions, or the table
-            lacks answers.
 
     Example:
         >>> votes = pd.DataFrame({"dataset": "d", "question_id": "1", "system": list("abc"),

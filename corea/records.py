@@ -146,11 +146,7 @@ class Records:
 
 @cache
 def schema() -> pa.DataFrameSchema:
-    """The contract of a records table, as a pandera schema.
-
-    Returns:
-        Schema of the typed table: types, ranges, missing values, unique key.
-    """
+    """The contract of a records table, as a pandera schema."""
     import pandera.pandas as pa
 
     def counts(name: str) -> pa.Column:
@@ -230,13 +226,6 @@ def _sentence(row: int, name: str, found: object) -> str:
 
 def validate(table: pd.DataFrame, *, source: str = "records") -> None:
     """Check a typed table against :func:`schema`.
-
-    Args:
-        table: Records in memory.
-        source: Name used in the error.
-
-    Raises:
-        RecordsError: Naming every row and field that breaks the contract.
 
     Example:
         >>> validate(pd.DataFrame({"dataset": ["d"], "question_id": ["1"], "system": ["s"],
@@ -437,9 +426,6 @@ def records_from_columns(
     Returns:
         The records.
 
-    Raises:
-        RecordsError: Naming every row and field that cannot be read or is not valid.
-
     Example:
         >>> print(records_from_columns({"dataset": ["d", "d"], "question_id": [1, 2],
         ...     "system": ["s", "s"], "correct": [1, 0], "confidence": [0.9, None]}, source="log"))
@@ -491,12 +477,6 @@ def read_records(
         many lack a confidence. Their notes also say what looks odd: of systems with 20
         rows or more, token counts that never change, confidences that are all the same or
         all 0 or 1, and rows that repeat another system's.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        RecordsError: If the file cannot be read, is larger than a limit of the module's
-            docstring, or breaks the contract.
-        ValueError: If ``separator`` is not one character.
     """
     path = Path(path)
     kind = path.name.lower()
@@ -550,20 +530,7 @@ def _check_header(header: Sequence[str], source: str) -> None:
 def read_csv_columns(
     path: Path, *, separator: str = "", max_bytes: int = MAX_BYTES
 ) -> dict[str, list[object]]:
-    """Read a CSV file as text, cell by cell, whatever its columns are.
-
-    Args:
-        path: A ``.csv`` or ``.tsv`` file, plain or ``.gz``.
-        separator: Between the columns; a comma when empty, in ``.tsv`` a tab.
-        max_bytes: Size the file may have, in bytes once decompressed.
-
-    Returns:
-        Column name to cells, all text.
-
-    Raises:
-        RecordsError: If the file is damaged, empty, too large, not UTF-8 or not CSV, or a
-            row has too many or too few fields.
-    """
+    """Read a CSV file as text, cell by cell, whatever its columns are."""
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     separator = separator or ("\t" if tabs else ",")
     return _csv_columns(_read_text(path, max_bytes), path.name, separator)
@@ -651,17 +618,7 @@ def _check_separator(header: str, source: str, separator: str) -> None:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Read one JSON object from outside.
-
-    Args:
-        text: The object, alone.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: If it is not JSON, no object, nests deeper than :data:`MAX_DEPTH`, or
-            one of its objects has a key twice.
+    """Read one JSON object from outside; a ValueError says what else was found.
 
     Example:
         >>> json_object('{"a": 1, "a": 2}')
@@ -823,16 +780,7 @@ def _repeats(table: pd.DataFrame) -> list[str]:
 
 
 def write_records(records: Records, path: str | Path) -> None:
-    """Write records as parquet, with their provenance, all or nothing.
-
-    Args:
-        records: What to write; validated first.
-        path: A path ending in ``.parquet``; an existing file is replaced.
-
-    Raises:
-        ValueError: If the path does not end in ``.parquet``.
-        RecordsError: If the table breaks the contract.
-    """
+    """Write validated records as parquet, with their provenance, all or nothing."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -858,13 +806,7 @@ def write_records(records: Records, path: str | Path) -> None:
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Describe each system on each dataset.
 
-    Args:
-        table: Records.
-
-    Returns:
-        One row per (dataset, system): ``rows``, ``questions``, ``pass_at_1``,
-        ``confidence_output_ratio`` (share of rows with a confidence; paper A, section
-        4.3), ``mean_confidence`` and ``distinct_confidences``.
+    ``confidence_output_ratio`` is the share of rows with a confidence (paper A, section 4.3).
 
     Example:
         >>> records = records_from_columns({"dataset": ["d", "d"], "question_id": [1, 2],
@@ -889,19 +831,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 def select(
     table: pd.DataFrame, *, dataset: str | None = None, system: str | None = None
 ) -> pd.DataFrame:
-    """Rows of one dataset, one system, or both.
-
-    Args:
-        table: Records.
-        dataset: Name, or None for all.
-        system: Name, or None for all.
-
-    Returns:
-        The rows, in their order.
-
-    Raises:
-        ValueError: If there is no such dataset or system; the message lists those there are.
-    """
+    """Rows of one dataset, one system, or both; an error lists those there are."""
     for name, wanted in (("dataset", dataset), ("system", system)):
         if wanted is None:
             continue
@@ -925,10 +855,6 @@ def pair(table: pd.DataFrame, small: str, large: str) -> pd.DataFrame:
         One row per (dataset, question_id, sample) with ``confidence`` (the small
         system's), ``small_correct``, ``large_correct`` and, where the records have
         tokens, ``small_prompt_tokens``, ``small_completion_tokens`` and the large ones.
-
-    Raises:
-        ValueError: If a system has no records.
-        RecordsError: If the two were not asked the same questions, with examples.
 
     Example:
         >>> records = records_from_columns({"dataset": ["d", "d"], "question_id": [1, 1],
@@ -961,17 +887,8 @@ def join_on_questions(
 ) -> pd.DataFrame:
     """Put the rows of two systems on the same questions and samples side by side.
 
-    Args:
-        left: Records of one system.
-        right: Records of the other.
-        names: Names of the two, for errors.
-        suffixes: Appended to columns that both have.
-
-    Returns:
-        One row per (dataset, question_id, sample), sorted by them.
-
-    Raises:
-        RecordsError: If the two were not asked the same questions, with examples.
+    ``names`` are those of the two in errors, ``suffixes`` are appended to columns that both have.
+    Questions that only one was asked are an error with examples.
     """
     key = list(_QUESTION)
     joined = left.merge(right, on=key, suffixes=suffixes)

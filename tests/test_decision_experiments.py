@@ -246,7 +246,7 @@ def test_recalibration_that_cannot_be_fitted_says_so():
         de.recalibrated("platt", right, rows)
     with pytest.raises(ValueError, match="nothing to fit isotonic to"):
         de.recalibrated("isotonic", rows.assign(confidence=np.nan), rows)
-    with pytest.raises(ValueError, match="method is 'beta'; expected one of none, temperature"):
+    with pytest.raises(ValueError, match="method is 'beta'; expected one of 'none', 'temperature'"):
         de.recalibrated("beta", rows, rows)
 
 

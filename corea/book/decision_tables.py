@@ -44,18 +44,8 @@ def paper_rows(
 ) -> pd.DataFrame:
     """Printed numbers of paper B under the names and in the units used here.
 
-    Args:
-        *tables: Numbers of paper B's tables.
-        systems: The paper's name to the name here, rows of others are left out; where a table has
-            settings, a name is ``"system, setting"``. All under their own names when None.
-        model: Of :data:`PAPER_MODELS`.
-        suite: Whose datasets stand for the paper's.
-
-    Returns:
-        Columns as of :func:`corea.book.compare.paper_rows`.
-
-    Raises:
-        ValueError: If there is no such table.
+    ``systems`` maps the paper's name to the name here, and rows of others are left out; where a
+    table has settings, a name is ``"system, setting"``. All under their own names when None.
 
     Example:
         >>> rows = paper_rows(4, systems={"Ours": "CA-GRPO"}).set_index(["dataset", "metric"])
@@ -82,15 +72,9 @@ def paper_rows(
 
 
 def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Measured values side by side: a row per dataset and system, a column per metric.
+    """Measured values side by side: a row per dataset and system, a column per metric's heading.
 
-    Args:
-        table: From :func:`corea.book.compare.intervals`.
-        metrics: Metric to its heading, in order.
-
-    Returns:
-        Columns ``dataset, system`` and the headings, whose cells are intervals (None where a
-        value is missing); in the order in which datasets and systems first occur.
+    Cells are intervals, None where a value is missing.
     """
     cells = {
         (row["dataset"], row["system"], row["metric"]): as_interval(row)
@@ -108,13 +92,7 @@ def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
 def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     """Measured values of models of several sizes, in the layout of paper B's Tables 1 and 4.
 
-    Args:
-        table: From :func:`corea.book.compare.intervals`, with ``size``.
-        metrics: Metric to its heading, in order.
-
-    Returns:
-        As :func:`lay_out`, with a column per size and metric (``"small ECE"``), sizes in the order
-        in which they first occur; what one size alone has is missing for the others.
+    A column per size and metric (``"small ECE"``); what one size lacks is missing.
     """
     parts = [
         lay_out(own, {metric: f"{size} {heading}" for metric, heading in metrics.items()})
@@ -126,14 +104,7 @@ def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
 
 
 def printed_shares(table: int, suite: Suite = MICROWORLD) -> dict[str, str]:
-    """Paper B's Tables 2 and 3, which have one number per model, as text.
-
-    Args:
-        table: 2 or 3.
-        suite: Whose datasets stand for the paper's.
-
-    Returns:
-        Dataset here to the numbers of the three base models.
+    """Paper B's Table 2 or 3, which has one number per model, as text by dataset here.
 
     Example:
         >>> printed_shares(3)["messages"]
@@ -150,16 +121,7 @@ def printed_shares(table: int, suite: Suite = MICROWORLD) -> dict[str, str]:
 def with_committed(
     shown: pd.DataFrame, committed: pd.DataFrame | None, metrics: Mapping[str, str]
 ) -> pd.DataFrame:
-    """A table of :func:`lay_out` with what the committed full run has in the same cells.
-
-    Args:
-        shown: The table.
-        committed: :func:`corea.book.compare.intervals` of the full run, or None.
-        metrics: Metric to its heading.
-
-    Returns:
-        The table, with a column more per metric if there is a full run.
-    """
+    """A table of :func:`lay_out` with what the committed full run has in the same cells, if any."""
     if committed is None:
         return shown
     cells = committed.set_index(["dataset", "system", "metric"])
@@ -177,16 +139,7 @@ def with_committed(
 
 
 def claims(measured: pd.DataFrame) -> pd.DataFrame:
-    """Which of paper B's findings hold, dataset by dataset.
-
-    Args:
-        measured: From :func:`measure_decisions`; a finding about systems that were not measured
-            on a dataset is left out there.
-
-    Returns:
-        Rows of :func:`corea.book.compare.claim`; the paper's numbers are those of its smallest
-        model.
-    """
+    """Which of :data:`FINDINGS` hold, dataset by dataset, beside the paper's smallest model."""
     suite = suites.of(measured["dataset"])
     paper = paper_rows(4, suite=suite).set_index(["dataset", "system", "metric"])["value"]
     rows = []
@@ -206,18 +159,6 @@ def claims(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_order(systems: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Systems in a given order, unknown ones last.
-
-    Args:
-        systems: Names, repeated or not.
-        order: Names.
-
-    Returns:
-        Each once.
-
-    Example:
-        >>> in_order(["x", "GRPO", "Base", "x"], ["Base", "SFT", "GRPO"])
-        ['Base', 'GRPO', 'x']
-    """
+    """Each system once, in a given order, unknown ones last."""
     there = list(dict.fromkeys(systems))
     return [name for name in order if name in there] + [n for n in there if n not in order]

@@ -84,11 +84,6 @@ def evaluate_decisions(
     Returns:
         Records with the columns of choice 1 and ``level``; a note says how many completions had
         no valid decision.
-
-    Raises:
-        ValueError: If a question is there twice or there is none, or ``decisions`` is neither.
-        OptionError: If options are not one token each.
-        EvaluationError: If the directory holds a part of another request.
     """
     if decisions not in ("greedy", "sampled"):
         raise ValueError(f"decisions is {decisions!r}; expected greedy or sampled")
@@ -184,13 +179,9 @@ def _scored(
     options: Sequence[tuple[str, ...]],
     decided: Sequence[str | None] | None = None,
 ) -> pd.DataFrame:
-    """Probabilities at the decision, behind these ids.
+    """Probabilities at the decision behind these ids: the one given, else the likeliest token.
 
-    The decision is the one given, or the likeliest token where none is.
-
-    Returns:
-        ``confidence``, ``renormalised``, the columns of :data:`OPTIONS` and ``likeliest``, the
-        option that is the likeliest token (None if that is none).
+    ``likeliest`` is the option that is the likeliest token, None if that is none.
     """
     columns = ["confidence", "renormalised", *OPTIONS]
     found = pd.DataFrame(np.nan, index=range(len(before)), columns=columns)
@@ -227,28 +218,16 @@ def swap_reasoning(
 
     The donor is drawn among all decisions of the dataset with another answer. With the whole
     reasoning the next token decides; with a part of it (a share of its tokens, from the start) the
-    model goes on by itself, greedily, and decides. A share of 0 is its own greedy decision.
+    model goes on by itself, greedily, and decides. A share of 0 is its own greedy decision. First
+    samples of ``decided`` (:func:`corea.engines.evaluation.read_samples`) count.
 
     Source: paper B, section 4.2 and Table 3; parts of the reasoning are ours.
 
-    Args:
-        engine: What decides.
-        questions: The questions.
-        decided: The same model's decisions with reasoning, as
-            :func:`corea.engines.evaluation.read_samples` reads them: first samples count.
-        shares: Of the donor's reasoning, each in [0, 1].
-        max_completion_tokens: Length at which a model that goes on is cut.
-        seed: Of the donors.
-
     Returns:
-        A row per question that was decided and has a donor (none, if all questions of a dataset
-        were decided alike), and share: ``dataset, question_id,
+        A row per share and question that was decided and has a donor: ``dataset, question_id,
         share, own`` (its decision), ``own_confidence``, ``foreign`` (the donor's), ``donor``,
         ``answer`` (what is decided now, None for no option), ``flipped`` (whether that is the
         donor's), ``confidence`` and ``renormalised`` (of what is decided now).
-
-    Raises:
-        ValueError: If a share is out of range, or the decisions are of other questions.
     """
     from corea.engines.generate import Sampling
 

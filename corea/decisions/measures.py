@@ -17,17 +17,7 @@ _ERRORS = {"sce": static_calibration_error, "mce": marginal_calibration_error}
 def measure_decisions(
     records: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Accuracy and calibration on every dataset, each for the systems that have it.
-
-    Args:
-        records: Of decisions, with ``seed``.
-        n_bins: Bins of the ECE, of equal mass.
-        n_resamples: As for :func:`corea.book.compare.measure`.
-        seed: Of the resampling.
-
-    Returns:
-        Measurements, as of :func:`corea.book.compare.measure`.
-    """
+    """Accuracy and calibration (bins of equal mass) on every dataset, system by system."""
     return pd.concat(
         [
             measure(
@@ -47,21 +37,11 @@ def measure_decisions(
 def measure_options(
     records: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Calibration errors over the probabilities of all options.
+    """Calibration errors ``sce`` and ``mce`` over the probabilities of all options.
+
+    Records without a decision are left out; missing where nothing was decided.
 
     Source: paper B, Table 6.
-
-    Args:
-        records: Of decisions, from :func:`corea.runs.run_records`; those without one are left out.
-        n_bins: Bins of each option.
-        n_resamples: As for :func:`corea.book.compare.measure`.
-        seed: Of the resampling.
-
-    Returns:
-        Measurements, as of :func:`corea.book.compare.measure`, with the metrics ``sce`` and
-        ``mce`` (:func:`corea.metrics.calibration.static_calibration_error` and
-        :func:`~corea.metrics.calibration.marginal_calibration_error`), missing where nothing was
-        decided.
     """
     weights = QuestionWeights(records, n_resamples, seed)
     parts = []
@@ -88,19 +68,9 @@ def measure_options(
 def measure_means(
     rows: pd.DataFrame, columns: Sequence[str], *, n_resamples: int = 200, seed: int = 0
 ) -> pd.DataFrame:
-    """Means of columns, as measurements, every system by itself.
+    """Means of columns, as measurements, every system by itself; missing values are left out.
 
     Systems need not have the same questions, so their measurements are not for differences.
-
-    Args:
-        rows: With ``system``, ``seed``, ``dataset``, ``question_id`` and the columns; a value that
-            is missing is left out of its mean.
-        columns: Numbers or flags.
-        n_resamples: As for :func:`corea.book.compare.measure`.
-        seed: Of the resampling.
-
-    Returns:
-        Measurements, as of :func:`corea.book.compare.measure`, with the columns as metrics.
 
     Example:
         >>> rows = pd.DataFrame({"system": "Base", "seed": 0, "dataset": "choices",

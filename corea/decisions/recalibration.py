@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from corea import checks
 from corea.decisions.evaluation import OPTIONS
 from corea.metrics.calibration import (
     expected_calibration_error,
@@ -54,16 +55,10 @@ def option_probabilities(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.intp]]:
 def flag_rollouts(rollouts: pd.DataFrame, *, sure: float = 0.99, near: float = 0.1) -> pd.DataFrame:
     """Whether rollouts are sure of their decision, and calibrated for their question.
 
-    Args:
-        rollouts: Sampled decisions with ``system`` and ``seed``, several of each question.
-        sure: Probability above which a decision is sure; paper B's Table 2 has 0.99.
-        near: How far a probability may be from the share of the question's decisions that are
-            right.
-
-    Returns:
-        The rollouts with ``accuracy`` (that share), ``sure``, ``sure_and_wrong`` and
-        ``calibrated``; 0 or 1, missing where nothing was decided, and the last also for questions
-        that are always or never right, where nothing between is to be known.
+    Adds ``accuracy`` (the share of the question's decisions that are right), ``sure`` (probability
+    above ``sure``; paper B's Table 2 has 0.99), ``sure_and_wrong`` and ``calibrated`` (within
+    ``near`` of the accuracy): 0 or 1, missing where nothing was decided, and the last also for
+    questions that are always or never right, where nothing between is to be known.
 
     Example:
         >>> rollouts = pd.DataFrame({"system": "Base", "seed": 0, "dataset": "choices",
@@ -86,13 +81,8 @@ def flag_rollouts(rollouts: pd.DataFrame, *, sure: float = 0.99, near: float = 0
 def within_questions(rollouts: pd.DataFrame) -> pd.DataFrame:
     """How the probabilities of a question's rollouts spread, and whether right ones have more.
 
-    Args:
-        rollouts: As for :func:`flag_rollouts`.
-
-    Returns:
-        A row per system, seed, dataset and question with a decision: ``spread`` (10th to 90th
-        percentile) and ``advantage`` (mean probability of the right decisions less that of the
-        wrong ones; missing where one kind is).
+    ``spread`` is from the 10th to the 90th percentile, ``advantage`` the mean probability of the
+    right decisions less that of the wrong ones (missing where there is only one kind).
     """
     own = rollouts[rollouts["confidence"].notna()]
 
@@ -132,17 +122,12 @@ def recalibrated(method: str, fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     Returns:
         Confidences in [0, 1], shape (n,), NaN where nothing was decided.
 
-    Raises:
-        ValueError: If the method is unknown, there is nothing to fit to, or Platt scaling is
-            asked for where all are right or all wrong.
-
     Example:
         >>> fit = pd.DataFrame({"confidence": [0.9] * 10, "correct": [True] * 6 + [False] * 4})
         >>> recalibrated("isotonic", fit, fit.head(1)).round(2).tolist()
         [0.6]
     """
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    checks.one_of(method, "method", METHODS)
     if method == "none":
         return rows["confidence"].to_numpy(dtype=float)
     if not can_fit(method, fit):
@@ -157,15 +142,7 @@ def recalibrated(method: str, fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
 
 
 def can_fit(method: str, fit: pd.DataFrame) -> bool:
-    """Whether there is what a recalibration needs to be fitted.
-
-    Args:
-        method: One of :data:`METHODS`.
-        fit: Records of decisions.
-
-    Returns:
-        Whether any has a confidence, and for Platt scaling whether these are right and wrong.
-    """
+    """Whether there are confidences to fit to and, for Platt scaling, right and wrong ones."""
     correct = fit.loc[fit["confidence"].notna(), "correct"]
     return method == "none" or correct.nunique() > (1 if method == "platt" else 0)
 
@@ -233,15 +210,9 @@ _METHODS: Mapping[str, Callable[[pd.DataFrame, pd.DataFrame], Floats]] = Mapping
 def recalibrate_all(records: pd.DataFrame, n_fit: int, *, seed: int = 0) -> pd.DataFrame:
     """Records of every system after every recalibration.
 
-    Args:
-        records: Of decisions, with ``seed``.
-        n_fit: Questions of a task's first dataset that are fitted to; the others and the second
-            dataset are what is recalibrated.
-        seed: Of the split.
-
-    Returns:
-        The records, once per method, with ``method``, ``name`` (the system) and ``system`` (both);
-        without a confidence where a method cannot be fitted (:func:`can_fit`).
+    ``n_fit`` questions of a task's first dataset are fitted to; the others and the second dataset
+    are recalibrated. ``name`` is the system, ``system`` names the method too; a confidence is
+    missing where a method cannot be fitted (:func:`can_fit`).
     """
     parts = []
     for (system, _), rows in records.groupby(["system", "seed"], sort=False):
@@ -267,18 +238,13 @@ def label_curve(
 ) -> pd.DataFrame:
     """Error of each recalibration against the number of labelled questions.
 
-    Args:
-        records: Of decisions, with ``seed``.
-        counts: Numbers of labelled questions; the largest are set apart, and the others of the
-            dataset are evaluated.
-        n_draws: Draws of fewer than the largest number, for each.
-        n_bins: Bins of the ECE, of equal mass.
-        seed: Of the split and the draws.
+    The largest of ``counts`` is set apart and the other questions are evaluated; smaller numbers
+    are drawn from it ``n_draws`` times.
 
     Returns:
         A row per dataset, system, method and number ``n`` (0 for no recalibration): ``mean``,
-        ``low`` and ``high`` (5th and 95th percentile) of the ECE over draws and seeds, those left
-        out to which a method cannot be fitted.
+        ``low`` and ``high`` (5th and 95th percentile) of the ECE (bins of equal mass) over draws
+        and seeds, those left out to which a method cannot be fitted.
     """
     points = []
 
@@ -315,20 +281,7 @@ def label_curve(
 def split_questions(
     records: pd.DataFrame, dataset: str, n: int, *, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Records of a dataset in two parts that share no question.
-
-    Args:
-        records: Of decisions.
-        dataset: Which.
-        n: Questions of the first part.
-        seed: Of the draw; the same questions whatever the system.
-
-    Returns:
-        The records of n questions, and those of the others.
-
-    Raises:
-        ValueError: If no question would be left for one of the parts.
-    """
+    """Records of a dataset in two parts that share no question; n questions, and the others."""
     rows = records[records["dataset"] == dataset]
     questions = np.sort(rows["question_id"].unique())
     if not 0 < n < len(questions):

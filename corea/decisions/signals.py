@@ -58,16 +58,6 @@ def decision_token(
     r"""Probability of each answer at its place in ``\boxed{}``.
 
     Source: paper B, section 2; choice 1 of this module.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        samples: Its answers, with ``prompt``, ``completion`` and ``answer``.
-        options: Answers that are looked at.
-        batch_size: Rows the model works on at once.
-
-    Returns:
-        Shape (n,), NaN where there is no box or another answer.
     """
     from corea.engines.generate import candidate_logprobs
     from corea.engines.models import chat_prompt
@@ -95,18 +85,7 @@ def decision_token(
 
 
 def with_completions(run: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
-    """The records of a run with the texts they were made of.
-
-    Args:
-        run: The run's folder.
-        samples: What :func:`corea.engines.evaluation.read_samples` reads of the same evaluation.
-
-    Returns:
-        The records with ``prompt`` and ``completion``.
-
-    Raises:
-        RunError: If the records are not of these completions.
-    """
+    """The records of a run with ``prompt`` and ``completion``, as read from the same evaluation."""
     keys = ["dataset", "question_id", "sample"]
     own = run_records([run])
     read = samples[[*keys, "prompt", "completion", "answer"]]
@@ -118,25 +97,17 @@ def with_completions(run: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def combine(records: pd.DataFrame, dataset: str, *, seed: int = 0) -> pd.DataFrame:
-    """Signals on one scale, and what can be made of several.
+    """Signals on one scale, and what can be made of several, on half of a dataset's questions.
+
+    A column that more than half of a system's rows lack, with any seed, is left out for it, and
+    then a row that lacks a signal. The regressions are left out for a system and seed that is
+    always right or always wrong on the half that is fitted to.
 
     Source: choices 2 and 3 of this module.
 
-    Args:
-        records: With ``system``, ``seed`` and the columns of :data:`SIGNALS`; a column that more
-            than half of a system's rows lack, with any seed, is left out for it, and then a row
-            that lacks a signal.
-        dataset: Which; half of its questions are fitted to.
-        seed: Of the halves.
-
     Returns:
         The other half, once per signal and per name in :data:`COMBINED`: ``dataset, question_id,
-        sample, correct, seed, of`` (the system), ``signal``, ``system`` (both) and
-        ``confidence``. The regressions are left out for a system and seed that is always right or
-        always wrong on the half that is fitted to.
-
-    Raises:
-        ValueError: If a system has no two questions with all signals.
+        sample, correct, seed, of`` (the system), ``signal``, ``system`` (both) and ``confidence``.
     """
     parts = []
     own = records[records["dataset"] == dataset]

@@ -34,17 +34,6 @@ class OptionError(ValueError):
 def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> list[int]:
     """The token of each option, where it stands on a line of its own.
 
-    Args:
-        tokenizer: A tokenizer.
-        options: Two or more texts, all different.
-
-    Returns:
-        One id for each, all different.
-
-    Raises:
-        OptionError: If there are fewer than two options, one is there twice, one is not a single
-            token, is unknown to the tokenizer, or has the token of another.
-
     Example:
         >>> from corea.tasks.microworld import build_tokenizer
         >>> option_ids(build_tokenizer(), ["0", "1", "zoka was here"])
@@ -79,15 +68,6 @@ def decision_position(
     r"""Where a completion decides.
 
     Source: choice 1 of this module.
-
-    Args:
-        tokens: Text of each token of the completion.
-        ids: Their ids, of the same length.
-        options: Ids of the options.
-        ends: Ids of end tokens.
-
-    Returns:
-        Index of the decision token, or None if there is no valid decision.
 
     Example:
         >>> decision_position(["<think>", "\n", "</think>", "\n", "A", ""], range(6), [4], [5])
@@ -125,10 +105,6 @@ def decision_confidence(
     Returns:
         :math:`C` and :math:`\tilde C`, each of shape (n,), NaN where nothing was decided.
 
-    Raises:
-        ValueError: If the shapes do not fit, an index is out of range, or a row with a decision
-            has a log-probability that is above 0 or not a number.
-
     Example:
         >>> full, renormalised = decision_confidence(np.log([[0.6, 0.2]]), [0])
         >>> full.round(2).tolist(), renormalised.round(2).tolist()
@@ -159,7 +135,7 @@ def decision_confidence(
 
 
 def optimal_confidence(accuracy: ArrayLike, n_options: int, target: str) -> NDArray[np.float64]:
-    r"""The decision probability that minimises the calibration-aware loss.
+    """The decision probability that minimises the calibration-aware loss.
 
     The loss at a decision token is the cross-entropy to a target: the right option where the
     decision was right. Where it was wrong, with accuracy a and K options,
@@ -179,9 +155,6 @@ def optimal_confidence(accuracy: ArrayLike, n_options: int, target: str) -> NDAr
     Returns:
         The probabilities, of the shape of ``accuracy``.
 
-    Raises:
-        ValueError: If the target is unknown or a number out of range.
-
     Example:
         >>> optimal_confidence([0.0, 0.5, 1.0], 2, "uniform").tolist()
         [0.5, 0.75, 1.0]
@@ -197,16 +170,6 @@ def optimal_confidence(accuracy: ArrayLike, n_options: int, target: str) -> NDAr
 
 def wrong_target(n_options: int, target: str) -> NDArray[np.float64]:
     """The target distribution after a wrong decision, the decided option first.
-
-    Args:
-        n_options: K, from 2.
-        target: ``"uniform"`` or ``"proper"``, as in :func:`optimal_confidence`.
-
-    Returns:
-        K probabilities.
-
-    Raises:
-        ValueError: If the target is unknown or there are fewer than two options.
 
     Example:
         >>> wrong_target(3, "proper").tolist()

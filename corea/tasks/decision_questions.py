@@ -1,22 +1,12 @@
-r"""Decisions: questions with a fixed set of one-token options, and the token that decides.
+"""Decisions: questions with a fixed set of one-token options, and their prompts.
 
-Paper B asks a model for one of K options, with or without reasoning before it, and takes the
-probability of the token that names the option as the model's confidence (its section 2). Here
-are the questions, their prompts, where in a completion the decision is, and what confidence it
-has. Nothing here imports torch.
-
-Prompts are the paper's (appendix A), word for word. Choices of our own, where it leaves them open:
+Paper B asks a model for one of K options, with or without reasoning before it; what the token that
+names the option says is read in :mod:`corea.decisions.tokens`. Prompts are the paper's (appendix
+A), word for word. One choice of our own, where it leaves it open:
 
 1. The moderation prompt is the same with and without reasoning. Without, the completion begins
    behind an empty ``<think>`` block, as the chat template of Qwen3 writes it when thinking is
    switched off.
-2. The decision is the last token of a completion that is neither an end token nor white space.
-   It is valid if it is one of the options, the completion was ended by the model, and reasoning
-   that was begun was closed before it. The paper does not say what it does with the others; here
-   they are wrong, have no confidence, and are counted.
-3. Confidence is that of the full vocabulary, as in the paper, at temperature 1 whatever
-   completions were sampled at. Renormalised over the options it is another column: it is at
-   least 1/K for the likeliest option, and what a classifier would state.
 """
 
 from __future__ import annotations
@@ -86,12 +76,7 @@ class DecisionQuestion:
     level: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the options.
-
-        Raises:
-            ValueError: If there is one choice or more than five, or the gold label is none of
-                the options; names the question.
-        """
+        """Check the options."""
         name = f"{self.dataset} {self.question_id}"
         if self.choices and not 2 <= len(self.choices) <= MAX_OPTIONS:
             raise ValueError(
@@ -112,12 +97,6 @@ class DecisionQuestion:
         r"""What is asked. Without reasoning, the answer begins with :data:`NO_THINKING`.
 
         Source: paper B, appendix A; choice 1 of this module.
-
-        Args:
-            reasoning: Whether the model is to reason before it decides.
-
-        Returns:
-            The text.
 
         Example:
             >>> question = DecisionQuestion("csqa", "1", "Which is blue?", "A", ("sky", "grass"))

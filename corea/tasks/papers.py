@@ -343,14 +343,6 @@ def load_questions(
         n: How many at most; all of the part when None.
         folder: Where the original files are, in a folder named after the dataset; from the hub
             when empty.
-
-    Returns:
-        The questions, in the order of the part.
-
-    Raises:
-        TaskError: If the dataset cannot be read, or a row is not what it should be; names the
-            file or the hub's dataset, the row and the field.
-        ValueError: If there is no such dataset, part or number of questions.
     """
     items = _items(dataset, part, n, folder)
     if items and items[0][1].kind == "moderation":
@@ -363,22 +355,9 @@ def load_questions(
 def load_decisions(
     dataset: str, part: str, n: int | None = None, *, folder: str | Path = ""
 ) -> list[DecisionQuestion]:
-    """Questions with a fixed set of options, and messages to be judged.
+    """Questions with a fixed set of options, and messages to be judged; as :func:`load_questions`.
 
     Source: paper B, section 3.2.
-
-    Args:
-        dataset: Name in :data:`DATASETS`; not one of mathematics.
-        part: ``"train"``, ``"validation"`` or ``"test"``.
-        n: How many at most; all of the part when None.
-        folder: As for :func:`load_questions`.
-
-    Returns:
-        The questions, in the order of the part.
-
-    Raises:
-        TaskError: As :func:`load_questions`.
-        ValueError: If there is no such dataset, part or number of questions.
     """
     items = _items(dataset, part, n, folder)
     if items and items[0][1].kind == "math":
