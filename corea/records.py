@@ -144,52 +144,6 @@ class Records:
         return "\n".join([said, *self.notes])
 
 
-@cache
-def schema() -> pa.DataFrameSchema:
-    """The contract of a records table, as a pandera schema."""
-    import pandera.pandas as pa
-
-    def counts(name: str) -> pa.Column:
-        return pa.Column("Int64", pa.Check.ge(0), nullable=True, required=False, name=name)
-
-    def text(name: str, *, required: bool) -> pa.Column:
-        check = pa.Check.str_length(min_value=1) if required else None
-        return pa.Column("str", check, nullable=not required, required=required, name=name)
-
-    return pa.DataFrameSchema(
-        {
-            "dataset": text("dataset", required=True),
-            "question_id": text("question_id", required=True),
-            "system": text("system", required=True),
-            "sample": pa.Column("int64", pa.Check.ge(0)),
-            "correct": pa.Column("bool"),
-            "confidence": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
-            "prompt_tokens": counts("prompt_tokens"),
-            "completion_tokens": counts("completion_tokens"),
-            "answer": text("answer", required=False),
-            "gold": text("gold", required=False),
-        },
-        unique=list(KEY),
-        strict=False,
-        coerce=False,
-    )
-
-
-_NOTHING = f"nothing (an empty cell or one of {', '.join(MISSING_WORDS)})"
-_EXPECTED = {
-    "dataset": "a name",
-    "question_id": "an identifier",
-    "system": "a name",
-    "sample": "a whole number from 0 to 2**53",
-    "correct": "true, false, 0 or 1",
-    "confidence": f"a number in [0, 1], or {_NOTHING}",
-    "prompt_tokens": f"a whole number from 0 to 2**53, or {_NOTHING}",
-    "completion_tokens": f"a whole number from 0 to 2**53, or {_NOTHING}",
-    "answer": "text, or nothing",
-    "gold": "text, or nothing",
-}
-
-
 _QUOTES = reprlib.Repr()
 _QUOTES.maxstring = _QUOTES.maxlong = _QUOTES.maxother = 60
 
@@ -220,7 +174,8 @@ def _sentence(row: int, name: str, found: object) -> str:
             hint = " (a percentage? divide by 100)"
         elif re.fullmatch("[01],[0-9]+", text):
             hint = " (a comma for a decimal point? write a point)"
-    expected = _EXPECTED.get(name, "Unicode text without lone surrogates")
+    known = _COLUMNS.get(name)
+    expected = known.expected if known else "Unicode text without lone surrogates"
     return f"row {row}, field {_column(name)}: found {quoted(found)}, expected {expected}{hint}"
 
 
@@ -256,7 +211,7 @@ def _problems(failures: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         name = str(case["column"])
         if pd.isna(case["index"]):
             problems.append(
-                f"field {name}: found type {table[name].dtype}, expected {_EXPECTED[name]}"
+                f"field {name}: found type {table[name].dtype}, expected {_COLUMNS[name].expected}"
             )
         else:
             problems.append(_sentence(int(case["index"]) + 1, name, case["failure_case"]))
@@ -289,7 +244,7 @@ def _missing_columns(missing: Sequence[str], found: Iterable[object]) -> str:
 
 def _near(name: str, found: Iterable[str], *, typed: bool = True) -> str | None:
     """Which of the names found says the same as a column's, or is it ``typed`` badly."""
-    strangers = [f for f in found if f not in _CELLS and len(f) < 40]
+    strangers = [f for f in found if f not in _COLUMNS and len(f) < 40]
     plain = {re.sub(r"[\s-]+", "_", f.strip().casefold()): f for f in strangers}
     same = [n for n in (name, *_ALIASES.get(name, ())) if n in plain]
     close = difflib.get_close_matches(name, plain, 1, 0.8) if typed else []
@@ -362,25 +317,62 @@ def _words(value: object, *, text: bool) -> str | None:
     return None if value == "" or _is_nothing(value) else _name(value, text=text)
 
 
-_CELLS: dict[str, tuple[Callable[..., Any], str]] = {
-    "dataset": (_name, "str"),
-    "question_id": (_name, "str"),
-    "system": (_name, "str"),
-    "sample": (_whole, "int64"),
-    "correct": (_correct, "bool"),
-    "confidence": (_confidence, "float64"),
-    "prompt_tokens": (_count, "Int64"),
-    "completion_tokens": (_count, "Int64"),
-    "answer": (_words, "str"),
-    "gold": (_words, "str"),
+@dataclass(frozen=True)
+class _Column:
+    """How a column's cells are read, and what they are."""
+
+    read: Callable[..., Any]
+    dtype: str
+    expected: str
+    nullable: bool = False
+
+
+_NOTHING = f"or nothing (an empty cell or one of {', '.join(MISSING_WORDS)})"
+_TOKENS = _Column(_count, "Int64", f"a whole number from 0 to 2**53, {_NOTHING}", nullable=True)
+_TEXT = _Column(_words, "str", "text, or nothing", nullable=True)
+_COLUMNS = {
+    "dataset": _Column(_name, "str", "a name"),
+    "question_id": _Column(_name, "str", "an identifier"),
+    "system": _Column(_name, "str", "a name"),
+    "sample": _Column(_whole, "int64", "a whole number from 0 to 2**53"),
+    "correct": _Column(_correct, "bool", "true, false, 0 or 1"),
+    "confidence": _Column(_confidence, "float64", f"a number in [0, 1], {_NOTHING}", nullable=True),
+    "prompt_tokens": _TOKENS,
+    "completion_tokens": _TOKENS,
+    "answer": _TEXT,
+    "gold": _TEXT,
 }
+
+
+@cache
+def schema() -> pa.DataFrameSchema:
+    """The contract of a records table, as a pandera schema."""
+    import pandera.pandas as pa
+
+    def check(name: str, column: _Column) -> pa.Check | None:
+        if name == "confidence":
+            return pa.Check.in_range(0, 1)
+        if column.dtype == "str":
+            return None if column.nullable else pa.Check.str_length(min_value=1)
+        return None if column.dtype == "bool" else pa.Check.ge(0)
+
+    columns = {
+        name: pa.Column(
+            column.dtype,
+            check(name, column),
+            nullable=column.nullable,
+            required=name in (*REQUIRED, "sample"),
+        )
+        for name, column in _COLUMNS.items()
+    }
+    return pa.DataFrameSchema(columns, unique=list(KEY), strict=False, coerce=False)
 
 
 def _typed_column(
     name: str, values: Sequence[object], *, text: bool
 ) -> tuple[pd.Series[Any], list[str]]:
     """Read one column; return it and a sentence for every cell that cannot be read."""
-    read, dtype = _CELLS[name]
+    column = _COLUMNS[name]
     known: dict[tuple[type, object], object] = {}
     parsed: list[object] = []
     problems = []
@@ -389,11 +381,11 @@ def _typed_column(
             # columns repeat a few values: read each once (True == 1 == 1.0, so the type counts)
             entry = (type(value), value)
             if entry not in known:
-                known[entry] = read(value, text=text)
+                known[entry] = column.read(value, text=text)
             parsed.append(known[entry])
         except (ValueError, KeyError, OverflowError, TypeError):
             problems.append(_sentence(row, name, value))
-    return pd.Series(parsed if not problems else [], dtype=dtype, name=name), problems
+    return pd.Series(parsed if not problems else [], dtype=column.dtype, name=name), problems
 
 
 def _missing_note(name: str, values: Sequence[object]) -> list[str]:
@@ -442,13 +434,13 @@ def records_from_columns(
         columns = {**columns, "sample": [0] * n_rows}
         notes.append("no column sample: every row is taken as sample 0")
     typed, problems = {}, []
-    for name in (c for c in _CELLS if c in columns):
+    for name in (c for c in _COLUMNS if c in columns):
         typed[name], wrong = _typed_column(name, columns[name], text=text)
         problems += wrong
         notes += _missing_note(name, columns[name])
     if problems:
         raise RecordsError(source, problems)
-    extra = {name: list(cells) for name, cells in columns.items() if name not in _CELLS}
+    extra = {name: list(cells) for name, cells in columns.items() if name not in _COLUMNS}
     table = pd.DataFrame({**typed, **extra})
     validate(table, source=source)
     return Records(table, source, dict(provenance or {}), tuple(notes))
