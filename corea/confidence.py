@@ -52,6 +52,9 @@ def average_probability(logprobs: ArrayLike) -> float:
     Returns:
         The mean, in [0, 1]; NaN for a response without tokens.
 
+    Raises:
+        ValueError: If the shape is another, or a value is positive or missing.
+
     Example:
         >>> average_probability(np.log([0.5, 1.0]))
         0.75
@@ -83,6 +86,10 @@ def expectation_on_grid(
         The expected values in [0, 1] and the masses :math:`m` in [0, 1], each of shape (n,);
         both NaN where the row is. Where every candidate has the probability 0 the expected
         value is NaN and the mass 0.
+
+    Raises:
+        ValueError: If the shapes do not fit, a value is outside [0, 1] or a log-probability
+            positive.
 
     Example:
         >>> expected, mass = expectation_on_grid(np.log([[0.2, 0.6]]), [0.5, 0.9])

@@ -418,6 +418,9 @@ def records_from_columns(
     Returns:
         The records.
 
+    Raises:
+        RecordsError: Naming every row and field that cannot be read or is not valid.
+
     Example:
         >>> print(records_from_columns({"dataset": ["d", "d"], "question_id": [1, 2],
         ...     "system": ["s", "s"], "correct": [1, 0], "confidence": [0.9, None]}, source="log"))
@@ -469,6 +472,12 @@ def read_records(
         many lack a confidence. Their notes also say what looks odd: of systems with 20
         rows or more, token counts that never change, confidences that are all the same or
         all 0 or 1, and rows that repeat another system's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RecordsError: If the file cannot be read, is larger than a limit of the module's
+            docstring, or breaks the contract.
+        ValueError: If ``separator`` is not one character.
     """
     path = Path(path)
     kind = path.name.lower()
@@ -847,6 +856,10 @@ def pair(table: pd.DataFrame, small: str, large: str) -> pd.DataFrame:
         One row per (dataset, question_id, sample) with ``confidence`` (the small
         system's), ``small_correct``, ``large_correct`` and, where the records have
         tokens, ``small_prompt_tokens``, ``small_completion_tokens`` and the large ones.
+
+    Raises:
+        ValueError: If a system has no records.
+        RecordsError: If the two were not asked the same questions, with examples.
 
     Example:
         >>> records = records_from_columns({"dataset": ["d", "d"], "question_id": [1, 1],

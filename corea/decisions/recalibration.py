@@ -122,6 +122,10 @@ def recalibrated(method: str, fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     Returns:
         Confidences in [0, 1], shape (n,), NaN where nothing was decided.
 
+    Raises:
+        ValueError: If the method is unknown, there is nothing to fit to, or Platt scaling is
+            asked for where all are right or all wrong.
+
     Example:
         >>> fit = pd.DataFrame({"confidence": [0.9] * 10, "correct": [True] * 6 + [False] * 4})
         >>> recalibrated("isotonic", fit, fit.head(1)).round(2).tolist()

@@ -105,6 +105,10 @@ def decision_confidence(
     Returns:
         :math:`C` and :math:`\tilde C`, each of shape (n,), NaN where nothing was decided.
 
+    Raises:
+        ValueError: If the shapes do not fit, an index is out of range, or a row with a decision
+            has a log-probability that is above 0 or not a number.
+
     Example:
         >>> full, renormalised = decision_confidence(np.log([[0.6, 0.2]]), [0])
         >>> full.round(2).tolist(), renormalised.round(2).tolist()
@@ -154,6 +158,9 @@ def optimal_confidence(accuracy: ArrayLike, n_options: int, target: str) -> NDAr
 
     Returns:
         The probabilities, of the shape of ``accuracy``.
+
+    Raises:
+        ValueError: If the target is unknown or a number out of range.
 
     Example:
         >>> optimal_confidence([0.0, 0.5, 1.0], 2, "uniform").tolist()

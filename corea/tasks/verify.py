@@ -161,6 +161,13 @@ def verify_batch(
     Returns:
         A verdict for each answer, in order.
 
+    Raises:
+        TypeError: If an answer is neither string nor None, or a gold is no string; names the
+            index.
+        ValueError: If there are more answers than golds or options or fewer, a gold is blank,
+            or ``kind``, ``timeout`` or ``workers`` is none of the above.
+        RuntimeError: If math-verify could not be started.
+
     Example:
         >>> verify_batch(["12", "13", None], ["12", "12", "12"], "math")
         [True, False, False]
