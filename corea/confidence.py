@@ -128,8 +128,8 @@ def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:
     if len(systems := table["system"].unique()) != 1:
         raise ValueError(f"the records are of {list(systems)}; expected those of one system")
     if column not in table.columns:
-        there = ", ".join(map(str, table.columns))
-        raise RecordsError(system, [f"no column {column}; there are {there}"])
+        found = ", ".join(map(str, table.columns))
+        raise RecordsError(system, [f"no column {column}; there are {found}"])
     if not pd.api.types.is_float_dtype(table[column]):
         raise RecordsError(
             system, [f"field {column}: found type {table[column].dtype}, expected float"]

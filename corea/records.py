@@ -230,13 +230,13 @@ def _problems(failures: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 def _missing_columns(missing: Sequence[str], found: Iterable[object]) -> str:
     names = [name for name in found if isinstance(name, str)]
     meant = {near: name for name in missing if (near := _near(name, names))}
-    there = [*map(_column, names[:30]), *([f"and {len(names) - 30} more"] if names[30:] else [])]
+    listed = [*map(_column, names[:30]), *([f"and {len(names) - 30} more"] if names[30:] else [])]
     mend = (
         f"; did you mean {', '.join(f'{quoted(near)} for {n}' for near, n in meant.items())}? "
         f"Rename in the file, or read it with read_records(path, names={meant})"
     )
     return (
-        f"missing column(s) {', '.join(missing)}; found {', '.join(there) or 'none'}; "
+        f"missing column(s) {', '.join(missing)}; found {', '.join(listed) or 'none'}; "
         f"expected {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
         f"{mend if meant else ''}"
     )
@@ -838,8 +838,8 @@ def select(
             continue
         rows = table[table[name] == wanted]
         if rows.empty:
-            there = quoted_names(table[name].unique())
-            raise ValueError(f"no {name} {quoted(wanted)} among the records; there are {there}")
+            known = quoted_names(table[name].unique())
+            raise ValueError(f"no {name} {quoted(wanted)} among the records; there are {known}")
         table = rows
     return table
 

@@ -95,8 +95,8 @@ def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
     A column per size and metric (``"small ECE"``); what one size lacks is missing.
     """
     parts = [
-        lay_out(own, {metric: f"{size} {heading}" for metric, heading in metrics.items()})
-        for size, own in table.groupby("size", sort=False)
+        lay_out(rows, {metric: f"{size} {heading}" for metric, heading in metrics.items()})
+        for size, rows in table.groupby("size", sort=False)
     ]
     return pd.concat(
         [part.set_index(["dataset", "system"]) for part in parts], axis=1
@@ -143,12 +143,12 @@ def claims(measured: pd.DataFrame) -> pd.DataFrame:
     suite = suites.of(measured["dataset"])
     paper = paper_rows(4, suite=suite).set_index(["dataset", "system", "metric"])["value"]
     rows = []
-    for dataset, own in measured.groupby("dataset", sort=False):
-        there = set(own["system"])
+    for dataset, table in measured.groupby("dataset", sort=False):
+        systems = set(table["system"])
         for what, (system, baseline, metric, bound, lower) in FINDINGS.items():
-            if not {system, baseline} <= there:
+            if not {system, baseline} <= systems:
                 continue
-            [row] = differences(own[own["metric"] == metric], [(system, baseline)]).to_dict(
+            [row] = differences(table[table["metric"] == metric], [(system, baseline)]).to_dict(
                 "records"
             )
             named = ["Ours" if name == "CA-GRPO" else name for name in (system, baseline)]
@@ -160,5 +160,5 @@ def claims(measured: pd.DataFrame) -> pd.DataFrame:
 
 def in_order(systems: Iterable[str], order: Sequence[str]) -> list[str]:
     """Each system once, in a given order, unknown ones last."""
-    there = list(dict.fromkeys(systems))
-    return [name for name in order if name in there] + [n for n in there if n not in order]
+    names = list(dict.fromkeys(systems))
+    return [name for name in order if name in names] + [n for n in names if n not in order]

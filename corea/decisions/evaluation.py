@@ -186,19 +186,19 @@ def _scored(
     columns = ["confidence", "renormalised", *OPTIONS]
     found = pd.DataFrame(np.nan, index=range(len(before)), columns=columns)
     likeliest: list[str | None] = [None] * len(before)
-    for own in dict.fromkeys(options):
-        rows = [i for i, these in enumerate(options) if these == own]
-        known = option_ids(engine.tokenizer, own)
+    for group in dict.fromkeys(options):
+        rows = [i for i, these in enumerate(options) if these == group]
+        known = option_ids(engine.tokenizer, group)
         logprobs, first = engine.next_logprobs([before[i] for i in rows], known)
         for i, token in zip(rows, first, strict=True):
-            likeliest[i] = own[known.index(token)] if token in known else None
+            likeliest[i] = group[known.index(token)] if token in known else None
         chosen = [likeliest[i] if decided is None else decided[i] for i in rows]
-        index = np.array([-1 if option is None else own.index(option) for option in chosen])
+        index = np.array([-1 if option is None else group.index(option) for option in chosen])
         full, renormalised = decision_confidence(logprobs, index)
-        there = index >= 0
+        valid = index >= 0
         found.loc[rows, "confidence"], found.loc[rows, "renormalised"] = full, renormalised
-        probabilities = np.where(there[:, None], np.exp(np.minimum(logprobs, 0)), np.nan)
-        found.loc[rows, list(OPTIONS[: len(own)])] = probabilities
+        probabilities = np.where(valid[:, None], np.exp(np.minimum(logprobs, 0)), np.nan)
+        found.loc[rows, list(OPTIONS[: len(group)])] = probabilities
     return found.assign(likeliest=pd.Series(likeliest, dtype="object"))
 
 

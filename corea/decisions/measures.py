@@ -48,13 +48,13 @@ def measure_options(
     for key, rows in records.groupby(["system", "seed", "dataset"], sort=False):
         system, run_seed, dataset = key
         weight = weights.of_rows(rows, str(dataset))
-        there = rows["answer"].notna().to_numpy()
-        probabilities, gold = option_probabilities(rows[there])
+        decided = rows["answer"].notna().to_numpy()
+        probabilities, gold = option_probabilities(rows[decided])
         values = {
             metric: np.array(
                 [
-                    error(probabilities, gold, n_bins=n_bins, weight=row[there])
-                    if row[there].any()
+                    error(probabilities, gold, n_bins=n_bins, weight=row[decided])
+                    if row[decided].any()
                     else np.nan
                     for row in weight
                 ]
@@ -81,14 +81,14 @@ def measure_means(
     parts = []
     for system, of_system in rows.groupby("system", sort=False):
         weights = QuestionWeights(of_system, n_resamples, seed)
-        for (run_seed, dataset), own in of_system.groupby(["seed", "dataset"], sort=False):
-            weight = weights.of_rows(own, str(dataset))
+        for (run_seed, dataset), selected in of_system.groupby(["seed", "dataset"], sort=False):
+            weight = weights.of_rows(selected, str(dataset))
             means = {}
             for column in columns:
-                values = own[column].to_numpy(dtype=float)
-                there = ~np.isnan(values)
-                total = weight[:, there].sum(axis=1)
+                values = selected[column].to_numpy(dtype=float)
+                known = ~np.isnan(values)
+                total = weight[:, known].sum(axis=1)
                 total = np.where(total > 0, total, np.nan)
-                means[column] = weight[:, there] @ values[there] / total
+                means[column] = weight[:, known] @ values[known] / total
             parts.append(as_measurements(means, system=system, seed=run_seed, dataset=dataset))
     return pd.concat(parts, ignore_index=True)

@@ -84,13 +84,16 @@ def within_questions(rollouts: pd.DataFrame) -> pd.DataFrame:
     ``spread`` is from the 10th to the 90th percentile, ``advantage`` the mean probability of the
     right decisions less that of the wrong ones (missing where there is only one kind).
     """
-    own = rollouts[rollouts["confidence"].notna()]
+    decided = rollouts[rollouts["confidence"].notna()]
 
-    def of(rows: pd.DataFrame) -> Any:
+    def by_question(rows: pd.DataFrame) -> Any:
         return rows.groupby(_OF_QUESTION, sort=False)["confidence"]
 
-    spread = of(own).quantile(0.9) - of(own).quantile(0.1)
-    advantage = of(own[own["correct"]]).mean() - of(own[~own["correct"]]).mean()
+    spread = by_question(decided).quantile(0.9) - by_question(decided).quantile(0.1)
+    advantage = (
+        by_question(decided[decided["correct"]]).mean()
+        - by_question(decided[~decided["correct"]]).mean()
+    )
     found: pd.DataFrame = spread.to_frame("spread").assign(advantage=advantage)
     return found.reset_index()
 
@@ -139,9 +142,9 @@ def recalibrated(method: str, fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
             f"nothing to fit {method} to: expected records with a confidence, and for platt both "
             "right and wrong ones"
         )
-    there = rows["confidence"].notna().to_numpy()
+    decided = rows["confidence"].notna().to_numpy()
     found = np.full(len(rows), np.nan)
-    found[there] = _METHODS[method](fit[fit["confidence"].notna()], rows[there])
+    found[decided] = _METHODS[method](fit[fit["confidence"].notna()], rows[decided])
     return found
 
 
@@ -158,8 +161,8 @@ def _temperature(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
 
     def entropy(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        own = scaled[np.arange(len(gold)), gold]
-        return float((_log_sum_exp(scaled) - own).mean())
+        right = scaled[np.arange(len(gold)), gold]
+        return float((_log_sum_exp(scaled) - right).mean())
 
     best = minimize_scalar(entropy, bounds=(-3.0, 6.0), method="bounded")
     scaled = _logits(rows)[0] / np.exp(best.x)

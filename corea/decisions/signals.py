@@ -64,34 +64,34 @@ def decision_token(
 
     openings = [answer_opening(text) for text in samples["completion"]]
     answers = samples["answer"].tolist()
-    there = [
+    boxed = [
         i
         for i, (opening, answer) in enumerate(zip(openings, answers, strict=True))
         if opening is not None and answer in options
     ]
     found = np.full(len(samples), np.nan)
-    if there:
+    if boxed:
         logprobs = candidate_logprobs(
             model,
             tokenizer,
-            [chat_prompt(tokenizer, samples["prompt"].iloc[i]) for i in there],
-            [openings[i] or "" for i in there],
+            [chat_prompt(tokenizer, samples["prompt"].iloc[i]) for i in boxed],
+            [openings[i] or "" for i in boxed],
             options,
             batch_size=batch_size * len(options),
         )
-        decided = [list(options).index(answers[i]) for i in there]
-        found[there], _ = decision_confidence(logprobs, decided)
+        decided = [list(options).index(answers[i]) for i in boxed]
+        found[boxed], _ = decision_confidence(logprobs, decided)
     return found
 
 
 def with_completions(run: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
     """The records of a run with ``prompt`` and ``completion``, as read from the same evaluation."""
     keys = ["dataset", "question_id", "sample"]
-    own = run_records([run])
+    records = run_records([run])
     read = samples[[*keys, "prompt", "completion", "answer"]]
-    joined = own.merge(read, on=keys, suffixes=("", "_read"), validate="1:1")
+    joined = records.merge(read, on=keys, suffixes=("", "_read"), validate="1:1")
     same = joined["answer"].fillna("").equals(joined["answer_read"].fillna(""))
-    if len(joined) != len(own) or not same:
+    if len(joined) != len(records) or not same:
         raise RunError(f"{run}: its records are not of these completions; expected the same")
     return joined.drop(columns="answer_read")
 

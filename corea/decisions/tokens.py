@@ -49,16 +49,16 @@ def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> li
     found: dict[int, str] = {}
     for option in options:
         ids = _ids(tokenizer, f"{END_OF_THINKING}\n{option}")
-        own = ids[len(before) :]
+        added = ids[len(before) :]
         if ids[: len(before)] != before:
             raise OptionError(f"option {option!r} is merged with the line break before it")
-        if len(own) != 1:
-            raise OptionError(f"option {option!r} is {len(own)} tokens; expected one")
-        if own[0] == tokenizer.unk_token_id:
+        if len(added) != 1:
+            raise OptionError(f"option {option!r} is {len(added)} tokens; expected one")
+        if added[0] == tokenizer.unk_token_id:
             raise OptionError(f"option {option!r} is not in the vocabulary")
-        if own[0] in found:
-            raise OptionError(f"options {found[own[0]]!r} and {option!r} are the same token")
-        found[own[0]] = option
+        if added[0] in found:
+            raise OptionError(f"options {found[added[0]]!r} and {option!r} are the same token")
+        found[added[0]] = option
     return list(found)
 
 
@@ -121,20 +121,20 @@ def decision_confidence(
         )
     if (wrong := np.flatnonzero((index < -1) | (index >= scores.shape[1]))).size:
         raise ValueError(f"decided: row {wrong[0]} is {index[wrong[0]]}; expected -1 to K - 1")
-    there = np.flatnonzero(index >= 0)
-    chosen = scores[there]
+    valid = np.flatnonzero(index >= 0)
+    chosen = scores[valid]
     if (wrong := np.flatnonzero(~(chosen <= 1e-6).all(axis=1))).size:
         raise ValueError(
-            f"logprobs: row {there[wrong[0]]} is {chosen[wrong[0]].tolist()}; expected numbers up "
+            f"logprobs: row {valid[wrong[0]]} is {chosen[wrong[0]].tolist()}; expected numbers up "
             "to 0"
         )
     full, renormalised = np.full(len(index), np.nan), np.full(len(index), np.nan)
-    own = chosen[np.arange(len(there)), index[there]]
-    full[there] = np.exp(np.minimum(own, 0))
+    logprob = chosen[np.arange(len(valid)), index[valid]]
+    full[valid] = np.exp(np.minimum(logprob, 0))
     highest = chosen.max(axis=1, initial=-np.inf)
     # an option of probability 0 is never decided for, so the highest is finite
     total = highest + np.log(np.exp(chosen - highest[:, None]).sum(axis=1))
-    renormalised[there] = np.exp(np.minimum(own - total, 0))
+    renormalised[valid] = np.exp(np.minimum(logprob - total, 0))
     return full, renormalised
 
 
