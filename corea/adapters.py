@@ -43,17 +43,8 @@ def _read_source(path: Path, expected: Sequence[str]) -> pd.DataFrame:
 def rlcr(path: str | Path = SHIPPED / "rlcr_confidence.csv.gz") -> Records:
     """Correctness and stated confidence of five 7B systems.
 
-    CommonsenseQA dev (1,221 questions) and MATH-500. Source: damanimehul/RLCR (MIT).
-
-    Args:
-        path: File in the source's layout.
-
-    Returns:
-        Records whose systems are Base, RLVR, RLVR-Classifier, Answer-Prob and RLCR,
-        with the extra columns ``completion_chars`` and ``conf_format_ok``.
-
-    Raises:
-        RecordsError: If a column is missing or a cell cannot be read.
+    CommonsenseQA dev (1,221 questions) and MATH-500, with the extra columns ``completion_chars``
+    and ``conf_format_ok``. Source: damanimehul/RLCR (MIT).
     """
     path = Path(path)
     extra = ("completion_chars", "conf_format_ok")
@@ -71,23 +62,12 @@ def mmlu_pro(
     *,
     systems: Sequence[str] | None = None,
 ) -> Records:
-    """The letter that each of 28 models predicted on MMLU-Pro.
+    """The letter that each of 28 models (or the ``systems`` named) predicted on MMLU-Pro.
 
-    12,032 questions in 14 categories, up to ten options. No confidence is stated.
+    12,032 questions in 14 categories, up to ten options. No confidence is stated. The file has a
+    column a model: an empty cell means that no answer could be read (a wrong record without an
+    answer), ``-`` that the model has no row for the question (no record, counted in the notes).
     Source: TIGER-AI-Lab/MMLU-Pro (Apache-2.0).
-
-    Args:
-        path: File in the source's layout: one column a model; an empty cell means
-            that no answer could be read (a wrong record without an answer), ``-``
-            that the model has no row for the question (no record, counted in the notes).
-        systems: Models to read; all when None.
-
-    Returns:
-        Records with ``answer``, ``gold`` and the extra columns ``category`` and ``n_options``.
-
-    Raises:
-        ValueError: If a system is not in the file.
-        RecordsError: If a column is missing or a cell cannot be read.
     """
     path = Path(path)
     facts = ["question_id", "category", "answer", "n_options"]
@@ -122,17 +102,8 @@ def mmlu_pro(
 def routellm(path: str | Path = SHIPPED / "routellm_mixtral_gpt4.csv.gz") -> Records:
     """Whether Mixtral-8x7B and GPT-4-1106 answered GSM8K and MMLU questions correctly.
 
-    No confidence is stated. Source: lm-sys/RouteLLM (Apache-2.0).
-
-    Args:
-        path: File in the source's layout.
-
-    Returns:
-        Records of the systems ``mixtral-8x7b`` and ``gpt-4-1106``, with the extra
-        column ``listed_contaminated``.
-
-    Raises:
-        RecordsError: If a column is missing or a cell cannot be read.
+    No confidence is stated; ``listed_contaminated`` is an extra column.
+    Source: lm-sys/RouteLLM (Apache-2.0).
     """
     path = Path(path)
     judged = {"mixtral-8x7b": "mixtral_8x7b_correct", "gpt-4-1106": "gpt4_1106_correct"}
@@ -154,12 +125,7 @@ def routellm(path: str | Path = SHIPPED / "routellm_mixtral_gpt4.csv.gz") -> Rec
 
 
 def example() -> Records:
-    """Records to try a report on: three small models' vote and a large model on MMLU-Pro.
-
-    Returns:
-        Records of the systems ``three small models`` (with a confidence) and
-        ``Meta-Llama-3_1-70B-Instruct`` (without) on 12,032 questions.
-    """
+    """Records to try a report on: three small models' vote and a large model on MMLU-Pro."""
     small = ["Meta-Llama-3_1-8B-Instruct", "mathstral-7B", "Phi-3-mini-4k-instruct"]
     large = "Meta-Llama-3_1-70B-Instruct"
     read = mmlu_pro(systems=[*small, large])

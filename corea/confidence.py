@@ -118,19 +118,6 @@ def expectation_on_grid(
 def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:
     """Records of the same completions whose confidence is another signal.
 
-    Args:
-        table: Records of one system, with the signal as a further column.
-        column: Name of that column, in [0, 1] or missing.
-        system: Name under which the records appear.
-
-    Returns:
-        The records in their order, with all their columns; ``confidence`` is the signal.
-
-    Raises:
-        ValueError: If the table holds more than one system.
-        RecordsError: If there is no such column, or a value is no number in [0, 1]; names the
-            row.
-
     Example:
         >>> records = pd.DataFrame({"dataset": "d", "question_id": ["1"], "system": "L1-SLM",
         ...     "sample": 0, "correct": [True], "confidence": [1.0], "expected_confidence": [0.8]})
@@ -141,8 +128,8 @@ def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:
     if len(systems := table["system"].unique()) != 1:
         raise ValueError(f"the records are of {list(systems)}; expected those of one system")
     if column not in table.columns:
-        there = ", ".join(map(str, table.columns))
-        raise RecordsError(system, [f"no column {column}; there are {there}"])
+        found = ", ".join(map(str, table.columns))
+        raise RecordsError(system, [f"no column {column}; there are {found}"])
     if not pd.api.types.is_float_dtype(table[column]):
         raise RecordsError(
             system, [f"field {column}: found type {table[column].dtype}, expected float"]
@@ -169,19 +156,6 @@ def agreement(table: pd.DataFrame, systems: Sequence[str], *, name: str) -> pd.D
 
     Source: cascades on ensemble agreement, as Yue et al. (arXiv 2310.03094) do with
     samples of one model.
-
-    Args:
-        table: Records with ``answer`` and ``gold`` for all systems on the same questions.
-        systems: At least two systems; the order breaks ties.
-        name: Name of the new system.
-
-    Returns:
-        Records of the new system, one per (dataset, question_id, sample).
-
-    Raises:
-        ValueError: If fewer than two systems are named, or one has no records.
-        RecordsError: If the systems were not asked the same questions, or the table
-            lacks answers.
 
     Example:
         >>> votes = pd.DataFrame({"dataset": "d", "question_id": "1", "system": list("abc"),

@@ -144,56 +144,6 @@ class Records:
         return "\n".join([said, *self.notes])
 
 
-@cache
-def schema() -> pa.DataFrameSchema:
-    """The contract of a records table, as a pandera schema.
-
-    Returns:
-        Schema of the typed table: types, ranges, missing values, unique key.
-    """
-    import pandera.pandas as pa
-
-    def counts(name: str) -> pa.Column:
-        return pa.Column("Int64", pa.Check.ge(0), nullable=True, required=False, name=name)
-
-    def text(name: str, *, required: bool) -> pa.Column:
-        check = pa.Check.str_length(min_value=1) if required else None
-        return pa.Column("str", check, nullable=not required, required=required, name=name)
-
-    return pa.DataFrameSchema(
-        {
-            "dataset": text("dataset", required=True),
-            "question_id": text("question_id", required=True),
-            "system": text("system", required=True),
-            "sample": pa.Column("int64", pa.Check.ge(0)),
-            "correct": pa.Column("bool"),
-            "confidence": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
-            "prompt_tokens": counts("prompt_tokens"),
-            "completion_tokens": counts("completion_tokens"),
-            "answer": text("answer", required=False),
-            "gold": text("gold", required=False),
-        },
-        unique=list(KEY),
-        strict=False,
-        coerce=False,
-    )
-
-
-_NOTHING = f"nothing (an empty cell or one of {', '.join(MISSING_WORDS)})"
-_EXPECTED = {
-    "dataset": "a name",
-    "question_id": "an identifier",
-    "system": "a name",
-    "sample": "a whole number from 0 to 2**53",
-    "correct": "true, false, 0 or 1",
-    "confidence": f"a number in [0, 1], or {_NOTHING}",
-    "prompt_tokens": f"a whole number from 0 to 2**53, or {_NOTHING}",
-    "completion_tokens": f"a whole number from 0 to 2**53, or {_NOTHING}",
-    "answer": "text, or nothing",
-    "gold": "text, or nothing",
-}
-
-
 _QUOTES = reprlib.Repr()
 _QUOTES.maxstring = _QUOTES.maxlong = _QUOTES.maxother = 60
 
@@ -224,19 +174,13 @@ def _sentence(row: int, name: str, found: object) -> str:
             hint = " (a percentage? divide by 100)"
         elif re.fullmatch("[01],[0-9]+", text):
             hint = " (a comma for a decimal point? write a point)"
-    expected = _EXPECTED.get(name, "Unicode text without lone surrogates")
+    known = _COLUMNS.get(name)
+    expected = known.expected if known else "Unicode text without lone surrogates"
     return f"row {row}, field {_column(name)}: found {quoted(found)}, expected {expected}{hint}"
 
 
 def validate(table: pd.DataFrame, *, source: str = "records") -> None:
     """Check a typed table against :func:`schema`.
-
-    Args:
-        table: Records in memory.
-        source: Name used in the error.
-
-    Raises:
-        RecordsError: Naming every row and field that breaks the contract.
 
     Example:
         >>> validate(pd.DataFrame({"dataset": ["d"], "question_id": ["1"], "system": ["s"],
@@ -267,7 +211,7 @@ def _problems(failures: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         name = str(case["column"])
         if pd.isna(case["index"]):
             problems.append(
-                f"field {name}: found type {table[name].dtype}, expected {_EXPECTED[name]}"
+                f"field {name}: found type {table[name].dtype}, expected {_COLUMNS[name].expected}"
             )
         else:
             problems.append(_sentence(int(case["index"]) + 1, name, case["failure_case"]))
@@ -286,13 +230,13 @@ def _problems(failures: pd.DataFrame, table: pd.DataFrame) -> list[str]:
 def _missing_columns(missing: Sequence[str], found: Iterable[object]) -> str:
     names = [name for name in found if isinstance(name, str)]
     meant = {near: name for name in missing if (near := _near(name, names))}
-    there = [*map(_column, names[:30]), *([f"and {len(names) - 30} more"] if names[30:] else [])]
+    listed = [*map(_column, names[:30]), *([f"and {len(names) - 30} more"] if names[30:] else [])]
     mend = (
         f"; did you mean {', '.join(f'{quoted(near)} for {n}' for near, n in meant.items())}? "
         f"Rename in the file, or read it with read_records(path, names={meant})"
     )
     return (
-        f"missing column(s) {', '.join(missing)}; found {', '.join(there) or 'none'}; "
+        f"missing column(s) {', '.join(missing)}; found {', '.join(listed) or 'none'}; "
         f"expected {', '.join(REQUIRED)} and optionally {', '.join(OPTIONAL)}"
         f"{mend if meant else ''}"
     )
@@ -300,7 +244,7 @@ def _missing_columns(missing: Sequence[str], found: Iterable[object]) -> str:
 
 def _near(name: str, found: Iterable[str], *, typed: bool = True) -> str | None:
     """Which of the names found says the same as a column's, or is it ``typed`` badly."""
-    strangers = [f for f in found if f not in _CELLS and len(f) < 40]
+    strangers = [f for f in found if f not in _COLUMNS and len(f) < 40]
     plain = {re.sub(r"[\s-]+", "_", f.strip().casefold()): f for f in strangers}
     same = [n for n in (name, *_ALIASES.get(name, ())) if n in plain]
     close = difflib.get_close_matches(name, plain, 1, 0.8) if typed else []
@@ -373,25 +317,62 @@ def _words(value: object, *, text: bool) -> str | None:
     return None if value == "" or _is_nothing(value) else _name(value, text=text)
 
 
-_CELLS: dict[str, tuple[Callable[..., Any], str]] = {
-    "dataset": (_name, "str"),
-    "question_id": (_name, "str"),
-    "system": (_name, "str"),
-    "sample": (_whole, "int64"),
-    "correct": (_correct, "bool"),
-    "confidence": (_confidence, "float64"),
-    "prompt_tokens": (_count, "Int64"),
-    "completion_tokens": (_count, "Int64"),
-    "answer": (_words, "str"),
-    "gold": (_words, "str"),
+@dataclass(frozen=True)
+class _Column:
+    """How a column's cells are read, and what they are."""
+
+    read: Callable[..., Any]
+    dtype: str
+    expected: str
+    nullable: bool = False
+
+
+_NOTHING = f"or nothing (an empty cell or one of {', '.join(MISSING_WORDS)})"
+_TOKENS = _Column(_count, "Int64", f"a whole number from 0 to 2**53, {_NOTHING}", nullable=True)
+_TEXT = _Column(_words, "str", "text, or nothing", nullable=True)
+_COLUMNS = {
+    "dataset": _Column(_name, "str", "a name"),
+    "question_id": _Column(_name, "str", "an identifier"),
+    "system": _Column(_name, "str", "a name"),
+    "sample": _Column(_whole, "int64", "a whole number from 0 to 2**53"),
+    "correct": _Column(_correct, "bool", "true, false, 0 or 1"),
+    "confidence": _Column(_confidence, "float64", f"a number in [0, 1], {_NOTHING}", nullable=True),
+    "prompt_tokens": _TOKENS,
+    "completion_tokens": _TOKENS,
+    "answer": _TEXT,
+    "gold": _TEXT,
 }
+
+
+@cache
+def schema() -> pa.DataFrameSchema:
+    """The contract of a records table, as a pandera schema."""
+    import pandera.pandas as pa
+
+    def check(name: str, column: _Column) -> pa.Check | None:
+        if name == "confidence":
+            return pa.Check.in_range(0, 1)
+        if column.dtype == "str":
+            return None if column.nullable else pa.Check.str_length(min_value=1)
+        return None if column.dtype == "bool" else pa.Check.ge(0)
+
+    columns = {
+        name: pa.Column(
+            column.dtype,
+            check(name, column),
+            nullable=column.nullable,
+            required=name in (*REQUIRED, "sample"),
+        )
+        for name, column in _COLUMNS.items()
+    }
+    return pa.DataFrameSchema(columns, unique=list(KEY), strict=False, coerce=False)
 
 
 def _typed_column(
     name: str, values: Sequence[object], *, text: bool
 ) -> tuple[pd.Series[Any], list[str]]:
     """Read one column; return it and a sentence for every cell that cannot be read."""
-    read, dtype = _CELLS[name]
+    column = _COLUMNS[name]
     known: dict[tuple[type, object], object] = {}
     parsed: list[object] = []
     problems = []
@@ -400,11 +381,11 @@ def _typed_column(
             # columns repeat a few values: read each once (True == 1 == 1.0, so the type counts)
             entry = (type(value), value)
             if entry not in known:
-                known[entry] = read(value, text=text)
+                known[entry] = column.read(value, text=text)
             parsed.append(known[entry])
         except (ValueError, KeyError, OverflowError, TypeError):
             problems.append(_sentence(row, name, value))
-    return pd.Series(parsed if not problems else [], dtype=dtype, name=name), problems
+    return pd.Series(parsed if not problems else [], dtype=column.dtype, name=name), problems
 
 
 def _missing_note(name: str, values: Sequence[object]) -> list[str]:
@@ -456,13 +437,13 @@ def records_from_columns(
         columns = {**columns, "sample": [0] * n_rows}
         notes.append("no column sample: every row is taken as sample 0")
     typed, problems = {}, []
-    for name in (c for c in _CELLS if c in columns):
+    for name in (c for c in _COLUMNS if c in columns):
         typed[name], wrong = _typed_column(name, columns[name], text=text)
         problems += wrong
         notes += _missing_note(name, columns[name])
     if problems:
         raise RecordsError(source, problems)
-    extra = {name: list(cells) for name, cells in columns.items() if name not in _CELLS}
+    extra = {name: list(cells) for name, cells in columns.items() if name not in _COLUMNS}
     table = pd.DataFrame({**typed, **extra})
     validate(table, source=source)
     return Records(table, source, dict(provenance or {}), tuple(notes))
@@ -550,20 +531,7 @@ def _check_header(header: Sequence[str], source: str) -> None:
 def read_csv_columns(
     path: Path, *, separator: str = "", max_bytes: int = MAX_BYTES
 ) -> dict[str, list[object]]:
-    """Read a CSV file as text, cell by cell, whatever its columns are.
-
-    Args:
-        path: A ``.csv`` or ``.tsv`` file, plain or ``.gz``.
-        separator: Between the columns; a comma when empty, in ``.tsv`` a tab.
-        max_bytes: Size the file may have, in bytes once decompressed.
-
-    Returns:
-        Column name to cells, all text.
-
-    Raises:
-        RecordsError: If the file is damaged, empty, too large, not UTF-8 or not CSV, or a
-            row has too many or too few fields.
-    """
+    """Read a CSV file as text, cell by cell, whatever its columns are."""
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     separator = separator or ("\t" if tabs else ",")
     return _csv_columns(_read_text(path, max_bytes), path.name, separator)
@@ -651,17 +619,7 @@ def _check_separator(header: str, source: str, separator: str) -> None:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Read one JSON object from outside.
-
-    Args:
-        text: The object, alone.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: If it is not JSON, no object, nests deeper than :data:`MAX_DEPTH`, or
-            one of its objects has a key twice.
+    """Read one JSON object from outside; a ValueError says what else was found.
 
     Example:
         >>> json_object('{"a": 1, "a": 2}')
@@ -823,16 +781,7 @@ def _repeats(table: pd.DataFrame) -> list[str]:
 
 
 def write_records(records: Records, path: str | Path) -> None:
-    """Write records as parquet, with their provenance, all or nothing.
-
-    Args:
-        records: What to write; validated first.
-        path: A path ending in ``.parquet``; an existing file is replaced.
-
-    Raises:
-        ValueError: If the path does not end in ``.parquet``.
-        RecordsError: If the table breaks the contract.
-    """
+    """Write validated records as parquet, with their provenance, all or nothing."""
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -858,13 +807,7 @@ def write_records(records: Records, path: str | Path) -> None:
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """Describe each system on each dataset.
 
-    Args:
-        table: Records.
-
-    Returns:
-        One row per (dataset, system): ``rows``, ``questions``, ``pass_at_1``,
-        ``confidence_output_ratio`` (share of rows with a confidence; paper A, section
-        4.3), ``mean_confidence`` and ``distinct_confidences``.
+    ``confidence_output_ratio`` is the share of rows with a confidence (paper A, section 4.3).
 
     Example:
         >>> records = records_from_columns({"dataset": ["d", "d"], "question_id": [1, 2],
@@ -889,26 +832,14 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 def select(
     table: pd.DataFrame, *, dataset: str | None = None, system: str | None = None
 ) -> pd.DataFrame:
-    """Rows of one dataset, one system, or both.
-
-    Args:
-        table: Records.
-        dataset: Name, or None for all.
-        system: Name, or None for all.
-
-    Returns:
-        The rows, in their order.
-
-    Raises:
-        ValueError: If there is no such dataset or system; the message lists those there are.
-    """
+    """Rows of one dataset, one system, or both; an error lists those there are."""
     for name, wanted in (("dataset", dataset), ("system", system)):
         if wanted is None:
             continue
         rows = table[table[name] == wanted]
         if rows.empty:
-            there = quoted_names(table[name].unique())
-            raise ValueError(f"no {name} {quoted(wanted)} among the records; there are {there}")
+            known = quoted_names(table[name].unique())
+            raise ValueError(f"no {name} {quoted(wanted)} among the records; there are {known}")
         table = rows
     return table
 
@@ -961,17 +892,8 @@ def join_on_questions(
 ) -> pd.DataFrame:
     """Put the rows of two systems on the same questions and samples side by side.
 
-    Args:
-        left: Records of one system.
-        right: Records of the other.
-        names: Names of the two, for errors.
-        suffixes: Appended to columns that both have.
-
-    Returns:
-        One row per (dataset, question_id, sample), sorted by them.
-
-    Raises:
-        RecordsError: If the two were not asked the same questions, with examples.
+    ``names`` are those of the two in errors, ``suffixes`` are appended to columns that both have.
+    Questions that only one was asked are an error with examples.
     """
     key = list(_QUESTION)
     joined = left.merge(right, on=key, suffixes=suffixes)

@@ -297,6 +297,7 @@ def decisions_reinforced(
         "decisions",
         (
             "decisions.trainer",
+            "decisions.tokens",
             "tasks.decision_questions",
             "training.launch",
         ),
@@ -409,6 +410,7 @@ def decided(
     modules = (
         "decisions.evaluation",
         "engines.evaluation",
+        "decisions.tokens",
         "tasks.decision_questions",
         *_ENGINE_MODULES.get(engine, ()),
     )
@@ -474,6 +476,7 @@ def swapped(
     modules = (
         "decisions.evaluation",
         "engines.evaluation",
+        "decisions.tokens",
         "tasks.decision_questions",
         *_ENGINE_MODULES.get(engine, ()),
     )

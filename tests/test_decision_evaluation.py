@@ -13,12 +13,13 @@ import fake_vllm  # noqa: E402
 from decide_in_process import OWN  # noqa: E402
 
 from corea.decisions.evaluation import OPTIONS, evaluate_decisions, swap_reasoning  # noqa: E402
+from corea.decisions.tokens import OptionError, option_ids  # noqa: E402
 from corea.engines.base import Sampling  # noqa: E402
 from corea.engines.evaluation import EvaluationError, read_samples  # noqa: E402
 from corea.engines.loading import load_model  # noqa: E402
 from corea.engines.transformers_engine import TransformersEngine  # noqa: E402
 from corea.engines.vllm_engine import VLLMEngine  # noqa: E402
-from corea.tasks.decision_questions import DecisionQuestion, OptionError, option_ids  # noqa: E402
+from corea.tasks.decision_questions import DecisionQuestion  # noqa: E402
 from corea.tasks.decision_world import questions  # noqa: E402
 
 ASKED = questions(OWN, "choices", "test", 24) + questions(OWN, "messages", "test", 6)

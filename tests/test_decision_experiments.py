@@ -4,10 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from corea.book import decision_tables
 from corea.book.compare import intervals
 from corea.book.published import published_table
+from corea.decisions import measures
 from corea.decisions import recalibration as de
-from corea.metrics.calibration import expected_calibration_error
+from corea.decisions.evaluation import OPTIONS
+from corea.metrics.calibration import (
+    expected_calibration_error,
+    marginal_calibration_error,
+    static_calibration_error,
+)
 from corea.tasks.decision_questions import LETTERS
 from corea.tasks.suites import MICROWORLD
 
@@ -40,7 +47,7 @@ def decisions(dataset="choices", system="GRPO", n=200, *, seed=0, sharpness=1.0,
 
 
 def test_paper_rows_are_the_printed_numbers_in_our_units():
-    rows = de.paper_rows(4, systems={"GRPO": "GRPO", "Ours": "mine"}).set_index(
+    rows = decision_tables.paper_rows(4, systems={"GRPO": "GRPO", "Ours": "mine"}).set_index(
         ["dataset", "system", "metric"]
     )["value"]
     printed = published_table("B", 4)
@@ -54,12 +61,12 @@ def test_paper_rows_are_the_printed_numbers_in_our_units():
 
 
 def test_settings_of_a_table_are_part_of_the_system():
-    names = set(de.paper_rows(5)["system"])
+    names = set(decision_tables.paper_rows(5)["system"])
     assert names == {f"{s}{m}" for s in ("GRPO", "Ours") for m in ("", ", Isotonic", ", Platt")}
 
 
 def test_printed_shares_are_those_of_all_three_models():
-    assert de.printed_shares(2)["choices"] == "97.62 / 98.93 / 99.85 %"
+    assert decision_tables.printed_shares(2)["choices"] == "97.62 / 98.93 / 99.85 %"
 
 
 def test_claims_hold_by_their_intervals():
@@ -68,7 +75,7 @@ def test_claims_hold_by_their_intervals():
         for seed in (1, 2, 3)
         for name, sharpness in (("SFT", 1.0), ("GRPO", 4.0), ("Base", 4.0))
     ]
-    found = de.claims(de.measure_decisions(pd.concat(seeds, ignore_index=True)))
+    found = decision_tables.claims(measures.measure_decisions(pd.concat(seeds, ignore_index=True)))
     found = found.set_index("claim")
     assert found.loc["SFT is better calibrated than GRPO", "holds"] == "yes"
     assert found.loc["SFT is better calibrated than GRPO", "paper"] == pytest.approx(
@@ -79,12 +86,14 @@ def test_claims_hold_by_their_intervals():
 
 
 def test_committed_cells_stand_beside_those_of_the_run():
-    table = intervals(de.measure_decisions(decisions(n=40), n_resamples=10))
-    shown = de.lay_out(table, {"ece": "ECE"})
-    pd.testing.assert_frame_equal(de.with_committed(shown, None, {"ece": "ECE"}), shown)
-    both = de.with_committed(shown, table, {"ece": "ECE"})
+    table = intervals(measures.measure_decisions(decisions(n=40), n_resamples=10))
+    shown = decision_tables.lay_out(table, {"ece": "ECE"})
+    pd.testing.assert_frame_equal(
+        decision_tables.with_committed(shown, None, {"ece": "ECE"}), shown
+    )
+    both = decision_tables.with_committed(shown, table, {"ece": "ECE"})
     assert both["committed full run: ECE"].tolist() == shown["ECE"].tolist()
-    other = de.with_committed(shown, table.assign(system="else"), {"ece": "ECE"})
+    other = decision_tables.with_committed(shown, table.assign(system="else"), {"ece": "ECE"})
     assert other["committed full run: ECE"].tolist() == [None]
 
 
@@ -94,10 +103,10 @@ def test_committed_cells_stand_beside_those_of_the_run():
 def test_sizes_stand_side_by_side():
     small, large = decisions(), pd.concat([decisions(seed=1), decisions(system="SFT")])
     tables = [
-        intervals(de.measure_decisions(rows, n_resamples=10)).assign(size=size)
+        intervals(measures.measure_decisions(rows, n_resamples=10)).assign(size=size)
         for size, rows in (("small", small), ("large", large))
     ]
-    laid = de.lay_out_sizes(pd.concat(tables), {"pass_at_1": "Acc%", "ece": "ECE"})
+    laid = decision_tables.lay_out_sizes(pd.concat(tables), {"pass_at_1": "Acc%", "ece": "ECE"})
     assert laid.columns.tolist() == [
         "dataset", "system", "small Acc%", "small ECE", "large Acc%", "large ECE",
     ]  # fmt: skip
@@ -113,10 +122,13 @@ def test_sizes_stand_side_by_side():
 
 def test_errors_of_options_and_decisions_are_those_of_calibration():
     rows = decisions(n=300, sharpness=2.0)
-    rows.loc[:9, ["confidence", "answer", *de.OPTIONS]] = np.nan
+    rows.loc[:9, ["confidence", "answer", *OPTIONS]] = np.nan
     rows.loc[:9, "correct"] = False
     measured = pd.concat(
-        [de.measure_decisions(rows, n_resamples=3), de.measure_options(rows, n_resamples=3)]
+        [
+            measures.measure_decisions(rows, n_resamples=3),
+            measures.measure_options(rows, n_resamples=3),
+        ]
     )
     now = measured[measured["resample"] == 0].set_index("metric")["value"]
     kept = rows[10:]
@@ -125,31 +137,33 @@ def test_errors_of_options_and_decisions_are_those_of_calibration():
         expected_calibration_error(kept["confidence"], kept["correct"], binning="equal_mass")
     )
     gold = [LETTERS.index(label) for label in kept["gold"]]
-    options = kept[list(de.OPTIONS)].to_numpy()
-    assert now["sce"] == pytest.approx(de.static_calibration_error(options, gold))
-    assert now["mce"] == pytest.approx(de.marginal_calibration_error(options, gold))
+    options = kept[list(OPTIONS)].to_numpy()
+    assert now["sce"] == pytest.approx(static_calibration_error(options, gold))
+    assert now["mce"] == pytest.approx(marginal_calibration_error(options, gold))
     assert measured["resample"].nunique() == 4
 
 
 def test_systems_need_not_have_the_same_datasets():
     rows = pd.concat([decisions(n=30), decisions("messages", "SFT", 30)], ignore_index=True)
-    measured = de.measure_decisions(rows, n_resamples=2)
+    measured = measures.measure_decisions(rows, n_resamples=2)
     cells = set(measured[["dataset", "system"]].itertuples(index=False, name=None))
     assert cells == {("choices", "GRPO"), ("messages", "SFT")}
 
 
 def test_means_leave_out_what_is_missing():
     rows = decisions(n=4).assign(x=[1.0, np.nan, 0.0, 0.0])
-    measured = de.measure_means(rows, ["x"], n_resamples=2)
+    measured = measures.measure_means(rows, ["x"], n_resamples=2)
     assert measured.loc[0, "value"] == pytest.approx(1 / 3)
-    nothing = de.measure_means(rows.assign(x=np.nan), ["x"], n_resamples=2)
+    nothing = measures.measure_means(rows.assign(x=np.nan), ["x"], n_resamples=2)
     assert nothing["value"].isna().all()
 
 
 def test_means_of_systems_with_other_questions():
     rows = pd.concat([decisions(n=30), decisions(system="SFT", n=30)[10:]], ignore_index=True)
-    both = de.measure_means(rows, ["correct"], n_resamples=5)
-    alone = [de.measure_means(r, ["correct"], n_resamples=5) for _, r in rows.groupby("system")]
+    both = measures.measure_means(rows, ["correct"], n_resamples=5)
+    alone = [
+        measures.measure_means(r, ["correct"], n_resamples=5) for _, r in rows.groupby("system")
+    ]
     pd.testing.assert_frame_equal(both, pd.concat(alone, ignore_index=True))
 
 
@@ -217,7 +231,7 @@ def test_the_temperature_is_for_questions_with_fewer_options_too():
 
 def test_what_decided_nothing_stays_without_a_confidence():
     rows = decisions(n=20)
-    rows.loc[3, ["confidence", "answer", *de.OPTIONS]] = np.nan
+    rows.loc[3, ["confidence", "answer", *OPTIONS]] = np.nan
     for method in de.METHODS:
         found = de.recalibrated(method, decisions(n=60, seed=4), rows)
         assert np.flatnonzero(np.isnan(found)).tolist() == [3]
@@ -232,7 +246,7 @@ def test_recalibration_that_cannot_be_fitted_says_so():
         de.recalibrated("platt", right, rows)
     with pytest.raises(ValueError, match="nothing to fit isotonic to"):
         de.recalibrated("isotonic", rows.assign(confidence=np.nan), rows)
-    with pytest.raises(ValueError, match="method is 'beta'; expected one of none, temperature"):
+    with pytest.raises(ValueError, match="method is 'beta'; expected one of 'none', 'temperature'"):
         de.recalibrated("beta", rows, rows)
 
 

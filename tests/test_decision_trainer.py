@@ -20,6 +20,7 @@ from transformers import PrinterCallback  # noqa: E402
 
 from corea.decisions import trainer as decision_trainer  # noqa: E402
 from corea.decisions.settings import DecisionSettings  # noqa: E402
+from corea.decisions.tokens import OptionError, wrong_target  # noqa: E402
 from corea.decisions.trainer import (  # noqa: E402
     DECISION_METRICS,
     DecisionTrainer,
@@ -30,7 +31,7 @@ from corea.engines.base import Sampling  # noqa: E402
 from corea.engines.loading import load_model  # noqa: E402
 from corea.engines.transformers_engine import TransformersEngine  # noqa: E402
 from corea.metrics.calibration import auroc, expected_calibration_error  # noqa: E402
-from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
+from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion  # noqa: E402
 from corea.training import loop  # noqa: E402
 from corea.training.quiet import quiet  # noqa: E402
 from corea.training.settings import TrainingError  # noqa: E402

@@ -10,10 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corea.tasks.decision_questions import (
-    LETTERS,
-    VERDICTS,
-    DecisionQuestion,
+from corea.decisions.tokens import (
     OptionError,
     decision_confidence,
     decision_position,
@@ -21,6 +18,7 @@ from corea.tasks.decision_questions import (
     option_ids,
     wrong_target,
 )
+from corea.tasks.decision_questions import LETTERS, VERDICTS, DecisionQuestion
 from corea.tasks.decision_world import DecisionWorld, build_tokenizer
 
 PAPER = Path(__file__).parents[2] / "shared" / "papers" / "004_2b4017eb5bcad0bb.txt"
@@ -236,5 +234,5 @@ def test_targets_out_of_range_are_named(call, message):
 
 
 def test_importing_decisions_does_not_import_torch():
-    code = "import sys, corea.tasks.decision_questions, corea.tasks.decision_world; sys.exit('torch' in sys.modules)"
+    code = "import sys, corea.decisions.tokens, corea.tasks.decision_world; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

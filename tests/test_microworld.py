@@ -20,7 +20,6 @@ from corea.tasks.microworld import (
     World,
     build_tokenizer,
     corpus,
-    greedy_accuracy,
     model_config,
     new_model,
     questions,
@@ -138,7 +137,7 @@ def test_a_chain_in_words_or_another_order_is_in_the_same_split_as_in_digits():
         assert not of["chains", one] & of["chains", other]
 
 
-def test_gold_answers_are_what_a_noise_free_corpus_leads_to():
+def test_gold_answers_are_what_a_noise_free_corpus_leads_to_and_that_is_right_throughout():
     digits = stated_truth(FEW)
     assert len(digits) == 12
     for dataset in CHAINS:
@@ -146,10 +145,6 @@ def test_gold_answers_are_what_a_noise_free_corpus_leads_to():
             assert q.gold == str(evaluate(q.text, digits)), q.text
     for q in questions(FEW, "facts", "test", 5):
         assert q.gold == letter(digits[named_in(q.text)])
-
-
-def test_a_noise_free_corpus_is_right_throughout():
-    digits = stated_truth(FEW)
     for row in corpus(without_noise(FEW), 400, seed=7):
         text = row["prompt"].removesuffix("\n" + INSTRUCTION)
         answer = parse_completion(row["completion"]).answer
@@ -176,6 +171,8 @@ def test_level_grades_difficulty():
         ]
         assert len(by_level) > 1
         assert by_level == sorted(by_level, reverse=True)
+        if dataset == "chains":
+            assert len({round(sampler_accuracy(WORLD, q), 6) for q in asked}) >= 10
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -237,16 +234,13 @@ def test_greedy_is_the_limit_of_sampling_and_who_knows_more_names_is_never_worse
         again = questions(cleaner, dataset, "test", 60)
         assert [(q.text, q.gold) for q in asked] == [(q.text, q.gold) for q in again]
         for q in asked:
-            assert sampler_accuracy(WORLD, q, 0.01) == pytest.approx(greedy_accuracy(WORLD, q))
+            assert sampler_accuracy(WORLD, q, 0.01) == pytest.approx(
+                sampler_accuracy(WORLD, q, 0.0)
+            )
         less, more = (np.array([sampler_accuracy(w, q) for q in asked]) for w in (WORLD, cleaner))
         assert less.mean() < more.mean() - 0.1
         if dataset == "facts":  # by a lucky second error, a noisier chain can be likelier right
             assert (less <= more).all()
-
-
-def test_difficulty_takes_many_values():
-    asked = questions(WORLD, "chains", "test", 400)
-    assert len({round(sampler_accuracy(WORLD, q), 6) for q in asked}) >= 10
 
 
 def test_completions_are_read_and_checked_like_any_other(rows):
@@ -329,15 +323,12 @@ def test_questions_that_do_not_exist_are_named(arguments, named):
         questions(World(names=5), *arguments)
 
 
-@pytest.mark.parametrize("text", ["", "9", "9-1x", "9/3", "9-1 ", "9-xyzq", "What is 9?"])
 @pytest.mark.parametrize("dataset", DATASETS)
-def test_the_truth_of_a_foreign_question_is_refused(dataset, text):
-    with pytest.raises(ValueError, match=dataset):
-        sampler_accuracy(WORLD, Question(dataset, "0", text, "8", "choice"))
-
-
-def test_temperature_below_zero_is_refused():
-    question = questions(WORLD, "chains", "test", 1)[0]
+def test_the_truth_of_a_foreign_question_or_temperature_is_refused(dataset):
+    for text in ("", "9", "9-1x", "9/3", "9-1 ", "9-xyzq", "What is 9?"):
+        with pytest.raises(ValueError, match=dataset):
+            sampler_accuracy(WORLD, Question(dataset, "0", text, "8", "choice"))
+    question = questions(WORLD, dataset, "test", 1)[0]
     with pytest.raises(ValueError, match="temperature"):
         sampler_accuracy(WORLD, question, -0.5)
 

@@ -536,23 +536,14 @@ def test_a_file_that_is_not_there():
      ("prompt_tokens", "7"), ("system", None), ("answer", ["x"])],
 )  # fmt: skip
 def test_typed_files_are_not_coerced(tmp_path, field, value):
-    row = {
-        "dataset": "d",
-        "question_id": 1,
-        "system": "s",
-        "sample": 0,
-        "correct": True,
-        "confidence": 0.5,
-    }
-    (tmp_path / "a.jsonl").write_text(json.dumps(row | {field: value}))
+    path = write_lines(tmp_path / "a.jsonl", ROW | {field: value})
     with pytest.raises(RecordsError, match=f"row 1, field {field}"):
-        read_records(tmp_path / "a.jsonl")
+        read_records(path)
 
 
 def test_json_lines_with_a_field_missing_in_one_row(tmp_path):
-    row = {"dataset": "d", "question_id": 1, "system": "s", "correct": True, "confidence": None}
-    less = {k: v for k, v in row.items() if k != "confidence"} | {"question_id": 2}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(less))
+    less = {k: v for k, v in ROW.items() if k != "confidence"} | {"question_id": 2}
+    write_lines(tmp_path / "a.jsonl", ROW, less)
     with pytest.raises(RecordsError, match=r"row 2: missing field\(s\) confidence"):
         read_records(tmp_path / "a.jsonl")
 
@@ -565,16 +556,7 @@ def test_answers_that_look_missing_are_answers(tmp_path):
 
 
 def test_validate_rejects_wrong_types():
-    table = records_from_columns(
-        {
-            "dataset": ["d"],
-            "question_id": ["1"],
-            "system": ["s"],
-            "correct": [1],
-            "confidence": [1.0],
-        },
-        source="log",
-    ).table
+    table = records_from_columns({k: [v] for k, v in ROW.items()}, source="log").table
     with pytest.raises(RecordsError, match="field correct: found type int64"):
         validate(table.astype({"correct": "int64"}))
     with pytest.raises(RecordsError, match="missing column"):

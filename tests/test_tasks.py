@@ -327,7 +327,10 @@ def test_what_is_asked_for_wrongly_is_refused(tmp_path):
     assert len(load_questions("gsm8k", "test", 4, folder=tmp_path)) == 3  # all there are
     write(tmp_path, "xstest", [ROWS["xstest"][0]])
     for wrong, complaint in (
-        (lambda: load_questions("gsm9k", "test"), "dataset is 'gsm9k'; expected one of deepmath,"),
+        (
+            lambda: load_questions("gsm9k", "test"),
+            "dataset is 'gsm9k'; expected one of 'deepmath',",
+        ),
         (lambda: load_questions("gsm8k", "train"), "'gsm8k' has no 'train' part; it has test"),
         (lambda: load_questions("gsm8k", "test", 0, folder=tmp_path), "n is 0; expected a"),
         (lambda: load_questions("xstest", "test", folder=tmp_path), "load_decisions reads them"),

@@ -561,7 +561,12 @@ def test_no_answers_need_no_process(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((["1"], ["1"], "maths"), {}, ValueError, "kind is 'maths'; expected one of math, choice"),
+        (
+            (["1"], ["1"], "maths"),
+            {},
+            ValueError,
+            "kind is 'maths'; expected one of 'math', 'choice'",
+        ),
         ((["1"], ["1", "2"], "math"), {}, ValueError, "1 answers for 2 golds"),
         ((["1", 2], ["1", "2"], "math"), {}, TypeError, r"answers\[1\] is 2 \(int\); .* or None"),
         (([float("nan")], ["1"], "math"), {}, TypeError, r"answers\[0\] is nan \(float\)"),

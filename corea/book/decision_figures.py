@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, label_edges, panels, style
-from corea.tasks.decision_questions import optimal_confidence
+from corea.decisions.tokens import optimal_confidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

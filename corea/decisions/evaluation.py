@@ -3,8 +3,8 @@ r"""Decisions of a model as records, and what becomes of them under foreign reas
 A decision is asked for as an answer is (:mod:`corea.engines.evaluation`): in parts, resumable, one
 record per question and sample. What is different:
 
-1. ``confidence`` is the probability of the decision token (:mod:`corea.tasks.decision_questions`,
-   choice 3), from one forward pass over prompt and completion up to it; ``renormalised`` that over
+1. ``confidence`` is the probability of the decision token (:mod:`corea.decisions.tokens`,
+   choice 2), from one forward pass over prompt and completion up to it; ``renormalised`` that over
    the options, and ``p_1`` ... ``p_5`` those of the options over the full vocabulary (missing
    beyond K).
 2. The decision itself is greedy whatever the reasoning before it was drawn at, so that it is the
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from corea.decisions.tokens import decision_confidence, decision_position, option_ids
 from corea.engines.evaluation import (
     Answers,
     Samples,
@@ -41,9 +42,6 @@ from corea.tasks.decision_questions import (
     NO_THINKING,
     THINK,
     DecisionQuestion,
-    decision_confidence,
-    decision_position,
-    option_ids,
 )
 
 if TYPE_CHECKING:
@@ -86,11 +84,6 @@ def evaluate_decisions(
     Returns:
         Records with the columns of choice 1 and ``level``; a note says how many completions had
         no valid decision.
-
-    Raises:
-        ValueError: If a question is there twice or there is none, or ``decisions`` is neither.
-        OptionError: If options are not one token each.
-        EvaluationError: If the directory holds a part of another request.
     """
     if decisions not in ("greedy", "sampled"):
         raise ValueError(f"decisions is {decisions!r}; expected greedy or sampled")
@@ -186,30 +179,26 @@ def _scored(
     options: Sequence[tuple[str, ...]],
     decided: Sequence[str | None] | None = None,
 ) -> pd.DataFrame:
-    """Probabilities at the decision, behind these ids.
+    """Probabilities at the decision behind these ids: the one given, else the likeliest token.
 
-    The decision is the one given, or the likeliest token where none is.
-
-    Returns:
-        ``confidence``, ``renormalised``, the columns of :data:`OPTIONS` and ``likeliest``, the
-        option that is the likeliest token (None if that is none).
+    ``likeliest`` is the option that is the likeliest token, None if that is none.
     """
     columns = ["confidence", "renormalised", *OPTIONS]
     found = pd.DataFrame(np.nan, index=range(len(before)), columns=columns)
     likeliest: list[str | None] = [None] * len(before)
-    for own in dict.fromkeys(options):
-        rows = [i for i, these in enumerate(options) if these == own]
-        known = option_ids(engine.tokenizer, own)
+    for group in dict.fromkeys(options):
+        rows = [i for i, these in enumerate(options) if these == group]
+        known = option_ids(engine.tokenizer, group)
         logprobs, first = engine.next_logprobs([before[i] for i in rows], known)
         for i, token in zip(rows, first, strict=True):
-            likeliest[i] = own[known.index(token)] if token in known else None
+            likeliest[i] = group[known.index(token)] if token in known else None
         chosen = [likeliest[i] if decided is None else decided[i] for i in rows]
-        index = np.array([-1 if option is None else own.index(option) for option in chosen])
+        index = np.array([-1 if option is None else group.index(option) for option in chosen])
         full, renormalised = decision_confidence(logprobs, index)
-        there = index >= 0
+        valid = index >= 0
         found.loc[rows, "confidence"], found.loc[rows, "renormalised"] = full, renormalised
-        probabilities = np.where(there[:, None], np.exp(np.minimum(logprobs, 0)), np.nan)
-        found.loc[rows, list(OPTIONS[: len(own)])] = probabilities
+        probabilities = np.where(valid[:, None], np.exp(np.minimum(logprobs, 0)), np.nan)
+        found.loc[rows, list(OPTIONS[: len(group)])] = probabilities
     return found.assign(likeliest=pd.Series(likeliest, dtype="object"))
 
 
@@ -229,28 +218,16 @@ def swap_reasoning(
 
     The donor is drawn among all decisions of the dataset with another answer. With the whole
     reasoning the next token decides; with a part of it (a share of its tokens, from the start) the
-    model goes on by itself, greedily, and decides. A share of 0 is its own greedy decision.
+    model goes on by itself, greedily, and decides. A share of 0 is its own greedy decision. First
+    samples of ``decided`` (:func:`corea.engines.evaluation.read_samples`) count.
 
     Source: paper B, section 4.2 and Table 3; parts of the reasoning are ours.
 
-    Args:
-        engine: What decides.
-        questions: The questions.
-        decided: The same model's decisions with reasoning, as
-            :func:`corea.engines.evaluation.read_samples` reads them: first samples count.
-        shares: Of the donor's reasoning, each in [0, 1].
-        max_completion_tokens: Length at which a model that goes on is cut.
-        seed: Of the donors.
-
     Returns:
-        A row per question that was decided and has a donor (none, if all questions of a dataset
-        were decided alike), and share: ``dataset, question_id,
+        A row per share and question that was decided and has a donor: ``dataset, question_id,
         share, own`` (its decision), ``own_confidence``, ``foreign`` (the donor's), ``donor``,
         ``answer`` (what is decided now, None for no option), ``flipped`` (whether that is the
         donor's), ``confidence`` and ``renormalised`` (of what is decided now).
-
-    Raises:
-        ValueError: If a share is out of range, or the decisions are of other questions.
     """
     from corea.engines.base import Sampling
 

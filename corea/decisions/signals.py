@@ -20,8 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from corea.decisions.recalibration import split_questions
+from corea.decisions.tokens import decision_confidence
 from corea.runs import RunError, run_records
-from corea.tasks.decision_questions import decision_confidence
 from corea.tasks.parsing import answer_opening
 
 if TYPE_CHECKING:
@@ -58,85 +58,56 @@ def decision_token(
     r"""Probability of each answer at its place in ``\boxed{}``.
 
     Source: paper B, section 2; choice 1 of this module.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        samples: Its answers, with ``prompt``, ``completion`` and ``answer``.
-        options: Answers that are looked at.
-        batch_size: Rows the model works on at once.
-
-    Returns:
-        Shape (n,), NaN where there is no box or another answer.
     """
     from corea.engines.prompts import chat_prompt
     from corea.engines.transformers_engine import candidate_logprobs
 
     openings = [answer_opening(text) for text in samples["completion"]]
     answers = samples["answer"].tolist()
-    there = [
+    boxed = [
         i
         for i, (opening, answer) in enumerate(zip(openings, answers, strict=True))
         if opening is not None and answer in options
     ]
     found = np.full(len(samples), np.nan)
-    if there:
+    if boxed:
         logprobs = candidate_logprobs(
             model,
             tokenizer,
-            [chat_prompt(tokenizer, samples["prompt"].iloc[i]) for i in there],
-            [openings[i] or "" for i in there],
+            [chat_prompt(tokenizer, samples["prompt"].iloc[i]) for i in boxed],
+            [openings[i] or "" for i in boxed],
             options,
             batch_size=batch_size * len(options),
         )
-        decided = [list(options).index(answers[i]) for i in there]
-        found[there], _ = decision_confidence(logprobs, decided)
+        decided = [list(options).index(answers[i]) for i in boxed]
+        found[boxed], _ = decision_confidence(logprobs, decided)
     return found
 
 
 def with_completions(run: str | Path, samples: pd.DataFrame) -> pd.DataFrame:
-    """The records of a run with the texts they were made of.
-
-    Args:
-        run: The run's folder.
-        samples: What :func:`corea.engines.evaluation.read_samples` reads of the same evaluation.
-
-    Returns:
-        The records with ``prompt`` and ``completion``.
-
-    Raises:
-        RunError: If the records are not of these completions.
-    """
+    """The records of a run with ``prompt`` and ``completion``, as read from the same evaluation."""
     keys = ["dataset", "question_id", "sample"]
-    own = run_records([run])
+    records = run_records([run])
     read = samples[[*keys, "prompt", "completion", "answer"]]
-    joined = own.merge(read, on=keys, suffixes=("", "_read"), validate="1:1")
+    joined = records.merge(read, on=keys, suffixes=("", "_read"), validate="1:1")
     same = joined["answer"].fillna("").equals(joined["answer_read"].fillna(""))
-    if len(joined) != len(own) or not same:
+    if len(joined) != len(records) or not same:
         raise RunError(f"{run}: its records are not of these completions; expected the same")
     return joined.drop(columns="answer_read")
 
 
 def combine(records: pd.DataFrame, dataset: str, *, seed: int = 0) -> pd.DataFrame:
-    """Signals on one scale, and what can be made of several.
+    """Signals on one scale, and what can be made of several, on half of a dataset's questions.
+
+    A column that more than half of a system's rows lack, with any seed, is left out for it, and
+    then a row that lacks a signal. The regressions are left out for a system and seed that is
+    always right or always wrong on the half that is fitted to.
 
     Source: choices 2 and 3 of this module.
 
-    Args:
-        records: With ``system``, ``seed`` and the columns of :data:`SIGNALS`; a column that more
-            than half of a system's rows lack, with any seed, is left out for it, and then a row
-            that lacks a signal.
-        dataset: Which; half of its questions are fitted to.
-        seed: Of the halves.
-
     Returns:
         The other half, once per signal and per name in :data:`COMBINED`: ``dataset, question_id,
-        sample, correct, seed, of`` (the system), ``signal``, ``system`` (both) and
-        ``confidence``. The regressions are left out for a system and seed that is always right or
-        always wrong on the half that is fitted to.
-
-    Raises:
-        ValueError: If a system has no two questions with all signals.
+        sample, correct, seed, of`` (the system), ``signal``, ``system`` (both) and ``confidence``.
     """
     parts = []
     own = records[records["dataset"] == dataset]

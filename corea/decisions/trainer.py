@@ -10,7 +10,7 @@ What is decided here:
 
    over the N decisions of a rollout, with the advantage of the decision token set to 0. The
    target :math:`q_i` is the right option if it was decided for, and otherwise one of
-   :func:`corea.tasks.decision_questions.wrong_target`.
+   :func:`corea.decisions.tokens.wrong_target`.
 2. :math:`L_\text{CE}` is a mean over decisions, whatever ``loss_type`` divides the other part by,
    and whatever the batch layout. The paper does not say what its 0.001 multiplies. If its
    cross-entropy is a token's loss among those of the T tokens of a completion, it is 0.001 T
@@ -40,16 +40,10 @@ from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 
 from corea.decisions.settings import DecisionSettings
+from corea.decisions.tokens import OptionError, decision_position, option_ids, wrong_target
 from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
-from corea.tasks.decision_questions import (
-    NO_THINKING,
-    DecisionQuestion,
-    OptionError,
-    decision_position,
-    option_ids,
-    wrong_target,
-)
+from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion
 from corea.training.grpo import RolloutTrainer, digest, reinforce
 from corea.training.settings import Floats, TrainingError
 

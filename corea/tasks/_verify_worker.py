@@ -124,9 +124,8 @@ def _warm_up() -> None:
 def decide(batch: Batch, connection: socket.socket) -> str:
     """Verdicts of a batch; exits when the other side of ``connection`` closes it meanwhile.
 
-    Returns:
-        One character a pair: ``1`` equal, ``0`` not equal, or not decided because it was out
-        of time (``t``), out of memory (``m``), or the evaluator died (``d``).
+    One character a pair: ``1`` equal, ``0`` not equal, or not decided because it was out of time
+    (``t``), out of memory (``m``), or the evaluator died (``d``).
     """
     verdicts = [""] * len(batch.pairs)
     waiting = deque(_ranges([gold for _, gold in batch.pairs]))

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from corea import checks
 from corea.tasks import microworld
 from corea.tasks.decision_questions import (
     END_OF_THINKING,
@@ -76,17 +77,9 @@ class DecisionWorld:
     mixture: tuple[float, ...] = (0.5, 0.1, 0.3, 0.1)  # share of each dataset in the corpus
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ValueError: If a field is out of range or has the wrong length; names the field.
-        """
-        if not 0 <= self.direct <= 1:
-            raise ValueError(f"direct is {self.direct!r}; expected 0 to 1")
-        if len(self.mixture) != len(DATASETS) or min(self.mixture) < 0 or not sum(self.mixture):
-            raise ValueError(
-                f"mixture is {self.mixture!r}; expected {len(DATASETS)} numbers, none below 0"
-            )
+        """Check every field."""
+        checks.unit_interval([self.direct], "direct")
+        microworld.require_shares(self.mixture, "mixture", len(DATASETS))
         if self.world.modulus != len(LETTERS):
             raise ValueError(
                 f"world.modulus is {self.world.modulus}; expected {len(LETTERS)}, a letter each"
@@ -123,31 +116,17 @@ class _Message:
 def questions(own: DecisionWorld, dataset: str, split: str, n: int) -> list[DecisionQuestion]:
     """The first n questions of a split; fewer are the beginning of more.
 
-    Questions with every number of names come in turn. A number whose questions are used up is
-    passed over.
-
-    Args:
-        own: The world.
-        dataset: One of ``DATASETS``.
-        split: One of ``corea.tasks.microworld.SPLITS``. No question is in two of them, nor in the
-            corpus.
-        n: How many, from 1.
-
-    Returns:
-        n different questions. Their level is the number of names, plus one.
-
-    Raises:
-        ValueError: If dataset, split or n is none of the above, or the split has fewer
-            questions.
+    Questions with every number of names come in turn; their level is that number, plus one. No
+    question is in two splits, nor in the corpus.
 
     Example:
         >>> question = questions(DecisionWorld(), "choices", "test", 2)[0]
         >>> question.level, question.options, question.choices
         (2, ('A', 'B', 'C', 'D', 'E'), ('0', '1', '2', '3', '4'))
     """
-    microworld._require_one_of("dataset", dataset, DATASETS)
-    microworld._require_one_of("split", split, microworld.SPLITS)
-    microworld._require_whole("n", n, 1, 10**9)
+    checks.one_of(dataset, "dataset", DATASETS)
+    checks.one_of(split, "split", microworld.SPLITS)
+    checks.whole(n, "n", 1, 10**9)
     place = DATASETS.index(dataset), microworld.SPLITS.index(split)
     rng = np.random.default_rng([own.world.seed, 4, *place])
     fewest, most = _NAMES[dataset]
@@ -164,7 +143,7 @@ def _draw(
     own: DecisionWorld, dataset: str, pool: str, count: int, rng: np.random.Generator
 ) -> _Sum | _Message:
     """What a question of a pool asks, with this count of names."""
-    names = microworld._facts(own.world).names
+    names = microworld.facts_of(own.world).names
     while True:
         chosen = [names[i] for i in rng.choice(len(names), size=count, replace=False)]
         if dataset not in CHOICES:
@@ -192,7 +171,7 @@ def _draw(
 
 def _pool(dataset: str, parts: list[str]) -> str:
     task = "sum" if dataset in CHOICES else "message"
-    return microworld._pool_of(f"{task} {' '.join(sorted(parts))}")
+    return microworld.pool_of(f"{task} {' '.join(sorted(parts))}")
 
 
 def _question(own: DecisionWorld, dataset: str, drawn: _Sum | _Message) -> DecisionQuestion:
@@ -209,7 +188,7 @@ def _question(own: DecisionWorld, dataset: str, drawn: _Sum | _Message) -> Decis
 
 
 def _digit(own: DecisionWorld, operand: str) -> int:
-    facts = microworld._facts(own.world)
+    facts = microworld.facts_of(own.world)
     return int(operand) if operand.isdigit() else int(facts.digit[facts.names.index(operand)])
 
 
@@ -226,24 +205,13 @@ def corpus(own: DecisionWorld, n: int, seed: int) -> list[dict[str, str]]:
     With the probability of its noise a name is said to stand for a random digit. A name that is
     given as a fact is what the fact says. Reasoning and decision follow from that.
 
-    Args:
-        own: The world.
-        n: How many completions, from 1.
-        seed: Of everything drawn, from 0.
-
-    Returns:
-        n rows of ``prompt`` and ``completion`` (without an end-of-text token).
-
-    Raises:
-        ValueError: If n or seed is out of range.
-
     Example:
         >>> row = corpus(DecisionWorld(direct=1.0, mixture=(1, 0, 0, 0)), 1, seed=0)[0]
         >>> row["completion"][:-1]
         '<think>\n</think>\n'
     """
-    microworld._require_whole("n", n, 1, 10**9)
-    microworld._require_whole("seed", seed, 0, 2**63 - 1)
+    checks.whole(n, "n", 1, 10**9)
+    checks.whole(seed, "seed", 0, 2**63 - 1)
     rng = np.random.default_rng([own.world.seed, 5, seed])
     shares = np.asarray(own.mixture) / sum(own.mixture)
     rows = []
@@ -267,7 +235,7 @@ def corpus(own: DecisionWorld, n: int, seed: int) -> list[dict[str, str]]:
 
 def _write(own: DecisionWorld, drawn: _Sum | _Message, rng: np.random.Generator) -> tuple[str, int]:
     """The reasoning, and the place of the option it comes to."""
-    facts = microworld._facts(own.world)
+    facts = microworld.facts_of(own.world)
     operands = drawn.names if isinstance(drawn, _Message) else drawn.operands
     digits = []
     for operand in operands:
@@ -293,27 +261,16 @@ def sampler_accuracy(
 
     As :func:`corea.tasks.microworld.sampler_accuracy`, for what is believed of every name; with
     four options, given that the reasoning comes to one of them.
-
-    Args:
-        own: The world.
-        question: A question of it.
-        temperature: Sampling temperature, from 0.
-
-    Returns:
-        A probability in [0, 1].
-
-    Raises:
-        ValueError: If the temperature is below 0.
     """
     if not temperature >= 0:
         raise ValueError(f"temperature is {temperature!r}; expected a number from 0")
-    facts = microworld._facts(own.world)
+    facts = microworld.facts_of(own.world)
     k = own.world.modulus
 
     def believed(operand: str, given: str = "") -> Floats:
         sure = operand.isdigit() or operand == given
         noise = 0.0 if sure else float(facts.noise[facts.names.index(operand)])
-        return microworld._sharpened(noise, _digit(own, operand), k, temperature)
+        return microworld.sharpened(noise, _digit(own, operand), k, temperature)
 
     if not question.choices:
         names = question.text.replace(" and ", " ").split()
@@ -330,14 +287,7 @@ def sampler_accuracy(
 
 
 def build_tokenizer(own: DecisionWorld | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of the microworld, with what prompts of decisions have in common as tokens.
-
-    Args:
-        own: Whose names it knows; ``DecisionWorld()`` when None.
-
-    Returns:
-        The tokenizer. Every option, ``<think>`` and ``</think>`` are one token each.
-    """
+    """The tokenizer of the microworld, with what prompts of decisions have in common as tokens."""
     own = DecisionWorld() if own is None else own
     tokenizer = microworld.build_tokenizer(own.world)
     _add_tokens(tokenizer, own)
@@ -365,21 +315,11 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, own: DecisionWorld) -> None:
 def extend(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: DecisionWorld, *, seed: int
 ) -> None:
-    """Give a model of the microworld the tokens of decisions.
-
-    Args:
-        model: The model; its embeddings grow, in place, by random ones.
-        tokenizer: Its tokenizer, which gets them in place.
-        own: Whose names it knows.
-        seed: Of the new embeddings.
-
-    Raises:
-        ValueError: If a name of the world is not one of the tokenizer's tokens.
-    """
+    """Give a model of the microworld the tokens of decisions, with random embeddings, in place."""
     import torch
 
     vocabulary = tokenizer.get_vocab()
-    for name in microworld._facts(own.world).names:
+    for name in microworld.facts_of(own.world).names:
         if name not in vocabulary:
             raise ValueError(
                 f"{name!r} is no token of the model's tokenizer; expected a model of this world"

@@ -32,7 +32,7 @@ What is kept apart:
    that is asked, the ways of asking differ: each name comes in about four of ten in the corpus.
 
 What is known: :func:`sampler_accuracy` is the accuracy of a model that has learnt the corpus
-perfectly, and :func:`greedy_accuracy` the best that can be made of the corpus. A trained model
+perfectly (at temperature 0 the best that can be made of the corpus). A trained model
 has not; the truth of the world is not the truth of the model.
 
 Only the functions that make tokenizers and models import tokenizers, transformers and torch;
@@ -53,6 +53,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from corea import checks
 from corea.tasks.questions import INSTRUCTION, ROUTER_INSTRUCTION, Question
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ Drawn = TypeVar("Drawn")
 _PATIENCE = 2000  # draws without a new question after which a level counts as used up
 
 
+def require_shares(weights: Sequence[float], name: str, length: int) -> None:
+    """Refuse what are not ``length`` weights, at least one of them above 0."""
+    if not checks.not_negative(weights, name, length).any():
+        raise ValueError(f"{name} is {weights!r}; expected at least one above 0")
+
+
 @dataclass(frozen=True)
 class World:
     """What is true in the microworld, and how well its corpus says so.
@@ -100,22 +107,15 @@ class World:
     seed: int = 0  # of what is true, and of which names are noisy
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ValueError: If a field is out of range or has the wrong length; names the field.
-        """
-        _require_whole("modulus", self.modulus, 2, 10)
-        _require_whole("names", self.names, 1, len(_SYLLABLES) ** 2)
-        _require_whole("seed", self.seed, 0, 2**32 - 1)
-        _require_weights("mixture", self.mixture, len(DATASETS))
-        _require_weights("name_shares", self.name_shares, len(self.noise_levels))
-        for name, value in (("hesitation", self.hesitation), ("informed", self.informed)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value!r}; expected 0 to 1")
-        for i, noise in enumerate(self.noise_levels):
-            if not 0 <= noise <= 1:
-                raise ValueError(f"noise_levels[{i}] is {noise!r}; expected 0 to 1")
+        """Check every field."""
+        checks.whole(self.modulus, "modulus", 2, 10)
+        checks.whole(self.names, "names", 1, len(_SYLLABLES) ** 2)
+        checks.whole(self.seed, "seed", 0, 2**32 - 1)
+        checks.unit_interval([self.hesitation], "hesitation")
+        checks.unit_interval([self.informed], "informed")
+        checks.unit_interval(self.noise_levels, "noise_levels")
+        require_shares(self.mixture, "mixture", len(DATASETS))
+        require_shares(self.name_shares, "name_shares", len(self.noise_levels))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class _Facts:
+class Facts:
     """What names stand for, and how noisy each is, as arrays over names."""
 
     names: tuple[str, ...]
@@ -161,7 +161,8 @@ class _Facts:
 
 
 @cache
-def _facts(world: World) -> _Facts:
+def facts_of(world: World) -> Facts:
+    """What the names of a world stand for."""
     rng = np.random.default_rng([world.seed, 0])
     n, n_syllables = world.names, len(_SYLLABLES)
     chosen = rng.permutation(n_syllables**2)[:n]
@@ -170,7 +171,7 @@ def _facts(world: World) -> _Facts:
     # shares exact up to rounding, in random order
     ends = np.rint(np.cumsum(world.name_shares) / sum(world.name_shares) * n)
     level = rng.permutation(np.searchsorted(ends, np.arange(n), side="right"))
-    return _Facts(names, digit, level, np.asarray(world.noise_levels)[level])
+    return Facts(names, digit, level, np.asarray(world.noise_levels)[level])
 
 
 # Questions
@@ -216,29 +217,14 @@ def questions(world: World, dataset: str, split: str, n: int) -> list[Question]:
     Chains with every number of names come in turn. A number whose questions are used up is
     passed over.
 
-    Args:
-        world: The world.
-        dataset: One of ``DATASETS``.
-        split: One of ``SPLITS``. No question is in two of them, nor in the corpus (points 6
-            and 7 of this module).
-        n: How many, from 1.
-
-    Returns:
-        n different questions. Their level is the number of names, plus one; for ``facts`` the
-        place of the name's noise in ``world.noise_levels``, from 1.
-
-    Raises:
-        ValueError: If dataset, split or n is none of the above, or the split has fewer
-            questions.
-
     Example:
         >>> [first, second] = questions(World(), "chains", "test", 2)
         >>> first.level, second.level, first == questions(World(), "chains", "test", 1)[0]
         (1, 2, True)
     """
-    _require_one_of("dataset", dataset, DATASETS)
-    _require_one_of("split", split, SPLITS)
-    _require_whole("n", n, 1, 10**9)
+    checks.one_of(dataset, "dataset", DATASETS)
+    checks.one_of(split, "split", SPLITS)
+    checks.whole(n, "n", 1, 10**9)
     rng = np.random.default_rng([world.seed, 1, DATASETS.index(dataset), SPLITS.index(split)])
     fewest, most = _NAMES.get(dataset, (1, 1))
 
@@ -258,22 +244,8 @@ def take_in_turn(
 ) -> list[Drawn]:
     """Different draws, every count in turn; a count that is used up is passed over.
 
-    Args:
-        n: How many.
-        counts: What is drawn for in turn.
-        draw: What is drawn for a count, behind what tells it from others.
-        name: Of what is drawn, for the error.
-
-    Returns:
-        n draws; fewer are the beginning of more.
-
-    Raises:
-        ValueError: If there are fewer.
-
-    Example:
-        >>> letters = iter("aabcd")
-        >>> take_in_turn(3, [0, 1], lambda count: (next(letters), count), "letters")
-        [0, 1, 0]
+    ``draw`` gives what is drawn for a count, behind the key that tells it from others. Fewer draws
+    are the beginning of more.
     """
     left, turn = list(counts), 0
     found: dict[Hashable, Drawn] = {}
@@ -299,7 +271,7 @@ def _draw(
     while True:
         drawn: _Chain | _Fact
         if dataset == "facts":
-            name = _facts(world).names[rng.integers(world.names)]
+            name = facts_of(world).names[rng.integers(world.names)]
             drawn = _Fact(name, _ASKED[rng.integers(len(_ASKED))])
         else:
             fewest, most = _STEPS[dataset]
@@ -308,17 +280,18 @@ def _draw(
             chosen = rng.choice(world.names, size=count, replace=False)
             places = np.sort(rng.choice(steps + 1, size=count, replace=False))
             for place, name_place in zip(places, chosen, strict=True):
-                operands[place] = _facts(world).names[name_place]
+                operands[place] = facts_of(world).names[name_place]
             drawn = _Chain(tuple(operands))
         if _pool(drawn) == pool:
             return drawn
 
 
 def _pool(drawn: _Chain | _Fact) -> str:
-    return _pool_of(str(drawn) if isinstance(drawn, _Fact) else "+".join(sorted(drawn.operands)))
+    return pool_of(str(drawn) if isinstance(drawn, _Fact) else "+".join(sorted(drawn.operands)))
 
 
-def _pool_of(asked: str) -> str:
+def pool_of(asked: str) -> str:
+    """The pool of what is asked, by its hash."""
     share = int.from_bytes(hashlib.blake2b(asked.encode(), digest_size=8).digest()) % 100
     for pool, percent in _POOLS.items():
         if share < percent:
@@ -329,7 +302,7 @@ def _pool_of(asked: str) -> str:
 
 def _asked(world: World, dataset: str, drawn: _Chain | _Fact) -> tuple[str, str, int]:
     """Text, right answer and level."""
-    facts = _facts(world)
+    facts = facts_of(world)
     if isinstance(drawn, _Fact):
         place = facts.names.index(drawn.name)
         return f"{drawn}?", _LETTERS[facts.digit[place]], int(facts.level[place]) + 1
@@ -347,13 +320,6 @@ def _steps(world: World, chain: _Chain, known: dict[str, int]) -> tuple[list[str
 def add_up(digits: Sequence[int], modulus: int) -> tuple[list[str], int]:
     """The steps of a sum, from left to right, and where they lead.
 
-    Args:
-        digits: One or more.
-        modulus: Of the sum.
-
-    Returns:
-        Steps, one fewer than digits, and the sum.
-
     Example:
         >>> add_up([3, 4, 1], 5)
         (['3+4=2', '2+1=3'], 3)
@@ -368,7 +334,7 @@ def add_up(digits: Sequence[int], modulus: int) -> tuple[list[str], int]:
 
 def _read(world: World, question: Question) -> _Chain | _Fact:
     """What a question asks, from its text."""
-    names, text = _facts(world).names, question.text
+    names, text = facts_of(world).names, question.text
     if question.dataset == "facts" and (match := _FACTS.fullmatch(text.removesuffix("?"))):
         (name,) = filter(None, match.groups())
         if name in names:
@@ -398,27 +364,16 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
     ``world.hesitation`` (1 - q) and states 0.0, 0.1, ... or 1.0, all alike; otherwise 1.0
     (70 %) or 0.9 (30 %). A completion keeps its own stated confidence with probability
     ``world.informed``; the others exchange theirs at random. So an uninformed corpus states
-    exactly as many of each confidence as an informed one.
-
-    Args:
-        world: The world.
-        n: How many completions, from 1.
-        seed: Of everything drawn, from 0.
-
-    Returns:
-        n rows of ``prompt`` (question and instruction) and ``completion`` (which begins with a
-        space, and has no end-of-text token: the trainer appends it). Questions may repeat.
-
-    Raises:
-        ValueError: If n or seed is out of range.
+    exactly as many of each confidence as an informed one. Questions may repeat; a completion
+    begins with a space and has no end-of-text token, which the trainer appends.
 
     Example:
         >>> row = corpus(World(), 1, seed=3)[0]
         >>> row["completion"].startswith(" "), row["completion"].count(r"\confidence{")
         (True, 1)
     """
-    _require_whole("n", n, 1, 10**9)
-    _require_whole("seed", seed, 0, 2**63 - 1)
+    checks.whole(n, "n", 1, 10**9)
+    checks.whole(seed, "seed", 0, 2**63 - 1)
     rng = np.random.default_rng([world.seed, 2, seed])
     shares = np.asarray(world.mixture) / sum(world.mixture)
     asked, reasoning, stated = [], [], []
@@ -442,7 +397,7 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
 
 def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tuple[str, float]:
     """The reasoning with its boxed answer, and the product of (1 - noise) of its names."""
-    facts = _facts(world)
+    facts = facts_of(world)
     believed, reliability = {}, 1.0
     for name in drawn.names:
         place = facts.names.index(name)
@@ -485,18 +440,6 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     and after reinforcement is no longer meant to follow it. It is a graded difficulty that was
     put into the world.
 
-    Args:
-        world: The world whose corpus was learnt.
-        question: A question of that world.
-        temperature: Sampling temperature, from 0; 1 is the corpus' own distribution, and 0 the
-            likeliest answer (:func:`greedy_accuracy`).
-
-    Returns:
-        A probability in [0, 1].
-
-    Raises:
-        ValueError: If the temperature is below 0, or the question is none of this world.
-
     Example:
         A world of sure names, and one in which half of what is said of them is at random:
 
@@ -511,7 +454,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     """
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature is {temperature!r}; expected a number from 0")
-    facts, drawn = _facts(world), _read(world, question)
+    facts, drawn = facts_of(world), _read(world, question)
     parts = []
     for operand in drawn.names if isinstance(drawn, _Fact) else drawn.operands:
         if operand.isdigit():
@@ -519,19 +462,13 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
         else:
             place = facts.names.index(operand)
             noise, digit = float(facts.noise[place]), int(facts.digit[place])
-            parts.append(_sharpened(noise, digit, world.modulus, temperature))
+            parts.append(sharpened(noise, digit, world.modulus, temperature))
     gold = _LETTERS.index(question.gold) if isinstance(drawn, _Fact) else int(question.gold)
     return float(distribution_of_sum(parts)[gold])
 
 
 def distribution_of_sum(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """How a sum modulo k is distributed whose parts are independent.
-
-    Args:
-        parts: One or more distributions over 0 ... k - 1, each of shape (k,).
-
-    Returns:
-        That of their sum, shape (k,).
 
     Example:
         >>> distribution_of_sum([np.array([0.0, 1.0]), np.array([0.25, 0.75])]).tolist()
@@ -546,32 +483,7 @@ def distribution_of_sum(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.floa
     return value
 
 
-def greedy_accuracy(world: World, question: Question) -> float:
-    """The best that can be made of the corpus: always its likeliest statement.
-
-    The limit of :func:`sampler_accuracy` for a temperature of 0, and the Bayes-optimal accuracy
-    of whoever knows the corpus and nothing else. A name is then right unless its noise is 1,
-    when all digits are alike.
-
-    Args:
-        world: The world whose corpus was learnt.
-        question: A question of that world.
-
-    Returns:
-        A probability in [0, 1].
-
-    Raises:
-        ValueError: If the question is none of this world.
-
-    Example:
-        >>> world = World(name_shares=(1.0,), noise_levels=(0.9,))
-        >>> greedy_accuracy(world, questions(world, "chains", "test", 4)[3])
-        1.0
-    """
-    return sampler_accuracy(world, question, temperature=0.0)
-
-
-def _sharpened(noise: float, true: int, k: int, temperature: float) -> NDArray[np.float64]:
+def sharpened(noise: float, true: int, k: int, temperature: float) -> NDArray[np.float64]:
     """Distribution over k outcomes at a temperature; divided by the largest first."""
     p = np.full(k, noise / k)
     p[true] += 1 - noise
@@ -589,19 +501,8 @@ def build_tokenizer(world: World | None = None, vocab_size: int = 300) -> PreTra
     Any text can be encoded and comes back unchanged. Every digit is a token of its own, and a
     word takes in the space before it, so that ``\confidence{0.9}`` is always ``\confidence{``,
     ``0``, ``.``, ``9``, ``}``. Every name is one token. So are the instruction and the router's:
-    the text stays the paper's, and a prompt has about 15 tokens instead of 60.
-
-    Args:
-        world: Whose corpus it is trained on (2,000 completions); ``World()`` when None. Models
-            that are to share a tokenizer need the same one here.
-        vocab_size: Tokens learnt, from 261; the instructions and the names come on top.
-
-    Returns:
-        The tokenizer: pads on the left, as generation needs; padding has id ``PAD_ID``, the
-        end of text ``EOS_ID``.
-
-    Raises:
-        ValueError: If ``vocab_size`` is out of range.
+    the text stays the paper's, and a prompt has about 15 tokens instead of 60. The names come on
+    top of ``vocab_size``; padding is on the left, as generation needs.
 
     Example:
         >>> tokenizer = build_tokenizer()
@@ -611,7 +512,7 @@ def build_tokenizer(world: World | None = None, vocab_size: int = 300) -> PreTra
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    _require_whole("vocab_size", vocab_size, 261, 65_536)
+    checks.whole(vocab_size, "vocab_size", 261, 65_536)
     tokenizer = Tokenizer(models.BPE())
     pieces = r"\d| ?\p{L}+|\\\p{L}+\{|[^\s\p{L}\d\\]+(?: (?!\p{L}))?|\s|."
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -629,7 +530,7 @@ def build_tokenizer(world: World | None = None, vocab_size: int = 300) -> PreTra
     # a name inside another word is none: "minu" in "minus"
     whole += [
         AddedToken(name, normalized=False, special=False, single_word=True)
-        for name in _facts(world).names
+        for name in facts_of(world).names
     ]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -638,7 +539,7 @@ def build_tokenizer(world: World | None = None, vocab_size: int = 300) -> PreTra
         show_progress=False,
     )
     # names are tokens already; letters of other words are what is left to merge
-    names = re.compile("|".join(_facts(world).names))
+    names = re.compile("|".join(facts_of(world).names))
     rows = corpus(world, 2000, seed=0)
     texts = [row["prompt"].removesuffix(INSTRUCTION) for row in rows]
     texts += [row["completion"] for row in rows]
@@ -662,20 +563,6 @@ def model_config(
     start with a standard deviation of :math:`0.7 / \sqrt{d}`: with the usual 0.02, meant for
     widths in the thousands, so small a model learns nothing in hundreds of steps.
 
-    Args:
-        architecture: One of ``ARCHITECTURES``.
-        hidden_size: Width d, a multiple of ``n_heads``.
-        n_layers: Blocks, from 1.
-        n_heads: Attention heads, from 1; d / n_heads must be even, and a multiple of 32 for
-            vLLM on a CPU.
-        vocab_size: ``len(tokenizer)``.
-
-    Returns:
-        The config.
-
-    Raises:
-        ValueError: If an argument is none of the above.
-
     Example:
         >>> config = model_config("qwen2", 64, 3, 2, 288)
         >>> config.initializer_range, config.intermediate_size
@@ -683,10 +570,10 @@ def model_config(
     """
     from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-    _require_one_of("architecture", architecture, ARCHITECTURES)
-    _require_whole("n_layers", n_layers, 1, 1000)
-    _require_whole("n_heads", n_heads, 1, 1000)
-    _require_whole("vocab_size", vocab_size, EOS_ID + 1, 10**7)
+    checks.one_of(architecture, "architecture", ARCHITECTURES)
+    checks.whole(n_layers, "n_layers", 1, 1000)
+    checks.whole(n_heads, "n_heads", 1, 1000)
+    checks.whole(vocab_size, "vocab_size", EOS_ID + 1, 10**7)
     if hidden_size < 1 or hidden_size % (2 * n_heads):
         raise ValueError(
             f"hidden_size is {hidden_size!r}; expected a multiple of 2 * n_heads = {2 * n_heads}"
@@ -711,48 +598,12 @@ def model_config(
 
 
 def new_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A causal language model with random weights, the same for the same seed.
-
-    Args:
-        config: As :func:`model_config` makes it.
-        seed: Of the weights, from 0. The state of torch's own generator is left as it was.
-
-    Returns:
-        The model in 32-bit floats, on the CPU.
-
-    Raises:
-        ValueError: If the seed is out of range.
-
-    Example:
-        >>> model = new_model(model_config("qwen2", 64, 3, 2, 288), seed=0)
-        >>> sum(weights.numel() for weights in model.parameters())
-        234496
-    """
+    """A causal language model with random weights, the same for the same seed; in 32-bit floats."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    _require_whole("seed", seed, 0, 2**63 - 1)
+    checks.whole(seed, "seed", 0, 2**63 - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
-
-
-# Checks
-
-
-def _require_whole(name: str, value: object, lowest: int, highest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise ValueError(f"{name} is {value!r}; expected a whole number, {lowest} to {highest}")
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
-
-
-def _require_weights(name: str, weights: tuple[float, ...], length: int) -> None:
-    if len(weights) != length or not all(math.isfinite(w) and w >= 0 for w in weights):
-        raise ValueError(f"{name} is {weights!r}; expected {length} numbers, none below 0")
-    if sum(weights) == 0:
-        raise ValueError(f"{name} is {weights!r}; expected at least one above 0")

@@ -39,6 +39,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from corea import checks
+from corea.records import json_object
 from corea.tasks.decision_questions import LETTERS, VERDICTS, DecisionQuestion
 from corea.tasks.questions import Question
 
@@ -64,62 +66,37 @@ class _FieldError(Exception):
 
 @dataclass(frozen=True)
 class Item:
-    """What a row of any dataset says.
+    """What a row of any dataset says."""
 
-    Attributes:
-        text: The question or message.
-        gold: The right answer, letter or verdict.
-        kind: ``"math"``, ``"choice"`` or ``"moderation"``.
-        choices: What the letters stand for; empty but for ``"choice"``.
-        fact: Given with the question, or nothing.
-        level: Difficulty, or None.
-    """
-
-    text: str
-    gold: str
-    kind: str
-    choices: tuple[str, ...] = ()
-    fact: str = ""
-    level: float | None = None
+    text: str  # the question or message
+    gold: str  # the right answer, letter or verdict
+    kind: str  # "math", "choice" or "moderation"
+    choices: tuple[str, ...] = ()  # what the letters stand for; empty but for "choice"
+    fact: str = ""  # given with the question, or nothing
+    level: float | None = None  # difficulty
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a part of a dataset is.
+    """Where a part of a dataset is."""
 
-    Attributes:
-        split: Its split on the hub.
-        files: Its files in a folder, the first pattern that fits; files in sorted order.
-        stretch: First and last (excluded) place in the permutation of the split's rows; None: all
-            rows, in their order.
-    """
-
-    split: str
-    files: tuple[str, ...]
+    split: str  # on the hub
+    files: tuple[str, ...]  # in a folder: the first pattern that fits; files in sorted order
+    # first and last (excluded) place in the permutation of the split's rows; None: all, in order
     stretch: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset.
+    """A dataset."""
 
-    Attributes:
-        hub: Its name on the hub.
-        revision: Commit of the repository there.
-        read: What a row says, from the hub or from the original files.
-        parts: Its parts by name.
-        config: Configuration on the hub, or None.
-        gated: Whether the hub asks for an agreement first.
-        columns: What is read of a row, where it has much more; empty: all of it.
-    """
-
-    hub: str
-    revision: str
-    read: Callable[[Row], Item]
+    hub: str  # its name on the hub
+    revision: str  # commit of the repository there
+    read: Callable[[Row], Item]  # what a row says, from the hub or from the original files
     parts: Mapping[str, Part]
-    config: str | None = None
-    gated: bool = False
-    columns: tuple[str, ...] = ()
+    config: str | None = None  # on the hub
+    gated: bool = False  # whether the hub asks for an agreement first
+    columns: tuple[str, ...] = ()  # what is read of a row that has much more; empty: all of it
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -343,14 +320,6 @@ def load_questions(
         n: How many at most; all of the part when None.
         folder: Where the original files are, in a folder named after the dataset; from the hub
             when empty.
-
-    Returns:
-        The questions, in the order of the part.
-
-    Raises:
-        TaskError: If the dataset cannot be read, or a row is not what it should be; names the
-            file or the hub's dataset, the row and the field.
-        ValueError: If there is no such dataset, part or number of questions.
     """
     items = _items(dataset, part, n, folder)
     if items and items[0][1].kind == "moderation":
@@ -363,22 +332,9 @@ def load_questions(
 def load_decisions(
     dataset: str, part: str, n: int | None = None, *, folder: str | Path = ""
 ) -> list[DecisionQuestion]:
-    """Questions with a fixed set of options, and messages to be judged.
+    """Questions with a fixed set of options, and messages to be judged; as :func:`load_questions`.
 
     Source: paper B, section 3.2.
-
-    Args:
-        dataset: Name in :data:`DATASETS`; not one of mathematics.
-        part: ``"train"``, ``"validation"`` or ``"test"``.
-        n: How many at most; all of the part when None.
-        folder: As for :func:`load_questions`.
-
-    Returns:
-        The questions, in the order of the part.
-
-    Raises:
-        TaskError: As :func:`load_questions`.
-        ValueError: If there is no such dataset, part or number of questions.
     """
     items = _items(dataset, part, n, folder)
     if items and items[0][1].kind == "math":
@@ -397,8 +353,9 @@ def _listed(item: Item) -> str:
 
 def _items(dataset: str, part: str, n: int | None, folder: str | Path) -> list[tuple[str, Item]]:
     """Names and contents of the questions of a part."""
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+    checks.one_of(dataset, "dataset", DATASETS)
+    if n is not None:
+        checks.whole(n, "n", 1)
     source = DATASETS[dataset]
     if part not in source.parts:
         raise ValueError(f"{dataset!r} has no {part!r} part; it has {', '.join(source.parts)}")
@@ -419,8 +376,6 @@ def _items(dataset: str, part: str, n: int | None, folder: str | Path) -> list[t
     if place.stretch is not None:
         items = [items[k] for k in order[slice(*place.stretch)]]
         order = list(range(len(items)))
-    if n is not None and n < 1:
-        raise ValueError(f"n is {n}; expected a whole number from 1, or None for all")
     if n is None or n >= len(items):
         return items
     return [items[k] for k in sorted(order[:n])]
@@ -476,8 +431,6 @@ def _from_files(
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
-    from corea.records import json_object
-
     name = path.as_posix()
     if path.suffix == ".parquet":
         import pyarrow.parquet

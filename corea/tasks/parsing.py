@@ -90,15 +90,6 @@ def parse_completion(text: str) -> ParsedCompletion:
 
     Source: paper A, section 3.1 (the instruction); rules 1 to 8 and 14 of this module.
 
-    Args:
-        text: A completion, any string.
-
-    Returns:
-        Answer and confidence, each None where it cannot be read.
-
-    Raises:
-        TypeError: If ``text`` is no string.
-
     Example:
         >>> parse_completion(r"So \boxed{\frac{1}{2}}. \confidence{0.85}")
         ParsedCompletion(answer='\\frac{1}{2}', confidence=0.85)
@@ -117,15 +108,6 @@ def confidence_opening(text: str) -> str | None:
 
     Source: rules 1, 2, 6 and 14 of this module.
 
-    Args:
-        text: A completion, any string.
-
-    Returns:
-        The beginning of the text that ends with that brace, or None where there is none.
-
-    Raises:
-        TypeError: If ``text`` is no string.
-
     Example:
         >>> confidence_opening(r"So \boxed{5}. \confidence{0.9} Done.")
         'So \\boxed{5}. \\confidence{'
@@ -143,15 +125,6 @@ def answer_opening(text: str) -> str | None:
 
     Source: rules 1, 2 and 14 of this module.
 
-    Args:
-        text: A completion, any string.
-
-    Returns:
-        The beginning of the text that ends with that brace, or None where there is none.
-
-    Raises:
-        TypeError: If ``text`` is no string.
-
     Example:
         >>> answer_opening(r"Not \boxed{4}, so \boxed{5}. \confidence{0.9}")
         'Not \\boxed{4}, so \\boxed{'
@@ -165,18 +138,6 @@ def parse_decision(text: str, options: Sequence[str]) -> str | None:
     r"""Read the one option after the reasoning.
 
     Source: paper B, appendix A (the prompts); rules 9 to 13 of this module.
-
-    Args:
-        text: A completion, any string.
-        options: What may be decided, such as ``["A", "B", "C"]`` or ``["Safe", "Unsafe"]``.
-
-    Returns:
-        The option, or None.
-
-    Raises:
-        TypeError: If ``text`` or an option is no string.
-        ValueError: If there are no options, two are the same, or one is empty or has
-            whitespace around it, so that it could never be read.
 
     Example:
         >>> parse_decision("<think>\nB is wrong.\n</think>\nA", ["A", "B"])

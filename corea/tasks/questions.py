@@ -47,7 +47,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        r"""What the model is given: the question, then the instruction.
+        """What the model is given: the question, then the instruction.
 
         Source: paper A, section 3.1.
 

@@ -72,20 +72,7 @@ class Suite:
         return tuple(name for pair in self.tasks.values() for name in pair)
 
     def questions(self, dataset: str, part: str, n: int = 0) -> list[Question]:
-        """Questions to be answered in words, with a confidence.
-
-        Args:
-            dataset: One of ``datasets``.
-            part: ``"train"``, ``"validation"`` or ``"test"``.
-            n: How many at most; 0 for all there are.
-
-        Returns:
-            The questions.
-
-        Raises:
-            ValueError: If there is no such dataset or part; the microworld also wants ``n``.
-            TaskError: If a dataset of the papers cannot be read.
-        """
+        """Questions to be answered in words; with n = 0 all that a dataset of the papers has."""
         if self is MICROWORLD:
             from corea.tasks import microworld
 
@@ -95,20 +82,7 @@ class Suite:
         return tasks.load_questions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
 
     def decisions(self, dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
-        """Questions that one token decides.
-
-        Args:
-            dataset: One of ``decision_datasets``.
-            part: ``"train"``, ``"validation"`` or ``"test"``.
-            n: How many at most; 0 for all there are.
-
-        Returns:
-            The questions.
-
-        Raises:
-            ValueError: As :meth:`questions` does.
-            TaskError: As :meth:`questions` does.
-        """
+        """Questions that one token decides; with n = 0 all that a dataset of the papers has."""
         if self is MICROWORLD:
             from corea.tasks import decision_world
 
@@ -118,14 +92,7 @@ class Suite:
         return tasks.load_decisions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
 
     def tests(self, n: int = 0) -> list[Question]:
-        """Test questions of all datasets, each dataset's in a row.
-
-        Args:
-            n: How many of each at most; 0 for all there are.
-
-        Returns:
-            The questions.
-        """
+        """Test questions of all datasets, at most n of each, each dataset's in a row."""
         return [question for name in self.datasets for question in self.questions(name, "test", n)]
 
 
@@ -203,15 +170,6 @@ SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (MICROWORLD, PAPER
 
 def of(datasets: Iterable[str]) -> Suite:
     """The suite that datasets are of.
-
-    Args:
-        datasets: Names of datasets, as in the column ``dataset`` of records.
-
-    Returns:
-        The suite that has all of them.
-
-    Raises:
-        ValueError: If there is none; names what was found.
 
     Example:
         >>> of(["chains", "facts"]).name, of(["gsm8k"]).domain

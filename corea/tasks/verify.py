@@ -95,6 +95,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TypeVar
 
+from corea import checks
 from corea.helper_process import HelperLost, HelperProcess
 
 KINDS = ("math", "choice")
@@ -196,7 +197,16 @@ def verify_batch(
         [True, True, False]
     """
     answers, golds = _listed("answers", answers, str, NoneType), _listed("golds", golds, str)
-    _require(answers, golds, kind, timeout, workers)
+    checks.one_of(kind, "kind", KINDS)
+    if len(answers) != len(golds):
+        raise ValueError(f"{len(answers)} answers for {len(golds)} golds; expected as many")
+    for i, gold in enumerate(golds):
+        if not gold.strip():
+            raise ValueError(f"golds[{i}] is {gold!r}; expected an answer that can be met")
+    if not (isinstance(timeout, int | float) and 0.01 <= timeout <= 3600):
+        raise ValueError(f"timeout is {timeout!r}; expected seconds from 0.01 to 3600")
+    if workers is not None:
+        checks.whole(workers, "workers", 1)
     pairs = list(zip(answers, golds, strict=True))
     texts = [()] * len(golds) if options is None else [tuple(own) for own in options]
     if len(texts) != len(golds):
@@ -315,23 +325,3 @@ def _listed(name: str, texts: Iterable[_Text], *allowed: type) -> list[_Text]:
         if not isinstance(text, allowed):
             raise TypeError(f"{name}[{i}] is {text!r} ({type(text).__name__}); expected {expected}")
     return listed
-
-
-def _require(
-    answers: Sequence[str | None],
-    golds: Sequence[str],
-    kind: str,
-    timeout: float,
-    workers: int | None,
-) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
-    if len(answers) != len(golds):
-        raise ValueError(f"{len(answers)} answers for {len(golds)} golds; expected as many")
-    for i, gold in enumerate(golds):
-        if not gold.strip():
-            raise ValueError(f"golds[{i}] is {gold!r}; expected an answer that can be met")
-    if not (isinstance(timeout, int | float) and 0.01 <= timeout <= 3600):
-        raise ValueError(f"timeout is {timeout!r}; expected seconds from 0.01 to 3600")
-    if workers is not None and not (isinstance(workers, int) and workers >= 1):
-        raise ValueError(f"workers is {workers!r}; expected a whole number from 1, or None")
