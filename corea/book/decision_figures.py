@@ -59,7 +59,7 @@ def plot_growing(growing: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """Metrics against the share of foreign reasoning: a row a metric, a column a dataset.
 
     Args:
-        growing: Rows of :func:`corea.book.compare.intervals` with ``share``.
+        growing: Rows of :func:`corea.metrics.intervals.summarize` with ``share``.
         labels: Metric to its label, in order.
 
     Returns:

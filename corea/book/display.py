@@ -175,7 +175,7 @@ def table(
     """A captioned table; every cell and header is escaped.
 
     Args:
-        frame: What to show. An :class:`corea.metrics.calibration.Interval` is shown on two lines.
+        frame: What to show. An :class:`corea.metrics.intervals.Interval` is shown on two lines.
             A named or non-default index is shown as columns first.
         caption: One or two sentences: what is shown, n, seeds, resamples.
         formats: Column name to a format spec (``".3f"``) or a function of the
@@ -196,7 +196,7 @@ def table(
     """
     import pandas as pd
 
-    from corea.metrics.calibration import Interval
+    from corea.metrics.intervals import Interval
 
     shown = frame
     if not isinstance(frame.index, pd.RangeIndex):

@@ -31,16 +31,14 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from corea.book.compare import as_interval
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, style
 from corea.metrics.calibration import (
-    Interval,
-    bootstrap_interval,
     describe_stated,
     reliability_curve,
 )
-from corea.metrics.report import calibration_metrics
+from corea.metrics.intervals import Interval, as_interval, bootstrap_interval
+from corea.metrics.measure import calibration_metrics
 from corea.runs import RunError, TrainedModel, read_model, run_file, run_records, run_table
 
 if TYPE_CHECKING:
@@ -615,7 +613,7 @@ def in_words(row: Mapping[Any, Any], spec: str = ".3f") -> str:
     """An interval for a sentence, also where it does not exist.
 
     Args:
-        row: With ``value``, ``low`` and ``high``, as of :func:`corea.book.compare.intervals`.
+        row: With ``value``, ``low`` and ``high``, as of :func:`corea.metrics.intervals.summarize`.
         spec: Format of each number.
 
     Returns:
@@ -653,7 +651,7 @@ def self_knowledge_verdict(
         change shown"``.
 
     Example:
-        >>> def about(x): return Interval(x, x - 0.05, x + 0.05, 0.95, 100, 0)
+        >>> def about(x): return Interval(x, x - 0.05, x + 0.05)
         >>> self_knowledge_verdict(about(0.6), about(0.8), about(0.2))
         'amplified'
         >>> self_knowledge_verdict(about(0.5), about(0.52), about(0.02))

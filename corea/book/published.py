@@ -34,6 +34,8 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
+from corea.rlcc.cascades import LARGE_MODEL
+
 QUESTIONS: Mapping[str, int] = MappingProxyType(
     {
         "DeepMath500": 500,
@@ -69,7 +71,6 @@ SMALL_MODEL: Mapping[str, str] = MappingProxyType(
 )
 """Small model inside each of paper A's collaborative systems. Source: section 4.2."""
 
-LARGE_MODEL = "Baseline LLM"
 ROUTER = "Router+RLVR-SLM"
 
 TABLES: Mapping[tuple[str, int], str] = MappingProxyType(

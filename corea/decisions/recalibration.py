@@ -1,11 +1,11 @@
 r"""Decisions compared: paper B's tables, beside what is measured here.
 
 Records of decisions (:mod:`corea.decisions.evaluation`) are records like any others, and
-:func:`corea.book.compare.measure` measures them. Here is what only decisions have: errors over the
-probabilities of all options, recalibration behind the training, and where the decision world
+:func:`corea.metrics.measure.measure` measures them. Here is what only decisions have: errors over
+the probabilities of all options, recalibration behind the training, and where the decision world
 stands for paper B's datasets.
 
-1. Units are those of :mod:`corea.book.compare`: accuracies (``pass_at_1``) in percent, errors and
+1. Units are those of paper A's tables: accuracies (``pass_at_1``) in percent, errors and
    AUROC as fractions. Paper B prints all in percent.
 2. The paper's numbers shown beside ours are those of its smallest model, Qwen3-1.7B, unless a
    table is about all three.
@@ -23,14 +23,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from corea.book.compare import (
-    QuestionWeights,
-    as_interval,
-    as_measurements,
-    claim,
-    differences,
-    measure,
-)
 from corea.book.published import published_table
 from corea.decisions.evaluation import OPTIONS
 from corea.metrics.calibration import (
@@ -38,6 +30,14 @@ from corea.metrics.calibration import (
     marginal_calibration_error,
     static_calibration_error,
 )
+from corea.metrics.intervals import (
+    QuestionWeights,
+    as_interval,
+    as_measurements,
+    claim,
+    differences,
+)
+from corea.metrics.measure import measure
 from corea.tasks import suites
 from corea.tasks.decision_questions import LETTERS, VERDICTS
 from corea.tasks.suites import MICROWORLD, Suite
@@ -124,11 +124,11 @@ def measure_decisions(
     Args:
         records: Of decisions, with ``seed``.
         n_bins: Bins of the ECE, of equal mass.
-        n_resamples: As for :func:`corea.book.compare.measure`.
+        n_resamples: As for :func:`corea.metrics.measure.measure`.
         seed: Of the resampling.
 
     Returns:
-        Measurements, as of :func:`corea.book.compare.measure`.
+        Measurements, as of :func:`corea.metrics.measure.measure`.
     """
     return pd.concat(
         [
@@ -156,11 +156,11 @@ def measure_options(
     Args:
         records: Of decisions, from :func:`corea.runs.run_records`; those without one are left out.
         n_bins: Bins of each option.
-        n_resamples: As for :func:`corea.book.compare.measure`.
+        n_resamples: As for :func:`corea.metrics.measure.measure`.
         seed: Of the resampling.
 
     Returns:
-        Measurements, as of :func:`corea.book.compare.measure`, with the metrics ``sce`` and
+        Measurements, as of :func:`corea.metrics.measure.measure`, with the metrics ``sce`` and
         ``mce`` (:func:`corea.metrics.calibration.static_calibration_error` and
         :func:`~corea.metrics.calibration.marginal_calibration_error`), missing where nothing was
         decided.
@@ -183,7 +183,9 @@ def measure_options(
             )
             for metric, error in _ERRORS.items()
         }
-        parts.append(as_measurements(values, system=system, seed=run_seed, dataset=dataset))
+        n = rows["question_id"].nunique()
+        labels = {"system": system, "seed": run_seed, "dataset": dataset}
+        parts.append(as_measurements(values, n_questions=n, **labels))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -198,11 +200,11 @@ def measure_means(
         rows: With ``system``, ``seed``, ``dataset``, ``question_id`` and the columns; a value that
             is missing is left out of its mean.
         columns: Numbers or flags.
-        n_resamples: As for :func:`corea.book.compare.measure`.
+        n_resamples: As for :func:`corea.metrics.measure.measure`.
         seed: Of the resampling.
 
     Returns:
-        Measurements, as of :func:`corea.book.compare.measure`, with the columns as metrics.
+        Measurements, as of :func:`corea.metrics.measure.measure`, with the columns as metrics.
 
     Example:
         >>> rows = pd.DataFrame({"system": "Base", "seed": 0, "dataset": "choices",
@@ -222,7 +224,9 @@ def measure_means(
                 total = weight[:, there].sum(axis=1)
                 total = np.where(total > 0, total, np.nan)
                 means[column] = weight[:, there] @ values[there] / total
-            parts.append(as_measurements(means, system=system, seed=run_seed, dataset=dataset))
+            labels = {"system": system, "seed": run_seed, "dataset": dataset}
+            n = own["question_id"].nunique()
+            parts.append(as_measurements(means, n_questions=n, **labels))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -535,7 +539,7 @@ def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     """Measured values side by side: a row per dataset and system, a column per metric.
 
     Args:
-        table: From :func:`corea.book.compare.intervals`.
+        table: From :func:`corea.metrics.intervals.summarize`.
         metrics: Metric to its heading, in order.
 
     Returns:
@@ -559,7 +563,7 @@ def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
     """Measured values of models of several sizes, in the layout of paper B's Tables 1 and 4.
 
     Args:
-        table: From :func:`corea.book.compare.intervals`, with ``size``.
+        table: From :func:`corea.metrics.intervals.summarize`, with ``size``.
         metrics: Metric to its heading, in order.
 
     Returns:
@@ -604,7 +608,7 @@ def with_committed(
 
     Args:
         shown: The table.
-        committed: :func:`corea.book.compare.intervals` of the full run, or None.
+        committed: :func:`corea.metrics.intervals.summarize` of the full run, or None.
         metrics: Metric to its heading.
 
     Returns:
@@ -634,7 +638,7 @@ def claims(measured: pd.DataFrame) -> pd.DataFrame:
             on a dataset is left out there.
 
     Returns:
-        Rows of :func:`corea.book.compare.claim`; the paper's numbers are those of its smallest
+        Rows of :func:`corea.metrics.intervals.claim`; the paper's numbers are those of its smallest
         model.
     """
     suite = suites.of(measured["dataset"])

@@ -10,17 +10,25 @@ Deviations from paper A:
    is a threshold. :data:`DEFER_ALL` is the paper's 1.1.
 2. A missing confidence defers. The paper does not say; a system that cannot state its
    confidence has not earned the saving.
-3. The paper sets the threshold to the large model's pass@1 on the evaluation set itself.
+3. Formulas (9) and (10) of the paper, its costs, are lost in our text; they are reconstructed
+   from its two assumptions (section 4.3): output tokens cost four times as much as input tokens,
+   and prices scale with the number of parameters.
+4. The paper sets the threshold to the large model's pass@1 on the evaluation set itself.
    :func:`cheapest_threshold` lets one choose it on other questions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+from corea.metrics.intervals import Interval, bootstrap_intervals
+from corea.records import pair, quoted, quoted_names, select
 
 DEFER_ALL = 1.1
 """A threshold above every confidence (paper A, section 5.2)."""
@@ -368,6 +376,187 @@ def pareto_front(cost: ArrayLike, pass_at_1: ArrayLike) -> NDArray[np.bool_]:
     # those equal to a system on the front stand beside it
     points = set(zip(cost[front], accuracy[front], strict=True))
     return np.array([point in points for point in zip(cost, accuracy, strict=True)], dtype=bool)
+
+
+def query_cost(
+    prompt_tokens: ArrayLike,
+    completion_tokens: ArrayLike,
+    size_ratio: float = 1.0,
+    output_price: float = 4.0,
+) -> NDArray[np.float64]:
+    r"""Cost of asking one model.
+
+    .. math:: C = \rho \, (n_\text{in} + \pi \, n_\text{out})
+
+    Source: paper A, section 4.3, equations (9) and (10), reconstructed.
+
+    Args:
+        prompt_tokens: Tokens read, :math:`n_\text{in}`, shape (n,) or scalar.
+        completion_tokens: Tokens written, :math:`n_\text{out}`, same shape.
+        size_ratio: Parameters of the model over those of the small model, :math:`\rho`.
+        output_price: Price of an output token in input tokens, :math:`\pi`.
+
+    Returns:
+        Cost in input tokens of the small model, the shape of the arguments.
+
+    Raises:
+        ValueError: If a count is missing or negative, or a ratio or price is not positive.
+
+    Example:
+        >>> float(query_cost(100, 50))
+        300.0
+        >>> float(query_cost(100, 50, size_ratio=32 / 7))  # a 32B model beside a 7B one
+        1371.4285714285713
+    """
+    for name, value in (("size_ratio", size_ratio), ("output_price", output_price)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value}; expected a positive number")
+    prompt, completion = (
+        _token_counts(name, tokens)
+        for name, tokens in (
+            ("prompt_tokens", prompt_tokens),
+            ("completion_tokens", completion_tokens),
+        )
+    )
+    return size_ratio * (prompt + output_price * completion)
+
+
+def _token_counts(name: str, tokens: ArrayLike) -> NDArray[np.float64]:
+    # pandas' nullable integers need to be told what a missing count becomes
+    to_numpy = getattr(tokens, "to_numpy", None)
+    counts = np.asarray(
+        to_numpy(dtype=float, na_value=np.nan) if to_numpy else tokens, dtype=np.float64
+    )
+    if missing := int(np.isnan(counts).sum()):
+        raise ValueError(f"{name}: {missing} of {counts.size} counts are missing; no cost without")
+    if counts.size and counts.min() < 0:
+        raise ValueError(f"{name}: found {counts.min():g}, expected counts from 0")
+    return counts
+
+
+# --- tables of one run ---
+
+
+COLUMNS = ("confidence", "small_correct", "large_correct", "small_cost", "large_cost")
+
+
+def operating_intervals(
+    paired: pd.DataFrame, *, threshold: float, n_resamples: int = 1000, seed: int = 0
+) -> Mapping[str, Interval]:
+    """What a cascade does at one threshold, with intervals.
+
+    Args:
+        paired: From :func:`corea.records.pair`, with ``small_cost`` and ``large_cost``.
+        threshold: Where it operates; the same in every resample.
+        n_resamples: Bootstrap resamples, by question.
+        seed: Of the resampling.
+
+    Returns:
+        Name of each quantity of an operating point to its interval.
+    """
+    ranges = {
+        "pass_at_1": (0.0, 1.0),
+        "cost": (0.0, np.inf),
+        "deferral_rate": (0.0, 1.0),
+        "cost_saving": (-np.inf, 1.0),
+        "accuracy_drop": (-1.0, 1.0),
+    }
+
+    def quantity(name: str, *columns: np.ndarray, weight: np.ndarray | None) -> float:
+        point = operating_point(*columns, threshold=threshold, weight=weight)
+        return float(getattr(point, name))
+
+    return bootstrap_intervals(
+        {name: partial(quantity, name) for name in ranges},
+        paired,
+        columns=COLUMNS,
+        n_resamples=n_resamples,
+        seed=seed,
+        bounds=ranges,
+    )
+
+
+def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tuple[str, str]:
+    """Which system answers first and which one is behind it.
+
+    Args:
+        table: Records.
+        small: Name of the system that answers first; chosen here when empty: the only
+            one, or of two the one with more confidences.
+        large: Name of the system behind it; the other of two when empty.
+
+    Returns:
+        Both names; the second is empty when there is one system only.
+
+    Raises:
+        ValueError: If a name is not among the systems, both are the same, or more than
+            two systems leave the choice open.
+
+    Example:
+        >>> table = pd.DataFrame({"system": ["big", "tiny"], "confidence": [None, 0.5]})
+        >>> small_and_large(table)
+        ('tiny', 'big')
+    """
+    stated = table.groupby("system", sort=False)["confidence"].count()
+    systems = list(stated.sort_values(ascending=False, kind="stable").index)
+    for name in filter(None, (small, large)):
+        select(table, system=name)
+    if small and small == large:
+        raise ValueError(f"small and large are both {quoted(small)}; a cascade needs two systems")
+    if len(systems) > 2 and not (small and large):
+        there = quoted_names(systems)
+        raise ValueError(f"{len(systems)} systems: say which is small and which large of {there}")
+    small = small or next(name for name in systems if name != large)
+    large = large or next((name for name in systems if name != small), "")
+    return small, large
+
+
+def priced_pair(
+    table: pd.DataFrame,
+    small: str,
+    large: str,
+    *,
+    size_ratio: float,
+    output_price: float = 4.0,
+) -> tuple[pd.DataFrame, str]:
+    """Two systems on the same questions, with the cost of asking each.
+
+    Args:
+        table: Records.
+        small: System that answers first.
+        large: System behind it.
+        size_ratio: Parameters of the large model over those of the small one.
+        output_price: Price of an output token in input tokens.
+
+    Returns:
+        The paired table with ``small_cost`` and ``large_cost``, and the unit of cost in
+        words. Where a token count is missing anywhere, every query of a system costs the
+        same: 1 for the small model, ``size_ratio`` for the large.
+
+    Raises:
+        ValueError: As :func:`corea.records.pair` and :func:`corea.metrics.costs.query_cost`.
+    """
+    paired = pair(table, small, large)
+    tokens = [
+        f"{side}_{kind}_tokens" for side in ("small", "large") for kind in ("prompt", "completion")
+    ]
+    counted = all(name in paired and paired[name].notna().all() for name in tokens)
+    ratios = {"small": 1.0, "large": size_ratio}
+    costs = {
+        f"{side}_cost": query_cost(
+            paired[f"{side}_prompt_tokens"] if counted else np.ones(len(paired)),
+            paired[f"{side}_completion_tokens"] if counted else np.zeros(len(paired)),
+            ratio,
+            output_price,
+        )
+        for side, ratio in ratios.items()
+    }
+    unit = (
+        "input tokens of the small model"
+        if counted
+        else "queries of the small model, since not every row has its token counts"
+    )
+    return paired.assign(**costs), unit
 
 
 @dataclass(frozen=True)

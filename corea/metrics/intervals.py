@@ -32,6 +32,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any
@@ -111,7 +112,7 @@ class Interval:
             int(row[name]) if name in row and not pd.isna(row[name]) else 0
             for name in ("n_questions", "n_seeds")
         )
-        method = row["interval"] if "interval" in row else ""
+        method = row.get("interval", "")
         return cls(*ends, LEVEL, method if isinstance(method, str) else "", *counts)
 
     def __format__(self, spec: str) -> str:
@@ -261,7 +262,9 @@ def differences(
                     "have no seed in common: nothing to pair over"
                 )
             low, high = RANGES.get(str(metric), _ANY)
-            bounds = (0.0, np.inf) if ratio and low >= 0 else _ANY if ratio else (low - high, high - low)
+            bounds = (
+                (0.0, np.inf) if ratio and low >= 0 else _ANY if ratio else (low - high, high - low)
+            )
             gaps = [_gap(first[seed], second[seed], ratio=ratio) for seed in shared]
             names = {"system": system, "baseline": baseline, "dataset": dataset, "metric": metric}
             found.append(names | _row(interval(gaps, n_questions=_n(part), bounds=bounds)))
@@ -300,3 +303,394 @@ def as_interval(row: Mapping[Any, Any]) -> Interval | None:
     """A row of :func:`summarize` or :func:`differences` for a cell; None where it is missing."""
     found = Interval.of(row)
     return None if np.isnan(found.estimate) else found
+
+
+# --- the matrix of question weights -----------------------------------------------------------
+
+
+class QuestionWeights:
+    """How often each question counts in each resample; row 0 is every question once."""
+
+    def __init__(self, table: pd.DataFrame, n_resamples: int, seed: int) -> None:
+        """Note what is to be drawn for these records of all systems."""
+        self._n_resamples = checks.whole(n_resamples, "n_resamples", 1)
+        self._seed = seed
+        seeds = [frozenset(rows["seed"]) for _, rows in table.groupby("system", sort=False)]
+        self._seeds_pair = len(set(seeds)) == 1 and len(seeds[0]) > 1
+        self._of_dataset: dict[str, tuple[pd.Index[str], Floats]] = {}
+
+    def of_rows(self, rows: pd.DataFrame, dataset: str) -> Floats:
+        """Weight of each row of one system and seed on a dataset, shape (1 + resamples, rows).
+
+        Raises:
+            ValueError: If an earlier system was asked other questions, and there are no seeds in
+                common that could be compared in place of questions.
+        """
+        questions = pd.Index(np.sort(rows["question_id"].unique()))
+        if dataset not in self._of_dataset:
+            self._of_dataset[dataset] = questions, self._drawn(len(questions), dataset)
+        known, weight = self._of_dataset[dataset]
+        if not known.equals(questions):
+            if not self._seeds_pair:
+                raise ValueError(
+                    f"{rows['system'].iloc[0]!r} with seed {rows['seed'].iloc[0]} was asked other "
+                    f"questions of {dataset!r} than {len(known)} asked of the first system; "
+                    "expected the same, since one seed leaves only questions to compare over"
+                )
+            known, weight = questions, self._drawn(len(questions), dataset)
+        # positions in a sorted index, all of which are there
+        return weight[:, np.searchsorted(known.to_numpy(), rows["question_id"].to_numpy())]
+
+    def _drawn(self, n: int, dataset: str) -> Floats:
+        # the dataset's name seeds as well: datasets of one size are drawn independently
+        random = np.random.default_rng([self._seed, zlib.crc32(dataset.encode())])
+        drawn = random.multinomial(n, np.full(n, 1 / n), size=self._n_resamples)
+        return np.vstack([np.ones(n), drawn])
+
+
+def as_measurements(
+    values: Mapping[str, Floats], *, n_questions: int = 0, **labels: object
+) -> pd.DataFrame:
+    """Values of metrics as measurements: a row per metric and resample.
+
+    Args:
+        values: Metric to its values, resample 0 first; all of one length.
+        n_questions: How many questions were drawn; 0 if not known.
+        **labels: What they are of: ``system``, ``seed`` and ``dataset``.
+
+    Returns:
+        The labels, ``n_questions, metric, resample, value``.
+
+    Example:
+        >>> as_measurements({"ece": np.array([0.1])}, system="SLM", seed=0).to_dict("records")[0]
+        {'system': 'SLM', 'seed': 0, 'n_questions': 0, 'metric': 'ece', 'resample': 0, 'value': 0.1}
+    """
+    n = len(next(iter(values.values())))
+    return pd.DataFrame(
+        {
+            **labels,
+            "n_questions": n_questions,
+            "metric": np.repeat(list(values), n),
+            "resample": np.tile(np.arange(n), len(values)),
+            "value": np.concatenate(list(values.values())),
+        }
+    )
+
+
+# --- any metric on one table ------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    metric: Callable[..., float],
+    records: pd.DataFrame,
+    *,
+    columns: Sequence[str] = ("confidence", "correct"),
+    n_resamples: int = 1000,
+    level: float = LEVEL,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Interval:
+    r"""The interval of a metric on one table of records, over its questions.
+
+    N questions are drawn with replacement from the N there are, each with all its samples, since
+    samples of one question are not independent. Questions with the same rows are interchangeable,
+    so what is drawn is how often each *kind* of question comes up, the same distribution. The
+    metric sees every distinct row once, with a weight; the ECE sees many resamples at once
+    (:func:`corea.metrics.calibration.resampled_errors`). The order of rows does not matter.
+
+    Source: Efron and Tibshirani (1993), chapters 10 and 13; the papers state no intervals on these.
+
+    Args:
+        metric: Called as ``metric(*arrays, weight=weight)``, an array per column; use
+            ``functools.partial`` for options.
+        records: With ``dataset``, ``question_id`` and the columns named; one row per
+            sample. Rows of one system, unless pooling several is meant.
+        columns: What the metric takes, in order.
+        n_resamples: Number of resamples, from 1.
+        level: Level of the interval, between 0 and 1.
+        seed: Seed of the draws.
+        bounds: What the metric can be.
+
+    Returns:
+        Estimate (on all records) and interval, by the rule of this module. Resamples where the
+        metric is NaN (AUROC without a wrong answer) are counted in ``n_undefined``.
+
+    Raises:
+        ValueError: If the table is empty or lacks a column, a question has no name, or
+            an option is out of range; and whatever ``metric`` raises.
+
+    Example:
+        >>> from corea.metrics.calibration import brier_score
+        >>> records = pd.DataFrame({"dataset": "d", "question_id": ["a", "b", "c", "d"],
+        ...     "confidence": [0.9, 0.9, 0.9, 0.9], "correct": [True, True, True, False]})
+        >>> found = bootstrap_interval(brier_score, records, n_resamples=200)
+        >>> round(found.estimate, 3), found.low, found.n_questions
+        (0.21, 0.0, 4)
+    """
+    found = bootstrap_intervals(
+        {"metric": metric}, records, columns=columns, n_resamples=n_resamples, level=level,
+        seed=seed, bounds={"metric": bounds},
+    )  # fmt: skip
+    return found["metric"]
+
+
+def bootstrap_intervals(
+    metrics: Mapping[str, Callable[..., float]],
+    records: pd.DataFrame,
+    *,
+    columns: Sequence[str] = ("confidence", "correct"),
+    n_resamples: int = 1000,
+    level: float = LEVEL,
+    seed: int = 0,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, Interval]:
+    """The intervals of several metrics, on the same resamples.
+
+    Args:
+        metrics: Name of each metric to its function; all else as in :func:`bootstrap_interval`.
+        records: As there.
+        columns: What the metrics take, in order.
+        n_resamples: Number of resamples, from 1.
+        level: Level of the intervals, between 0 and 1.
+        seed: Seed of the draws.
+        bounds: Name of a metric to what it can be; any number where it is not given.
+
+    Returns:
+        Interval of each metric by its name.
+
+    Raises:
+        ValueError: As :func:`bootstrap_interval`.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a number between 0 and 1")
+    checks.whole(n_resamples, "n_resamples", 1)
+    if missing := [c for c in ("dataset", "question_id", *columns) if c not in records.columns]:
+        raise ValueError(f"records lack the column(s) {', '.join(missing)}")
+    if records.empty:
+        raise ValueError("records are empty: a metric needs at least one row")
+    arrays = [records[column].to_numpy() for column in columns]
+    # on the rows as they came, so that an error names the caller's row
+    estimates = {name: metric(*arrays, weight=None) for name, metric in metrics.items()}
+
+    kinds = _QuestionKinds.of(records, arrays)
+    cells = [array[kinds.example] for array in arrays]
+    values: dict[str, list[Any]] = {name: [np.array([float(v)])] for name, v in estimates.items()}
+    for drawn in kinds.draws(n_resamples, seed):
+        weight = kinds.of_cells(drawn)
+        for name, metric in metrics.items():
+            values[name].append(_under(metric, cells, weight))
+    n = int(kinds.n_questions.sum())
+    return {
+        name: interval(
+            [np.concatenate(parts)],
+            n_questions=n,
+            bounds=(bounds or {}).get(name, _ANY),
+            level=level,
+        )
+        for name, parts in values.items()
+    }
+
+
+def _under(metric: Callable[..., float], cells: Sequence[NDArray[Any]], weight: Floats) -> Floats:
+    """A metric under each row of weights, at once if it can (``metric.of_weights``)."""
+    options = metric.keywords if isinstance(metric, partial) else {}
+    at_once = getattr(getattr(metric, "func", metric), "of_weights", None)
+    if at_once and not getattr(metric, "args", ()):
+        found: Floats = at_once(*cells, weight=weight, **options)
+        return found
+    return np.array([metric(*cells, weight=row) for row in weight], dtype=float)
+
+
+@dataclass(frozen=True)
+class _QuestionKinds:
+    """Records as kinds of questions: those with the same multiset of rows."""
+
+    n_questions: NDArray[np.int64]  # of each kind, shape (k,)
+    kind: NDArray[np.intp]  # of each row of each kind, shape (e,)
+    cell: NDArray[np.intp]  # which distinct row that is, shape (e,)
+    example: NDArray[np.intp]  # a row of the records that each cell stands for, shape (c,)
+
+    @classmethod
+    def of(cls, records: pd.DataFrame, arrays: Sequence[NDArray[Any]]) -> _QuestionKinds:
+        names = records[["dataset", "question_id"]]
+        if (nameless := np.flatnonzero(names.isna().any(axis=1))).size:
+            raise ValueError(
+                f"dataset and question_id must be given: {nameless.size} of {len(names)} rows "
+                f"lack one, the first is row {nameless[0]}"
+            )
+        question = names.groupby(["dataset", "question_id"], sort=False).ngroup().to_numpy()
+        cell = _joint_codes(arrays)
+        example = np.empty(cell.max() + 1, dtype=np.intp)
+        example[cell] = np.arange(len(cell))  # any row will do, all rows of a cell are equal
+        if question.max() + 1 == len(question):  # a sample of each: its row is its kind
+            every = np.arange(len(example))
+            return cls(np.bincount(cell), every, every, example)
+        order = np.lexsort((cell, question))
+        n_samples = np.bincount(question)
+        samples_of_row = n_samples[question[order]]
+        n_questions, kind, cell_of_kind = [], [], []
+        n_kinds = 0
+        for size in np.unique(n_samples):
+            members = cell[order[samples_of_row == size]].reshape(-1, size)
+            code = _joint_codes(list(members.T))
+            n_questions.append(np.bincount(code))
+            one = np.empty(code.max() + 1, dtype=np.intp)
+            one[code] = np.arange(len(code))
+            cell_of_kind.append(members[one].ravel())
+            kind.append(np.repeat(n_kinds + np.arange(len(one)), size))
+            n_kinds += len(one)
+        parts = (n_questions, kind, cell_of_kind)
+        return cls(*(np.concatenate(part) for part in parts), example)
+
+    def draws(self, n_resamples: int, seed: int) -> Iterator[Floats]:
+        """How often each kind comes up in each resample, in parts of some 30 MB."""
+        random = np.random.default_rng(seed)
+        total, n_kinds = int(self.n_questions.sum()), len(self.n_questions)
+        at_once = max(1, 4_000_000 // n_kinds)
+        # the same distribution twice: a binomial per kind costs some ten times a draw per question
+        few = n_kinds * 10 < total
+        kind_of_question = np.repeat(np.arange(n_kinds), self.n_questions)
+        for start in range(0, n_resamples, at_once):
+            size = min(at_once, n_resamples - start)
+            if few:
+                yield random.multinomial(total, self.n_questions / total, size=size).astype(float)
+                continue
+            part = np.empty((size, n_kinds))
+            for row in part:
+                drawn = random.integers(0, total, total, dtype=np.uint32)
+                own = drawn if n_kinds == total else kind_of_question[drawn]
+                row[:] = np.bincount(own, minlength=n_kinds)
+            yield part
+
+    def of_cells(self, drawn: Floats) -> Floats:
+        """Weight of every distinct row, shape (resamples, c)."""
+        if len(self.cell) == len(self.example) == drawn.shape[1]:  # each row is a kind
+            return drawn
+        return np.stack(
+            [np.bincount(self.cell, row[self.kind], len(self.example)) for row in drawn]
+        )
+
+
+def _joint_codes(arrays: Sequence[NDArray[Any]]) -> NDArray[np.intp]:
+    """Number equal tuples equally, from 0 in sorted order; NaN equals NaN."""
+    joint = np.zeros(len(arrays[0]), dtype=np.intp)
+    for array in arrays:
+        code, values = pd.factorize(array, sort=True, use_na_sentinel=False)
+        # numbered anew after every column, so that the product never overflows
+        joint = pd.factorize(joint * len(values) + code, sort=True)[0]
+    return joint
+
+
+# --- verdicts ---------------------------------------------------------------------------------
+
+
+def verdict(
+    found: Interval | Mapping[Any, Any],
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    within: float | None = None,
+) -> str:
+    """Whether a statement about a value holds, as far as its interval tells.
+
+    Args:
+        found: An interval, or a row with ``value``, ``low`` and ``high``.
+        above: The value is greater than this.
+        at_least: The value is this or greater.
+        at_most: The value is this or smaller.
+        within: The value is no further than this from 0: equivalence within a margin.
+
+    Returns:
+        ``"holds"`` where all of the interval agrees, ``"fails"`` where none of it does,
+        ``"unsettled"`` otherwise and where there is no interval.
+
+    Raises:
+        ValueError: Unless exactly one statement is given.
+
+    Example:
+        >>> gap = Interval(0.02, 0.01, 0.03)
+        >>> verdict(gap, above=0), verdict(gap, at_most=0.02), verdict(gap, within=0.05)
+        ('holds', 'unsettled', 'holds')
+    """
+    given = [x for x in (above, at_least, at_most, within) if x is not None]
+    if len(given) != 1:
+        raise ValueError("expected one of above, at_least, at_most and within")
+    (bound,) = given
+    found = found if isinstance(found, Interval) else Interval.of(found)
+    low, high = found.low, found.high
+    if above is not None:
+        holds, fails = low > bound, high <= bound
+    elif at_least is not None:
+        holds, fails = low >= bound, high < bound
+    elif at_most is not None:
+        holds, fails = high <= bound, low > bound
+    else:
+        holds, fails = -bound <= low and high <= bound, low > bound or high < -bound
+    return "holds" if holds else "fails" if fails else "unsettled"
+
+
+def judge(
+    row: Mapping[Any, Any], *, at_most: float | None = None, at_least: float | None = None
+) -> str:
+    """:func:`verdict` in the words of a table, with what the estimate says where it is open.
+
+    Example:
+        >>> judge({"value": 0.8, "low": 0.7, "high": 0.9}, at_least=0.75)
+        'not certain, the estimate says yes'
+    """
+    found = Interval.of(row)
+    settled = verdict(found, at_most=at_most, at_least=at_least)
+    if np.isnan(found.estimate):
+        return "not measured"
+    if settled != "unsettled":
+        return "yes" if settled == "holds" else "no"
+    alone = Interval(found.estimate, found.estimate, found.estimate)
+    met = verdict(alone, at_most=at_most, at_least=at_least) == "holds"
+    return f"not certain, the estimate says {'yes' if met else 'no'}"
+
+
+def claim(
+    what: str, dataset: str, row: Mapping[Any, Any], paper: float, **bound: float
+) -> dict[str, object]:
+    """A row of a table of claims: what is promised, the paper's number, ours, and its judgement.
+
+    Example:
+        >>> row = {"value": 0.8, "low": 0.78, "high": 0.9}
+        >>> claim("AUROC", "chains", row, 0.77, at_least=0.75)["bound"]
+        'at least 0.75'
+    """
+    holds = judge(row, **bound)
+    ((side, limit),) = bound.items()
+    return {
+        "claim": what,
+        "dataset": dataset,
+        "bound": f"{side.replace('_', ' ')} {limit:g}",
+        "paper": float(paper),
+        **{name: float(row[name]) for name in ("value", "low", "high")},
+        "holds": holds,
+    }
+
+
+def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
+    """The sentence a caption needs about the intervals of a table.
+
+    Example:
+        >>> table = pd.DataFrame({"interval": [ONE_SEED], "n_seeds": [1]})
+        >>> interval_note(table, n_resamples=200, seed=0)
+        '95 % intervals: one seed, bootstrap over questions (200 resamples, seed 0).'
+    """
+    resamples = f"({n_resamples} resamples, seed {seed})"
+    kinds = []
+    for method in dict.fromkeys(table["interval"]):
+        n_seeds = table.loc[table["interval"] == method, "n_seeds"]
+        fewest, most = n_seeds.min(), n_seeds.max()
+        seeds = f"{fewest if fewest == most else f'{fewest} to {most}'} seeds"
+        if method == ONE_SEED:
+            kinds.append(f"one seed, {ONE_SEED} {resamples}")
+        elif method in (SEEDS, FEW_SEEDS):
+            few = ", few, so it may be too narrow" if method == FEW_SEEDS else ""
+            kinds.append(f"{ONE_SEED} {resamples} and Student's t over {seeds}{few}")
+        elif method == SEEDS_ALONE:
+            kinds.append(f"Student's t over {seeds}")
+    return f"95 % intervals: {'; elsewhere '.join(sorted(kinds)) or 'none'}."

@@ -1,4 +1,4 @@
-"""The tables that chapters share: every metric with its interval, and cascades compared."""
+"""What is measured of records: every metric of every system, with what intervals need."""
 
 from __future__ import annotations
 
@@ -8,21 +8,153 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from corea.metrics import calibration
-from corea.metrics.calibration import Interval, bootstrap_interval, bootstrap_intervals
-from corea.metrics.cascade import operating_point
-from corea.metrics.costs import query_cost
-from corea.records import (
-    RecordsError,
-    join_on_questions,
-    pair,
-    quoted,
-    quoted_names,
-    select,
+from corea.metrics.intervals import (
+    Interval,
+    QuestionWeights,
+    as_measurements,
+    bootstrap_interval,
+    bootstrap_intervals,
 )
+from corea.records import RecordsError, join_on_questions, quoted
 
+Floats = NDArray[np.float64]
 Metric = Callable[..., float]
+
+METRICS = ("pass_at_1", "ece", "auroc", "brier", "confidence_output_ratio", "mean_confidence")
+"""What :func:`measure` measures."""
+
+
+def measure(
+    records: pd.DataFrame,
+    *,
+    groups: Mapping[str, Sequence[str]],
+    n_bins: int = 10,
+    binning: calibration.Binning = "equal_width",
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy and calibration of every system: the measurements that intervals are made of.
+
+    Source: paper A, section 4.3.
+
+    Args:
+        records: From :func:`corea.runs.run_records`: records with ``seed``; systems under
+            another name from :func:`corea.confidence.with_signal` may be among them.
+        groups: Name of each group to its datasets.
+        n_bins: Bins of the ECE.
+        binning: ``"equal_width"``, as in paper A, or ``"equal_mass"``, as in paper B.
+        n_resamples: Bootstrap resamples, by question.
+        seed: Of the resampling.
+
+    Returns:
+        Columns ``system, seed, dataset`` (a group), ``n_questions, metric`` (of
+        :data:`METRICS`), ``resample`` (0: the questions as they are) and ``value``, missing where
+        the metric is not defined (no confidence stated, AUROC without a wrong answer).
+
+    Raises:
+        ValueError: If a dataset of a group is missing for a system, or two systems share neither
+            questions nor seeds.
+
+    Example:
+        >>> records = pd.DataFrame({"dataset": "chains", "question_id": ["1", "2"], "sample": 0,
+        ...     "system": "SLM", "seed": 0, "correct": [True, False], "confidence": [1.0, 0.5]})
+        >>> table = measure(records, groups={"chains": ["chains"]}, n_resamples=10)
+        >>> now = table[table["resample"] == 0].set_index("metric")["value"]
+        >>> float(now["pass_at_1"]), float(now["ece"]), float(now["auroc"])
+        (50.0, 0.25, 1.0)
+    """
+    weights = QuestionWeights(records, n_resamples, seed)
+    parts = []
+    for (system, run_seed), rows in records.groupby(["system", "seed"], sort=False):
+        by_dataset = split_by_dataset(rows, groups, f"{system!r} with seed {run_seed}")
+        measured = {
+            name: _values(part, weights.of_rows(part, name), n_bins, binning)
+            for name, part in by_dataset.items()
+        }
+        for group, datasets in groups.items():
+            means = group_means(measured, by_dataset, datasets)
+            parts.append(
+                as_measurements(
+                    means,
+                    n_questions=n_questions(by_dataset, datasets),
+                    system=system,
+                    seed=run_seed,
+                    dataset=group,
+                )
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _values(
+    rows: pd.DataFrame, weight: Floats, n_bins: int, binning: calibration.Binning
+) -> dict[str, Floats]:
+    """Every metric under each row of weights at once, shape (resamples,)."""
+    # by rising confidence, so that equal confidences are runs; missing ones last
+    order = rows["confidence"].to_numpy(dtype=float).argsort(kind="stable")
+    confidence = rows["confidence"].to_numpy(dtype=float)[order]
+    correct = rows["correct"].to_numpy(dtype=float)[order]
+    weight = weight[:, order]
+    total = weight.sum(axis=1)
+    n_stated = int((~np.isnan(confidence)).sum())
+    values = {"pass_at_1": 100 * (weight @ correct) / total}
+    weight, confidence, correct = weight[:, :n_stated], confidence[:n_stated], correct[:n_stated]
+    count = weight.sum(axis=1)
+    values["confidence_output_ratio"] = count / total
+    some = np.where(count > 0, count, np.nan)
+    if not n_stated:
+        return values | {m: some * np.nan for m in METRICS if m not in values}
+    runs = np.flatnonzero(np.diff(confidence, prepend=-1.0))
+    right = np.add.reduceat(weight * correct, runs, axis=1)
+    wrong = np.add.reduceat(weight * (1 - correct), runs, axis=1)
+    below = np.cumsum(wrong, axis=1) - wrong
+    pairs = right.sum(axis=1) * wrong.sum(axis=1)
+    won = np.sum(right * (below + wrong / 2), axis=1)
+    return values | {
+        "ece": calibration.resampled_errors(
+            confidence, correct, weight=weight, n_bins=n_bins, binning=binning
+        ),
+        "auroc": won / np.where(pairs > 0, pairs, np.nan),
+        "brier": weight @ (confidence - correct) ** 2 / some,
+        "mean_confidence": weight @ confidence / some,
+    }
+
+
+def split_by_dataset(
+    rows: pd.DataFrame, groups: Mapping[str, Sequence[str]], whose: str
+) -> dict[str, pd.DataFrame]:
+    """The records of every dataset of the groups, all of which must be there."""
+    parts = {}
+    for dataset in dict.fromkeys(name for datasets in groups.values() for name in datasets):
+        parts[dataset] = rows[rows["dataset"] == dataset]
+        if parts[dataset].empty:
+            known = ", ".join(map(repr, rows["dataset"].unique()))
+            raise ValueError(f"{whose} has no records on {dataset!r}; there are {known}")
+    return parts
+
+
+def n_questions(by_dataset: Mapping[str, pd.DataFrame], datasets: Sequence[str]) -> int:
+    """Questions of a group of datasets."""
+    return sum(by_dataset[name]["question_id"].nunique() for name in datasets)
+
+
+def group_means(
+    measured: Mapping[str, Mapping[str, Floats]],
+    by_dataset: Mapping[str, pd.DataFrame],
+    datasets: Sequence[str],
+) -> dict[str, Floats]:
+    """Means over the datasets of a group, weighted by questions; missing if one is."""
+    share = {name: by_dataset[name]["question_id"].nunique() for name in datasets}
+    total = sum(share.values())
+    return {
+        metric: np.sum([share[d] * measured[d][metric] for d in datasets], axis=0) / total
+        for metric in measured[datasets[0]]
+    }
+
+
+# --- tables of one run ---
 
 
 def calibration_metrics(n_bins: int = 10) -> dict[str, Metric]:
@@ -79,7 +211,7 @@ def calibration_table(
 
     Returns:
         One row per (dataset, system, metric): the fields of an
-        :class:`corea.metrics.calibration.Interval`, ``n`` rows with a confidence and
+        :class:`corea.metrics.intervals.Interval`, ``n`` rows with a confidence and
         ``without_confidence``. Where no row has one, the estimate is missing.
 
     Raises:
@@ -98,17 +230,15 @@ def calibration_table(
         raise ValueError(
             f"metrics has {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}"
         )
-
-    def chosen(*arrays: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-        return {name: known[name](*arrays, weight=weight) for name in names}
-
+    chosen = {name: known[name] for name in names}
+    bounds = dict.fromkeys(names, (0.0, 1.0))
     rows: list[dict[str, object]] = []
     for (dataset, system), group in table.groupby(["dataset", "system"], sort=False):
         stated = group[group["confidence"].notna()]
         intervals = (
-            bootstrap_intervals(chosen, stated, n_resamples=n_resamples, seed=seed)
+            bootstrap_intervals(chosen, stated, n_resamples=n_resamples, seed=seed, bounds=bounds)
             if len(stated)
-            else dict.fromkeys(names, Interval(np.nan, np.nan, np.nan, 0.95, n_resamples, seed))
+            else dict.fromkeys(names, Interval.of(None))
         )
         rows += [
             {"dataset": dataset, "system": system, "metric": name}
@@ -195,118 +325,9 @@ def difference_interval(
         )
 
     columns = ("confidence", "correct", "confidence_baseline", "correct_baseline")
-    return bootstrap_interval(difference, both, columns=columns, n_resamples=n_resamples, seed=seed)
-
-
-CASCADE_COLUMNS = ("confidence", "small_correct", "large_correct", "small_cost", "large_cost")
-
-
-def operating_intervals(
-    paired: pd.DataFrame, *, threshold: float, n_resamples: int = 1000, seed: int = 0
-) -> Mapping[str, Interval]:
-    """What a cascade does at one threshold, with intervals.
-
-    Args:
-        paired: From :func:`corea.records.pair`, with ``small_cost`` and ``large_cost``.
-        threshold: Where it operates; the same in every resample.
-        n_resamples: Bootstrap resamples, by question.
-        seed: Of the resampling.
-
-    Returns:
-        Name of each quantity of an operating point to its interval.
-    """
-    names = ("pass_at_1", "cost", "deferral_rate", "cost_saving", "accuracy_drop")
-
-    def quantities(*columns: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-        point = operating_point(*columns, threshold=threshold, weight=weight)
-        return {name: getattr(point, name) for name in names}
-
-    return bootstrap_intervals(
-        quantities, paired, columns=CASCADE_COLUMNS, n_resamples=n_resamples, seed=seed
+    return bootstrap_interval(
+        difference, both, columns=columns, n_resamples=n_resamples, seed=seed, bounds=(-1.0, 1.0)
     )
-
-
-def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tuple[str, str]:
-    """Which system answers first and which one is behind it.
-
-    Args:
-        table: Records.
-        small: Name of the system that answers first; chosen here when empty: the only
-            one, or of two the one with more confidences.
-        large: Name of the system behind it; the other of two when empty.
-
-    Returns:
-        Both names; the second is empty when there is one system only.
-
-    Raises:
-        ValueError: If a name is not among the systems, both are the same, or more than
-            two systems leave the choice open.
-
-    Example:
-        >>> table = pd.DataFrame({"system": ["big", "tiny"], "confidence": [None, 0.5]})
-        >>> small_and_large(table)
-        ('tiny', 'big')
-    """
-    stated = table.groupby("system", sort=False)["confidence"].count()
-    systems = list(stated.sort_values(ascending=False, kind="stable").index)
-    for name in filter(None, (small, large)):
-        select(table, system=name)
-    if small and small == large:
-        raise ValueError(f"small and large are both {quoted(small)}; a cascade needs two systems")
-    if len(systems) > 2 and not (small and large):
-        there = quoted_names(systems)
-        raise ValueError(f"{len(systems)} systems: say which is small and which large of {there}")
-    small = small or next(name for name in systems if name != large)
-    large = large or next((name for name in systems if name != small), "")
-    return small, large
-
-
-def priced_pair(
-    table: pd.DataFrame,
-    small: str,
-    large: str,
-    *,
-    size_ratio: float,
-    output_price: float = 4.0,
-) -> tuple[pd.DataFrame, str]:
-    """Two systems on the same questions, with the cost of asking each.
-
-    Args:
-        table: Records.
-        small: System that answers first.
-        large: System behind it.
-        size_ratio: Parameters of the large model over those of the small one.
-        output_price: Price of an output token in input tokens.
-
-    Returns:
-        The paired table with ``small_cost`` and ``large_cost``, and the unit of cost in
-        words. Where a token count is missing anywhere, every query of a system costs the
-        same: 1 for the small model, ``size_ratio`` for the large.
-
-    Raises:
-        ValueError: As :func:`corea.records.pair` and :func:`corea.metrics.costs.query_cost`.
-    """
-    paired = pair(table, small, large)
-    tokens = [
-        f"{side}_{kind}_tokens" for side in ("small", "large") for kind in ("prompt", "completion")
-    ]
-    counted = all(name in paired and paired[name].notna().all() for name in tokens)
-    ratios = {"small": 1.0, "large": size_ratio}
-    costs = {
-        f"{side}_cost": query_cost(
-            paired[f"{side}_prompt_tokens"] if counted else np.ones(len(paired)),
-            paired[f"{side}_completion_tokens"] if counted else np.zeros(len(paired)),
-            ratio,
-            output_price,
-        )
-        for side, ratio in ratios.items()
-    }
-    unit = (
-        "input tokens of the small model"
-        if counted
-        else "queries of the small model, since not every row has its token counts"
-    )
-    return paired.assign(**costs), unit
 
 
 def confident_mistakes(table: pd.DataFrame, *, n: int = 10) -> pd.DataFrame:
