@@ -525,7 +525,6 @@ def level_table(
     if "level" not in records:
         raise ValueError("the records lack the column level")
     metrics = calibration_metrics()
-    options = {"n_resamples": n_resamples, "seed": seed}
     graded = records[records["level"].notna()].sort_values("level", kind="stable")
     order = records[["dataset", "system"]].drop_duplicates()
     rows = []
@@ -542,7 +541,11 @@ def level_table(
                 row |= {"quantity": quantity, "n": len(answers)}
                 if len(answers):
                     interval = bootstrap_interval(
-                        metrics[metric], answers, columns=(column, "correct"), **options
+                        metrics[metric],
+                        answers,
+                        columns=(column, "correct"),
+                        n_resamples=n_resamples,
+                        seed=seed,
                     )
                     row |= {name: getattr(interval, name) for name in ("estimate", "low", "high")}
                 rows.append(row)

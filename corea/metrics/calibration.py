@@ -206,7 +206,7 @@ def resampled_errors(
         for i, (n, of_cell) in enumerate(zip(count, gaps, strict=True)):
             starts = np.unique(np.searchsorted(np.cumsum(n) - n / 2, _cuts(n.sum(), n_bins)))
             error[i] = np.abs(np.add.reduceat(of_cell, starts[starts < len(n)])).sum()
-    return error / np.where(total > 0, total, np.nan)
+    return np.asarray(error / np.where(total > 0, total, np.nan))
 
 
 expected_calibration_error.of_weights = resampled_errors  # type: ignore[attr-defined]

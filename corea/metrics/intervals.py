@@ -14,9 +14,11 @@ With :math:`v_{sb}` the value of seed s under resample b, :math:`S` seeds and N 
 3. The half width is :math:`t\,\sqrt{V_Q + V_S}` with Satterthwaite's degrees of freedom,
    :math:`(V_Q + V_S)^2 / (V_Q^2/(N-1) + V_S^2/(S-1))`. Resampling three seeds, as a hierarchical
    percentile bootstrap does, gives two thirds of their variance and covers about 85 %.
-4. The plug-in ECE of a sample is too large, and that of a resample again, by about as much: the
-   middle is the estimate less :math:`\operatorname{mean}_b \bar v_{\cdot b} - \bar v_{\cdot 0}`.
-   The interval is then widened to hold the estimate, and cut to what the metric can be.
+4. The plug-in ECE of a sample is too large, and that of a resample again, so a percentile interval
+   can lie above its estimate. The corrected estimate is :math:`2 \bar v_{\cdot 0} -
+   \operatorname{mean}_b \bar v_{\cdot b}`; the interval reaches a half width below the lower of
+   both and above the higher, and is cut to what the metric can be. The corrected one alone covers
+   less where seeds differ much, since the ECE is then skewed.
 5. Where no resample differs, what never occurred in N questions may still have the probability
    :math:`p = 1 - (\alpha/2)^{1/N}`: the interval reaches that part of the way to either end of
    the metric's range.
@@ -107,13 +109,14 @@ class Interval:
         """
         if row is None:
             return cls(np.nan, np.nan, np.nan)
-        ends = (float(row[name]) for name in ("value", "low", "high"))
-        counts = (
+        value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+        n_questions, n_seeds = (
             int(row[name]) if name in row and not pd.isna(row[name]) else 0
             for name in ("n_questions", "n_seeds")
         )
         method = row.get("interval", "")
-        return cls(*ends, LEVEL, method if isinstance(method, str) else "", *counts)
+        method = method if isinstance(method, str) else ""
+        return cls(value, low, high, LEVEL, method, n_questions, n_seeds)
 
     def __format__(self, spec: str) -> str:
         """Each number in the given format; three decimals by default."""
@@ -180,8 +183,9 @@ def interval(
     spread += seeds**2 / (n - 1) if n > 1 else 0.0
     freedom = variance**2 / spread if spread else np.inf
     half = float(t.ppf((1 + level) / 2, freedom)) * np.sqrt(variance)
-    middle = estimate - (float(defined.mean()) - estimate if len(defined) else 0.0)
-    low, high = np.clip([min(middle - half, estimate), max(middle + half, estimate)], *bounds)
+    corrected = 2 * estimate - float(defined.mean()) if len(defined) else estimate
+    ends = (min(estimate, corrected) - half, max(estimate, corrected) + half)
+    low, high = np.clip(ends, *bounds)
     # rounding may put an estimate at the end of a range beyond it
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate), *facts)
 
@@ -539,8 +543,9 @@ class _QuestionKinds:
             cell_of_kind.append(members[one].ravel())
             kind.append(np.repeat(n_kinds + np.arange(len(one)), size))
             n_kinds += len(one)
-        parts = (n_questions, kind, cell_of_kind)
-        return cls(*(np.concatenate(part) for part in parts), example)
+        return cls(
+            np.concatenate(n_questions), np.concatenate(kind), np.concatenate(cell_of_kind), example
+        )
 
     def draws(self, n_resamples: int, seed: int) -> Iterator[Floats]:
         """How often each kind comes up in each resample, in parts of some 30 MB."""
