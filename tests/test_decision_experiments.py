@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corea.book.compare import intervals
 from corea.book.published import published_table
 from corea.decisions import recalibration as de
 from corea.metrics.calibration import expected_calibration_error
+from corea.metrics.intervals import summarize
 from corea.tasks.decision_questions import LETTERS
 from corea.tasks.suites import MICROWORLD
 
@@ -79,7 +79,7 @@ def test_claims_hold_by_their_intervals():
 
 
 def test_committed_cells_stand_beside_those_of_the_run():
-    table = intervals(de.measure_decisions(decisions(n=40), n_resamples=10))
+    table = summarize(de.measure_decisions(decisions(n=40), n_resamples=10))
     shown = de.lay_out(table, {"ece": "ECE"})
     pd.testing.assert_frame_equal(de.with_committed(shown, None, {"ece": "ECE"}), shown)
     both = de.with_committed(shown, table, {"ece": "ECE"})
@@ -94,7 +94,7 @@ def test_committed_cells_stand_beside_those_of_the_run():
 def test_sizes_stand_side_by_side():
     small, large = decisions(), pd.concat([decisions(seed=1), decisions(system="SFT")])
     tables = [
-        intervals(de.measure_decisions(rows, n_resamples=10)).assign(size=size)
+        summarize(de.measure_decisions(rows, n_resamples=10)).assign(size=size)
         for size, rows in (("small", small), ("large", large))
     ]
     laid = de.lay_out_sizes(pd.concat(tables), {"pass_at_1": "Acc%", "ece": "ECE"})

@@ -17,8 +17,9 @@ from matplotlib.text import Text
 
 from corea.book import display, figures
 from corea.book.provenance import provenance
-from corea.metrics.calibration import Interval, reliability_curve, risk_coverage_curve
+from corea.metrics.calibration import reliability_curve, risk_coverage_curve
 from corea.metrics.cascade import at_threshold, deferral_curve, oracle_confidence, random_deferral
+from corea.metrics.intervals import Interval
 
 HOSTILE = [
     "<script>window.pwned = 1</script>",
@@ -125,7 +126,7 @@ def test_table_formats_missing_and_numbers():
 
 
 def test_table_shows_an_interval_on_two_lines():
-    interval = Interval(0.5, 0.25, 0.75, 0.95, 100, 0)
+    interval = Interval(0.5, 0.25, 0.75)
     html = display.table(pd.DataFrame({"x": [interval, None]}), "caption").data
     assert '<td class="corea-number">0.500<br><small>[0.250, 0.750]</small></td>' in html
     assert '<td class="corea-number">–</td>' in html

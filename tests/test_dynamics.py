@@ -10,7 +10,8 @@ from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
 from corea.book import dynamics, figures, full_run
-from corea.metrics.calibration import Interval, auroc, expected_calibration_error
+from corea.metrics.calibration import auroc, expected_calibration_error
+from corea.metrics.intervals import Interval
 from corea.runs import RunError, TrainedModel
 from corea.tasks.suites import PAPERS
 from corea.workflow.pipeline import notebook_parameters
@@ -31,7 +32,7 @@ def change(run, name, function):
 
 
 def interval(estimate, low, high):
-    return Interval(estimate, low, high, 0.95, 100, 0)
+    return Interval(estimate, low, high)
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How often intervals cover a known truth: what ``benchmarks/bench_coverage.py --publish`` found."""
+"""Coverage of intervals: what ``benchmarks/bench_coverage.py --publish`` found."""
 
 from __future__ import annotations
 

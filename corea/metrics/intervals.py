@@ -21,7 +21,8 @@ With :math:`v_{sb}` the value of seed s under resample b, :math:`S` seeds and N 
    less where seeds differ much, since the ECE is then skewed.
 5. Where no resample differs, what never occurred in N questions may still have the probability
    :math:`p = 1 - (\alpha/2)^{1/N}`: the interval reaches that part of the way to either end of
-   the metric's range.
+   the metric's range. What is constant by definition, as the deferral rate of a model that
+   stands alone, stays so.
 6. Differences are paired: the same seeds, and in a resample the same questions for all systems.
    Questions are drawn within each dataset.
 
@@ -72,6 +73,7 @@ COLUMNS = ("value", "low", "high", "n_seeds", "n_questions", "interval")
 """Columns that :func:`summarize` and :func:`differences` add to their labels."""
 
 _ANY = (-np.inf, np.inf)
+_BY_RULE = ("deferral_rate", "pass_at_1_change", "cost_change")
 _NOT_LABELS = ("seed", "resample", "value", "n_questions")
 
 
@@ -140,6 +142,7 @@ def interval(
     n_questions: int = 0,
     bounds: tuple[float, float] = _ANY,
     level: float = LEVEL,
+    by_rule: bool = False,
 ) -> Interval:
     """The interval of a mean over seeds, by the rule of this module.
 
@@ -149,6 +152,7 @@ def interval(
         n_questions: How many were drawn; 0 if not known, then they count as many.
         bounds: What the metric can be.
         level: Level of the interval.
+        by_rule: Whether a value that no resample changes is what it is by definition (point 5).
 
     Returns:
         The interval; without ends where there is neither a second seed nor a resample.
@@ -176,7 +180,8 @@ def interval(
     seeds = float(values[:, 0].var(ddof=1)) / n if n > 1 else 0.0
     variance = questions + seeds
     if variance <= 1e-24 * max(1.0, estimate**2):  # sums of the same terms differ in rounding
-        unseen = 1 - ((1 - level) / 2) ** (1 / n_questions) if n_questions else 0.0
+        known = by_rule or not n_questions
+        unseen = 0.0 if known else 1 - ((1 - level) / 2) ** (1 / n_questions)
         ends = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
         return Interval(estimate, min([estimate, *ends]), max([estimate, *ends]), *facts)
     spread = questions**2 / max(n_questions - 1, 1) if n_questions else 0.0
@@ -213,8 +218,13 @@ def summarize(measurements: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, part in measurements.groupby(labels, sort=False):
         label = dict(zip(labels, key, strict=True))
-        bounds = RANGES.get(str(label.get("metric")), _ANY)
-        found = interval(list(_by_seed(part).values()), n_questions=_n(part), bounds=bounds)
+        metric = str(label.get("metric"))
+        found = interval(
+            list(_by_seed(part).values()),
+            n_questions=_n(part),
+            bounds=RANGES.get(metric, _ANY),
+            by_rule=metric in _BY_RULE,
+        )
         rows.append(label | _row(found))
     return pd.DataFrame(rows, columns=[*labels, *COLUMNS])
 
