@@ -710,7 +710,7 @@ READERS = frozenset(
         *("what_rewards_ask", "training_speed", "self_awareness", "corea_baselines"),
         *("threshold_curves", "second_pairing", "sample_outputs", "reward_ablation"),
         *("rollout_size", "backbones", "self_knowledge", "sft_or_grpo", "post_hoc"),
-        *("decision_loss", "model_size", "real_models"),
+        *("decision_loss", "model_size", "real_models", "interval_coverage"),
     }
 )
 """Notebooks that load no model."""
