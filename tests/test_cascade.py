@@ -183,14 +183,14 @@ def test_bootstrap_of_a_cascade_resamples_questions():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: [0.5, 1.5]}, r"1 value\(s\) outside \[0, 1\], first 1.5 at 1"),
-        ({0: [[0.5, 0.5]]}, r"expected \(n,\)"),
-        ({0: []}, "at least one question"),
-        ({1: [1, 2]}, "small_correct: expected one-dimensional booleans"),
-        ({2: [1]}, r"large_correct has shape \(1,\); expected \(2,\)"),
-        ({3: [1, -1]}, "small_cost: expected finite numbers"),
-        ({4: [1, NAN]}, "large_cost: expected finite numbers"),
-        ({4: [1, 2, 3]}, r"large_cost has shape \(3,\)"),
+        ({0: [0.5, 1.5]}, r"confidence must be in \[0, 1\]: 1 of 2 .* row 1 with 1.5"),
+        ({0: [[0.5, 0.5]]}, r"confidence must have shape \(n,\)"),
+        ({0: []}, "confidence is empty"),
+        ({1: [1, 2]}, "small_correct must be boolean or 0/1: 1 of 2"),
+        ({2: [1]}, "must have the same length; .* large_correct has 1"),
+        ({3: [1, -1]}, "small_cost must be finite and not negative: .* row 1 with -1"),
+        ({4: [1, NAN]}, "large_cost must be finite .* row 1 with nan"),
+        ({4: [1, 2, 3]}, r"large_cost must have shape \(2,\), found \(3,\)"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -237,9 +237,9 @@ def test_nullable_integers_are_read():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((pd.array([1, None], "Int64"), [1, 1]), "prompt_tokens: 1 of 2 counts are missing"),
-        (([1.0], [np.nan]), "completion_tokens: 1 of 1"),
-        (([-1], [1]), "found -1, expected counts from 0"),
+        ((pd.array([1, None], "Int64"), [1, 1]), "prompt_tokens must be finite and .* row 1 with nan"),
+        (([1.0], [np.nan]), "completion_tokens must be finite .* row 0 with nan"),
+        (([-1], [1]), "prompt_tokens must be finite and not negative: .* with -1"),
         (([1], [1], 0.0), "size_ratio is 0.0"),
         (([1], [1], 1.0, float("nan")), "output_price is nan"),
     ],

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from corea import checks
 from corea.metrics.intervals import Interval, bootstrap_intervals
 from corea.records import pair, quoted, quoted_names, select
 
@@ -55,8 +56,8 @@ def defers(confidence: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     """
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected a number from 0")
-    confidence = _confidences(confidence)
-    return (confidence < threshold) | np.isnan(confidence)
+    stated = checks.unit_interval(confidence, "confidence", missing=True)
+    return (stated < threshold) | np.isnan(stated)
 
 
 def deferral_curve(
@@ -289,8 +290,8 @@ def oracle_confidence(small_correct: ArrayLike, large_correct: ArrayLike) -> NDA
         >>> oracle_confidence([0, 1, 1], [1, 1, 0]).tolist()
         [0.0, 0.5, 1.0]
     """
-    small = _verdicts("small_correct", small_correct)
-    return (1 + small - _verdicts("large_correct", large_correct)) / 2
+    small = checks.verdicts(small_correct, "small_correct")
+    return (1 + small - checks.verdicts(large_correct, "large_correct")) / 2
 
 
 def random_deferral(curve: pd.DataFrame, deferral_rate: ArrayLike) -> pd.DataFrame:
@@ -411,27 +412,13 @@ def query_cost(
     for name, value in (("size_ratio", size_ratio), ("output_price", output_price)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; expected a positive number")
-    prompt, completion = (
-        _token_counts(name, tokens)
-        for name, tokens in (
-            ("prompt_tokens", prompt_tokens),
-            ("completion_tokens", completion_tokens),
-        )
-    )
+    prompt = _token_counts(prompt_tokens, "prompt_tokens")
+    completion = _token_counts(completion_tokens, "completion_tokens")
     return size_ratio * (prompt + output_price * completion)
 
 
-def _token_counts(name: str, tokens: ArrayLike) -> NDArray[np.float64]:
-    # pandas' nullable integers need to be told what a missing count becomes
-    to_numpy = getattr(tokens, "to_numpy", None)
-    counts = np.asarray(
-        to_numpy(dtype=float, na_value=np.nan) if to_numpy else tokens, dtype=np.float64
-    )
-    if missing := int(np.isnan(counts).sum()):
-        raise ValueError(f"{name}: {missing} of {counts.size} counts are missing; no cost without")
-    if counts.size and counts.min() < 0:
-        raise ValueError(f"{name}: found {counts.min():g}, expected counts from 0")
-    return counts
+def _token_counts(tokens: ArrayLike, name: str) -> NDArray[np.float64]:
+    return checks.not_negative(np.atleast_1d(tokens), name).reshape(np.shape(tokens))
 
 
 # --- tables of one run ---
@@ -443,11 +430,11 @@ COLUMNS = ("confidence", "small_correct", "large_correct", "small_cost", "large_
 def operating_intervals(
     paired: pd.DataFrame, *, threshold: float, n_resamples: int = 1000, seed: int = 0
 ) -> Mapping[str, Interval]:
-    """What a cascade does at one threshold, with intervals.
+    """What a cascade does at one threshold, the same in every resample, with intervals.
 
     Args:
         paired: From :func:`corea.records.pair`, with ``small_cost`` and ``large_cost``.
-        threshold: Where it operates; the same in every resample.
+        threshold: Where it operates.
         n_resamples: Bootstrap resamples, by question.
         seed: Of the resampling.
 
@@ -534,7 +521,7 @@ def priced_pair(
         same: 1 for the small model, ``size_ratio`` for the large.
 
     Raises:
-        ValueError: As :func:`corea.records.pair` and :func:`corea.metrics.costs.query_cost`.
+        ValueError: As :func:`corea.records.pair` and :func:`query_cost`.
     """
     paired = pair(table, small, large)
     tokens = [
@@ -582,53 +569,19 @@ class _Rows:
         router_cost: ArrayLike | None,
         weight: ArrayLike | None,
     ) -> _Rows:
-        confidences = _confidences(confidence)
+        confidences = checks.unit_interval(confidence, "confidence", missing=True)
         n = confidences.size
-        if n == 0:
-            raise ValueError("confidence is empty: a cascade needs at least one question")
-        small = _verdicts("small_correct", small_correct)
-        large = _verdicts("large_correct", large_correct)
-        for name, array in (("small_correct", small), ("large_correct", large)):
-            if array.shape != (n,):
-                raise ValueError(f"{name} has shape {array.shape}; expected ({n},) as confidence")
-        small_costs = _not_negative("small_cost", small_cost, n)
-        large_costs = _not_negative("large_cost", large_cost, n)
-        if router_cost is None:
-            kept, deferred = small_costs, small_costs + large_costs
-        else:
-            asked = _not_negative("router_cost", router_cost, n)
+        small = checks.verdicts(small_correct, "small_correct")
+        large = checks.verdicts(large_correct, "large_correct")
+        checks.same_length(confidence=confidences, small_correct=small, large_correct=large)
+        small_costs = checks.not_negative(small_cost, "small_cost", n)
+        large_costs = checks.not_negative(large_cost, "large_cost", n)
+        kept, deferred = small_costs, small_costs + large_costs
+        if router_cost is not None:
+            asked = checks.not_negative(router_cost, "router_cost", n)
             kept, deferred = asked + small_costs, asked + large_costs
-        weights = np.ones(n) if weight is None else _not_negative("weight", weight, n)
+        weights = np.ones(n) if weight is None else checks.not_negative(weight, "weight", n)
         if not weights.sum() > 0:
             raise ValueError("weight is 0 throughout")
+        confidences = confidences.astype(np.float64, copy=False)
         return cls(confidences, small, large, large_costs, kept, deferred, weights)
-
-
-def _confidences(confidence: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(confidence, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"confidence has shape {array.shape}; expected (n,)")
-    outside = (array < 0) | (array > 1)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(
-            f"confidence: {outside.sum()} value(s) outside [0, 1], first {array[first]} at {first}"
-        )
-    return array
-
-
-def _verdicts(name: str, correct: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(correct)
-    numbers = array.astype(np.float64)
-    if array.ndim != 1 or not np.isin(numbers, (0.0, 1.0)).all():
-        raise ValueError(f"{name}: expected one-dimensional booleans or 0 and 1")
-    return numbers
-
-
-def _not_negative(name: str, values: ArrayLike, n: int) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape not in ((), (n,)):
-        raise ValueError(f"{name} has shape {array.shape}; expected ({n},) or a scalar")
-    if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name}: expected finite numbers from 0")
-    return np.broadcast_to(array, (n,))
