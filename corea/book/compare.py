@@ -20,7 +20,7 @@ import pandas as pd
 
 from corea.book import display
 from corea.book.published import published_table, recompute_lost_table
-from corea.metrics.intervals import as_interval, differences, summarize, verdict
+from corea.metrics.intervals import SEEDS_ALONE, as_interval, differences, summarize, verdict
 from corea.rlcc.cascades import CASCADES, LARGE_MODEL, Cascade
 from corea.tasks.suites import MICROWORLD, Suite
 
@@ -136,8 +136,8 @@ def beside_paper(
 
     Returns:
         One row per dataset, metric and system measured: ``dataset, metric, system, paper,
-        value, low, high, n_seeds, interval``, ``full_run, full_run_low, full_run_high`` (the
-        committed full run) and ``ordering_holds``: of the pairs with other systems that the
+        value, low, high, n_seeds, interval``, ``full_run, full_run_low, full_run_high,
+        full_run_interval`` (the committed full run) and ``ordering_holds``: of the pairs with other systems that the
         paper orders (:func:`orderings`), for how many it holds, for how many it does not and
         how many are not certain, as ``"3 / 1 / 2"``; empty where the paper orders none.
 
@@ -156,9 +156,10 @@ def beside_paper(
     rows = rows.merge(
         paper[[*at, "value"]].rename(columns={"value": "paper"}), how="left", on=at, validate="1:1"
     )
-    full = pd.DataFrame(columns=[*at, "full_run", "full_run_low", "full_run_high"])
+    names = {"value": "full_run", "low": "full_run_low", "high": "full_run_high"}
+    names["interval"] = "full_run_interval"
+    full = pd.DataFrame(columns=[*at, *names.values()])
     if committed is not None:
-        names = {"value": "full_run", "low": "full_run_low", "high": "full_run_high"}
         full = committed[[*at, *names]].rename(columns=names)
     rows = rows.merge(full, how="left", on=at, validate="1:1")
     pairs = orderings(measurements, paper)
@@ -172,7 +173,8 @@ def beside_paper(
     ]
     columns = [*at, "paper", "value", "low", "high", "n_seeds", "interval"]
     floats = ["full_run", "full_run_low", "full_run_high"]
-    return rows[[*columns, *floats, "ordering_holds"]].astype(dict.fromkeys(floats, "float64"))
+    kept = [*columns, *floats, "full_run_interval", "ordering_holds"]
+    return rows[kept].astype(dict.fromkeys(floats, "float64"))
 
 
 def cost_accuracy_points(beside: pd.DataFrame, *, large: str = LARGE_MODEL) -> pd.DataFrame:
@@ -262,7 +264,10 @@ def show_beside(
         for name in (f"{heading} paper", f"{heading} here", f"{heading} committed full run")
         if name in wide
     }
-    return display.table(wide, f"{caption} {_ORDERING_NOTE}", formats=formats)
+    note = _ORDERING_NOTE
+    if (beside["full_run_interval"] == SEEDS_ALONE).any():
+        note += " Intervals of the committed full run: Student's t over its seeds alone."
+    return display.table(wide, f"{caption} {note}", formats=formats)
 
 
 def lay_out_systems(

@@ -57,7 +57,7 @@ def defers(confidence: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected a number from 0")
     stated = checks.unit_interval(confidence, "confidence", missing=True)
-    return (stated < threshold) | np.isnan(stated)
+    return np.asarray((stated < threshold) | np.isnan(stated))
 
 
 def deferral_curve(

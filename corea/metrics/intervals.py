@@ -182,8 +182,8 @@ def interval(
     if variance <= 1e-24 * max(1.0, estimate**2):  # sums of the same terms differ in rounding
         known = by_rule or not n_questions
         unseen = 0.0 if known else 1 - ((1 - level) / 2) ** (1 / n_questions)
-        ends = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
-        return Interval(estimate, min([estimate, *ends]), max([estimate, *ends]), *facts)
+        reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
+        return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
     spread = questions**2 / max(n_questions - 1, 1) if n_questions else 0.0
     spread += seeds**2 / (n - 1) if n > 1 else 0.0
     freedom = variance**2 / spread if spread else np.inf
