@@ -137,9 +137,10 @@ def beside_paper(
     Returns:
         One row per dataset, metric and system measured: ``dataset, metric, system, paper,
         value, low, high, n_seeds, interval``, ``full_run, full_run_low, full_run_high,
-        full_run_interval`` (the committed full run) and ``ordering_holds``: of the pairs with other systems that the
-        paper orders (:func:`orderings`), for how many it holds, for how many it does not and
-        how many are not certain, as ``"3 / 1 / 2"``; empty where the paper orders none.
+        full_run_interval`` (the committed full run) and ``ordering_holds``: of the pairs with
+        other systems that the paper orders (:func:`orderings`), for how many it holds, for how
+        many it does not and how many are not certain, as ``"3 / 1 / 2"``; empty where the paper
+        orders none.
 
     Raises:
         ValueError: If a metric was not measured.

@@ -50,8 +50,7 @@ Floats = NDArray[np.float64]
 
 LEVEL = 0.95
 ONE_SEED = "bootstrap over questions"
-SEEDS = "bootstrap over questions, Student's t over seeds"
-FEW_SEEDS = f"{SEEDS} (few: may be too narrow)"
+SEEDS, FEW_SEEDS = "questions and seeds", "questions and few seeds"
 SEEDS_ALONE = "Student's t over seeds"
 """What full runs that were published before this module have; it left the questions out."""
 
@@ -294,8 +293,15 @@ def _gap(value: Floats, baseline: Floats, *, ratio: bool) -> Floats:
 
 def _by_seed(part: pd.DataFrame) -> dict[int, Floats]:
     """Values of one cell by seed, resample 0 first; the rows are in order of resamples."""
-    seeds, values = part["seed"].to_numpy(), part["value"].to_numpy(dtype=float)
-    return {int(seed): values[seeds == seed] for seed in dict.fromkeys(seeds)}
+    n = int(part["resample"].max()) + 1
+    found = {}
+    for seed in part["seed"].unique().tolist():
+        rows = part[part["seed"] == seed]
+        values = rows["value"].to_numpy(dtype=float)
+        if len(values) < n:  # where a metric is not defined there may be no row
+            values = rows.set_index("resample")["value"].reindex(range(n)).to_numpy(float)
+        found[int(seed)] = values
+    return found
 
 
 def _n(part: pd.DataFrame) -> int:
