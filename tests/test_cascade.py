@@ -237,7 +237,10 @@ def test_nullable_integers_are_read():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((pd.array([1, None], "Int64"), [1, 1]), "prompt_tokens must be finite and .* row 1 with nan"),
+        (
+            (pd.array([1, None], "Int64"), [1, 1]),
+            "prompt_tokens must be finite and .* row 1 with nan",
+        ),
         (([1.0], [np.nan]), "completion_tokens must be finite .* row 0 with nan"),
         (([-1], [1]), "prompt_tokens must be finite and not negative: .* with -1"),
         (([1], [1], 0.0), "size_ratio is 0.0"),

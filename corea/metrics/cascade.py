@@ -430,17 +430,7 @@ COLUMNS = ("confidence", "small_correct", "large_correct", "small_cost", "large_
 def operating_intervals(
     paired: pd.DataFrame, *, threshold: float, n_resamples: int = 1000, seed: int = 0
 ) -> Mapping[str, Interval]:
-    """What a cascade does at one threshold, the same in every resample, with intervals.
-
-    Args:
-        paired: From :func:`corea.records.pair`, with ``small_cost`` and ``large_cost``.
-        threshold: Where it operates.
-        n_resamples: Bootstrap resamples, by question.
-        seed: Of the resampling.
-
-    Returns:
-        Name of each quantity of an operating point to its interval.
-    """
+    """What a cascade does at one threshold, the same in every resample, with intervals."""
     ranges = {
         "pass_at_1": (0.0, 1.0),
         "cost": (0.0, np.inf),
@@ -464,16 +454,10 @@ def operating_intervals(
 
 
 def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tuple[str, str]:
-    """Which system answers first and which one is behind it.
+    """Which system answers first and which one is behind it, as far as they are not given.
 
-    Args:
-        table: Records.
-        small: Name of the system that answers first; chosen here when empty: the only
-            one, or of two the one with more confidences.
-        large: Name of the system behind it; the other of two when empty.
-
-    Returns:
-        Both names; the second is empty when there is one system only.
+    Of two systems the one with more confidences answers first; the second name is empty where
+    there is one system only.
 
     Raises:
         ValueError: If a name is not among the systems, both are the same, or more than
@@ -506,22 +490,10 @@ def priced_pair(
     size_ratio: float,
     output_price: float = 4.0,
 ) -> tuple[pd.DataFrame, str]:
-    """Two systems on the same questions, with the cost of asking each.
+    """Two systems on the same questions with the cost of asking each, and its unit in words.
 
-    Args:
-        table: Records.
-        small: System that answers first.
-        large: System behind it.
-        size_ratio: Parameters of the large model over those of the small one.
-        output_price: Price of an output token in input tokens.
-
-    Returns:
-        The paired table with ``small_cost`` and ``large_cost``, and the unit of cost in
-        words. Where a token count is missing anywhere, every query of a system costs the
-        same: 1 for the small model, ``size_ratio`` for the large.
-
-    Raises:
-        ValueError: As :func:`corea.records.pair` and :func:`query_cost`.
+    Where a token count is missing anywhere, every query of a system costs the same: 1 for the
+    small model, ``size_ratio`` for the large.
     """
     paired = pair(table, small, large)
     tokens = [

@@ -158,14 +158,7 @@ def group_means(
 
 
 def calibration_metrics(n_bins: int = 10) -> dict[str, Metric]:
-    """The metrics every calibration table shows, by the name it shows them under.
-
-    Args:
-        n_bins: Bins of the two binned errors.
-
-    Returns:
-        Name to a function ``metric(confidence, correct, *, weight)``.
-    """
+    """The metrics every calibration table shows, by the name it shows them under."""
     ece = partial(calibration.expected_calibration_error, n_bins=n_bins)
     return {
         "pass@1": _pass_at_1,
@@ -201,21 +194,9 @@ def calibration_table(
 ) -> pd.DataFrame:
     """Calibration metrics of every system on every dataset, with intervals.
 
-    Args:
-        table: Records. Rows without a confidence are left out of the metrics and counted.
-        metrics: Names in :func:`calibration_metrics`; all when None. The smooth ECE takes
-            nearly all of the time.
-        n_bins: Bins of the two binned errors.
-        n_resamples: Bootstrap resamples, by question.
-        seed: Of the resampling.
-
-    Returns:
-        One row per (dataset, system, metric): the fields of an
-        :class:`corea.metrics.intervals.Interval`, ``n`` rows with a confidence and
-        ``without_confidence``. Where no row has one, the estimate is missing.
-
-    Raises:
-        ValueError: If there is no such metric.
+    A row per (dataset, system, metric): the fields of an
+    :class:`corea.metrics.intervals.Interval`, ``n`` rows with a confidence and
+    ``without_confidence``, which are left out. The smooth ECE takes nearly all of the time.
 
     Example:
         >>> table = pd.DataFrame({"dataset": "d", "question_id": ["1", "2"], "system": "s",
@@ -250,16 +231,7 @@ def calibration_table(
 
 
 def with_intervals(long: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Lay a calibration table out for reading: a row a system, a column a metric.
-
-    Args:
-        long: From :func:`calibration_table`.
-        metrics: Which metrics, in order.
-
-    Returns:
-        Table ``dataset, system, n`` and a column of intervals per metric; None where
-        there is no estimate.
-    """
+    """A calibration table for reading: a row a system, a column of intervals a metric."""
     names = [field.name for field in fields(Interval)]
     shown = long[long["metric"].isin(metrics)]
     intervals = [
@@ -281,20 +253,9 @@ def difference_interval(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """How much a metric differs between two systems on the same questions.
+    """How much a metric differs between two systems on the same questions of one dataset.
 
-    Questions are resampled once for both, so what they share does not widen the interval.
-
-    Args:
-        table: Records of one dataset holding both systems.
-        metric: ``metric(confidence, correct, *, weight)``.
-        system: The one looked at.
-        baseline: The one it is compared with.
-        n_resamples: Bootstrap resamples, by question.
-        seed: Of the resampling.
-
-    Returns:
-        Interval of ``metric(system) - metric(baseline)``.
+    Questions are drawn once for both, so what they share does not widen the interval.
 
     Raises:
         RecordsError: If the two were not asked the same questions, or a confidence is missing.
@@ -331,16 +292,7 @@ def difference_interval(
 
 
 def confident_mistakes(table: pd.DataFrame, *, n: int = 10) -> pd.DataFrame:
-    """The wrong answers stated with most confidence.
-
-    Args:
-        table: Records.
-        n: How many.
-
-    Returns:
-        Their rows, most confident first: dataset, question, system, confidence and, where
-        the records have them, answer and gold.
-    """
+    """The n wrong answers stated with most confidence, most confident first."""
     wrong = table[~table["correct"] & table["confidence"].notna()]
     shown = ["dataset", "question_id", "system", "confidence", "answer", "gold"]
     found = wrong.sort_values("confidence", ascending=False, kind="stable").head(n)

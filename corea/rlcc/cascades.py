@@ -84,20 +84,12 @@ def cascade_questions(
 ) -> pd.DataFrame:
     r"""Both models of a cascade side by side on every question, with what asking each costs.
 
-    Source: paper A, section 4.3. The unit is one input token of the small model; prices scale
-    with the two models' parameters.
+    A row per (seed, dataset, question_id, sample): ``confidence`` (the signal), ``small_correct,
+    large_correct, small_cost, large_cost, router_cost`` (0 without a router) and ``size_ratio``,
+    the large model's parameters over the small one's. The large model is paired seed by seed; one
+    that was trained once stands behind every seed of the small model.
 
-    Args:
-        records: From :func:`corea.runs.run_records`, holding both systems.
-        cascade: Which small model and signal.
-        large: System of the large model. It is paired seed by seed; one that was trained
-            once stands behind every seed of the small model.
-        output_price: Price of an output token in input tokens.
-
-    Returns:
-        One row per (seed, dataset, question_id, sample): ``confidence`` (the signal),
-        ``small_correct, large_correct, small_cost, large_cost, router_cost`` (0 without a
-        router) and ``size_ratio``, the large model's parameters over the small one's.
+    Source: paper A, section 4.3.
 
     Raises:
         ValueError: If a system, its signal or the large model of a seed is missing.
@@ -183,29 +175,17 @@ def measure_cascades(
 
     A cascade without a router costs :math:`C^S + [c < \tau]\,C^L`; with one
     :math:`C^R + [c \ge \tau]\,C^S + [c < \tau]\,C^L`. The threshold of a dataset is the large
-    model's pass@1 there, unless given.
+    model's pass@1 there, unless ``thresholds`` gives one by cascade and dataset. Groups are by
+    default those of the paper's Table 1.
 
     Source: paper A, sections 4.3 and 5.1, Tables 1 and 5 to 11.
 
-    Args:
-        records: From :func:`corea.runs.run_records`.
-        cascades: Name of each collaborative system to what it is made of; the small models
-            in them are also measured standing alone.
-        large: System of the large model.
-        thresholds: Cascade to (dataset to threshold), instead of the paper's rule.
-        groups: Name of each group to its datasets; by default those of the paper's Table 1.
-        output_price: Price of an output token in input tokens.
-        n_resamples: Bootstrap resamples.
-        seed: Of the resampling.
-
     Returns:
-        Columns as of :func:`corea.metrics.measure.measure`, with the metrics
-        :data:`CASCADE_METRICS`: standing small models first, then the large model, then the
-        cascades.
+        Measurements of :data:`CASCADE_METRICS`: standing small models first, then the large
+        model, then the cascades.
 
     Raises:
         ValueError: As :func:`corea.metrics.measure.measure` and :func:`cascade_questions`.
-        RecordsError: As :func:`cascade_questions`.
     """
     groups = suites.of(records["dataset"]).groups if groups is None else groups
     paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
@@ -292,27 +272,9 @@ def measure_thresholds(
     n_resamples: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy, cost and deferral of cascades over a grid of thresholds.
+    """Accuracy, cost and deferral of cascades over a grid of thresholds, on one dataset.
 
-    Source: paper A, section 5.2, Figure 2(a) to (c).
-
-    Args:
-        records: From :func:`corea.runs.run_records`.
-        thresholds: Where to look, each from 0.
-        cascades: Name of each collaborative system to what it is made of.
-        dataset: One dataset.
-        large: System of the large model.
-        output_price: Price of an output token in input tokens.
-        n_resamples: Bootstrap resamples.
-        seed: Of the resampling.
-
-    Returns:
-        Measurements with a column ``threshold`` and the metrics ``pass_at_1``, ``cost`` and
-        ``deferral_rate``.
-
-    Raises:
-        ValueError: As :func:`measure_cascades`.
-        RecordsError: As :func:`cascade_questions`.
+    Measurements with a column ``threshold``. Source: paper A, section 5.2, Figure 2(a) to (c).
     """
     paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
     weights = QuestionWeights(paired, n_resamples, seed)
@@ -345,24 +307,10 @@ def measure_areas(
 ) -> pd.DataFrame:
     """How much better than random each cascade defers, whatever the threshold.
 
+    Measurements of ``area_over_random`` and of ``oracle_area``, that of somebody who knows both
+    models' verdicts; in percentage points of pass@1, averaged over deferral rates.
+
     Source: ours, :func:`corea.metrics.cascade.area_over_random`.
-
-    Args:
-        records: From :func:`corea.runs.run_records`.
-        cascades: Name of each collaborative system to what it is made of.
-        large: System of the large model.
-        groups: Name of each group to its datasets; by default those of the paper's Table 1.
-        n_resamples: Bootstrap resamples.
-        seed: Of the resampling.
-
-    Returns:
-        Measurements of ``area_over_random`` and of ``oracle_area``, that of somebody who
-        knows both models' verdicts; in percentage points of pass@1, averaged over deferral
-        rates.
-
-    Raises:
-        ValueError: As :func:`measure_cascades`.
-        RecordsError: As :func:`cascade_questions`.
     """
     groups = suites.of(records["dataset"]).groups if groups is None else groups
     paired = _cascade_rows(records, cascades, large=large, output_price=4.0)
@@ -419,25 +367,16 @@ def choose_thresholds(
     large: str = LARGE_MODEL,
     output_price: float = 4.0,
 ) -> dict[str, dict[str, float]]:
-    """Thresholds chosen on some questions, to be used on others.
+    """Thresholds chosen on some questions of one seed, to be used on others.
 
-    Source: paper A, section 5.1 (the large model's pass@1); the cheapest is ours.
+    On each dataset by itself the paper's rule, the large model's pass@1; or, where
+    ``max_accuracy_drop`` is given, the cheapest that loses at most so much pass@1 (a fraction)
+    against the large model, which is ours. Cascade to (dataset to threshold).
 
-    Args:
-        records: Of one seed, only the questions to choose on.
-        cascades: Name of each collaborative system to what it is made of.
-        datasets: Where to choose, each by itself.
-        max_accuracy_drop: Choose the cheapest threshold that loses at most so much pass@1
-            against the large model, as a fraction; the paper's rule when None.
-        large: System of the large model.
-        output_price: Price of an output token in input tokens.
-
-    Returns:
-        Cascade to (dataset to threshold), as :func:`measure_cascades` takes it.
+    Source: paper A, section 5.1.
 
     Raises:
         ValueError: As :func:`cascade_questions`, or if there are several seeds.
-        RecordsError: As :func:`cascade_questions`.
     """
     paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
     if len(paired["seed"].unique()) > 1:
@@ -473,27 +412,9 @@ def measure_held_out(
 
     Three rules, for each trained model by itself: the paper's on each dataset; the cheapest
     threshold that loses at most ``max_accuracy_drop``, on each dataset; and the paper's rule on
-    the first dataset, for all of them.
+    the first dataset, for all of them. Measurements with a column ``rule``.
 
     Source: ours; the paper's threshold looks at the questions that it is used on.
-
-    Args:
-        records: From :func:`corea.runs.run_records`.
-        cascades: Name of each collaborative system to what it is made of.
-        max_accuracy_drop: Pass@1 that may be lost, as a fraction.
-        large: System of the large model.
-        groups: Name of each group to its datasets, by default those of the paper's Table 1; the
-            first dataset is the one in domain.
-        n_resamples: Bootstrap resamples.
-        seed: Of the split and of the resampling.
-
-    Returns:
-        Measurements of the cascades as :func:`measure_cascades` makes them, with a column
-        ``rule``.
-
-    Raises:
-        ValueError: As :func:`measure_cascades`.
-        RecordsError: As :func:`cascade_questions`.
     """
     groups = suites.of(records["dataset"]).groups if groups is None else groups
     question = ["dataset", "question_id"]
