@@ -21,7 +21,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from corea.metrics.calibration import bootstrap_interval, expected_calibration_error
+from corea.metrics.calibration import expected_calibration_error
+from corea.metrics.intervals import bootstrap_interval
 
 N_ROWS = 100_000
 N_RESAMPLES = 1000

@@ -1,4 +1,4 @@
-"""Calibration metrics: the mathematics, the bin edges, the bootstrap, the contract."""
+"""Calibration metrics: the mathematics, the bin edges, the contract."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from corea.metrics import calibration
 from corea.metrics.calibration import (
     area_under_risk_coverage,
     auroc,
     bin_by_confidence,
-    bootstrap_interval,
-    bootstrap_intervals,
-    brier_decomposition,
     brier_score,
     confidence_output_ratio,
     describe_stated,
@@ -29,6 +25,7 @@ from corea.metrics.calibration import (
     marginal_calibration_error,
     maximum_calibration_error,
     reliability_curve,
+    resampled_errors,
     risk_coverage_curve,
     smooth_ece,
     static_calibration_error,
@@ -43,8 +40,6 @@ METRICS = {
     "auroc": auroc,
     "smooth ece": smooth_ece,
     "aurc": area_under_risk_coverage,
-    "reliability": lambda c, y, weight=None: brier_decomposition(c, y, weight=weight).reliability,
-    "resolution": lambda c, y, weight=None: brier_decomposition(c, y, weight=weight).resolution,
 }
 # a first call imports scikit-learn or relplot: no deadline
 unhurried = settings(deadline=None)
@@ -353,7 +348,7 @@ def test_the_names_of_options_do_not_matter() -> None:
         ([[0.2], [0.8]], [0, 0], r"K from 2, found \(2, 1\)"),
         ([[0.2, 1.8]], [0], "probabilities of option 1 must be in .* first is row 0 with 1.8"),
         ([[0.2, 0.8], [0.6, 0.6]], [0, 1], "1 of 2 rows do, the first is row 1 with 1.2"),
-        ([[0.2, math.nan]], [0], r"option 1 are missing \(NaN\) in 1 of 1"),
+        ([[0.2, math.nan]], [0], r"option 1 is missing .* in 1 of 1"),
         ([[0.2, 0.8]], [2], "from 0 to 1: 1 of 1 are not, the first is row 0 with 2"),
         ([[0.2, 0.8]], [-1], "row 0 with -1"),
         ([[0.2, 0.8]], [0.0], "whole numbers.* float64"),
@@ -370,38 +365,6 @@ def test_options_of_a_larger_softmax_may_sum_to_less_than_one() -> None:
 
 
 # --- Brier, AUROC, smooth ECE -----------------------------------------------------------
-
-
-@unhurried
-@given(answers())
-def test_brier_parts_add_up_exactly(rows) -> None:
-    parts = brier_decomposition(*rows)
-    total = parts.reliability - parts.resolution + parts.uncertainty
-    assert_allclose(total, brier_score(*rows), atol=1e-12)
-    assert 0 <= parts.reliability <= 1
-    assert 0 <= parts.resolution <= parts.uncertainty + 1e-12 <= 0.25 + 2e-12
-
-
-def test_what_binning_adds_to_the_brier_parts() -> None:
-    confidence, correct = simulated(500)
-    bins = bin_by_confidence(confidence, correct, n_bins=5)
-    share = bins.count / 500
-    reliability = share @ bins.gap**2
-    resolution = share @ (bins.accuracy - correct.mean()) ** 2
-    part = np.ceil(confidence * 5).clip(1).astype(int) - 1
-    inside = confidence - bins.confidence[part]
-    variance = np.mean(inside**2)
-    covariance = np.mean(inside * (correct - bins.accuracy[part]))
-    uncertainty = correct.mean() * (1 - correct.mean())
-    total = reliability - resolution + uncertainty + variance - 2 * covariance
-    assert_allclose(total, brier_score(confidence, correct))
-    assert abs(variance - 2 * covariance) > 5e-4  # so the binned parts alone are not the score
-
-
-def test_distinct_confidences_have_nothing_but_resolution() -> None:
-    confidence = np.linspace(0.05, 0.95, 19)
-    parts = brier_decomposition(confidence, confidence > 0.6)
-    assert_allclose(parts.resolution, parts.uncertainty)
 
 
 def test_brier_and_auroc_agree_with_scikit_learn() -> None:
@@ -490,7 +453,11 @@ def test_aurc_of_useless_confidence_is_the_error_rate() -> None:
 BAD = {
     "shape": (([[0.5, 0.5]], [1, 0]), ValueError, r"confidence must have shape \(n,\), found"),
     "empty": (([], []), ValueError, "confidence is empty"),
-    "lengths": (([0.5], [1, 0]), ValueError, "same length, found 1 and 2"),
+    "lengths": (
+        ([0.5], [1, 0]),
+        ValueError,
+        "same length; confidence has 1 and correct has 2 rows",
+    ),
     "percent": (
         ([0.5, 95.0, 80.0], [1, 0, 1]),
         ValueError,
@@ -501,10 +468,10 @@ BAD = {
     "missing": (
         ([0.5, math.nan, math.nan], [1, 0, 1]),
         ValueError,
-        "missing .* in 2 of 3 rows, the first is row 1: select .* confidence_output_ratio",
+        "missing .* in 2 of 3 rows, the first is row 1: select .* report their share",
     ),
     "none": (([0.5, None], [1, 0]), ValueError, "missing .* in 1 of 2 rows"),
-    "text": ((["0.5"], [1]), TypeError, "confidence must be an array of numbers .* dtype <U3"),
+    "text": ((["0.5"], [1]), TypeError, "confidence must be an array of numbers, found dtype <U3"),
     "text objects": ((np.array(["0.5"], dtype=object), [1]), TypeError, "confidence .* <U3"),
     "swapped": (([True, False], [0.5, 0.9]), TypeError, "confidence .* found dtype bool"),
     "correct 2": (
@@ -549,7 +516,7 @@ def test_smooth_ece_needs_whole_weights() -> None:
     ("options", "message"),
     [
         ({"n_bins": 0}, "n_bins is 0"),
-        ({"binning": "quantile"}, "binning is 'quantile'; expected 'equal_width' or"),
+        ({"binning": "quantile"}, "binning is 'quantile'; expected one of 'equal_width'"),
     ],
 )
 def test_bad_options_of_bins_are_named(options, message) -> None:
@@ -568,170 +535,18 @@ def test_pandas_columns_are_arrays(metric) -> None:
         assert metric(*columns) == expected
 
 
-# --- the bootstrap ----------------------------------------------------------------------
-
-
-def test_the_bootstrap_is_the_bootstrap_by_question() -> None:
-    confidence, correct = simulated(600)
-    records = as_records(confidence, correct, samples=3)
-    found = bootstrap_interval(expected_calibration_error, records, n_resamples=4000, seed=1)
-    assert found.estimate == expected_calibration_error(confidence, correct)
-
-    random = np.random.default_rng(2)
-    naive = []
-    for _ in range(4000):
-        questions = random.integers(0, 200, 200)
-        rows = (3 * questions[:, None] + np.arange(3)).ravel()
-        naive.append(expected_calibration_error(confidence[rows], correct[rows]))
-    low, high = np.quantile(naive, [0.025, 0.975])
-    # the Monte Carlo error of these quantiles is some 3 % of the width
-    assert abs(found.low - low) < 0.1 * (high - low)
-    assert abs(found.high - high) < 0.1 * (high - low)
-
-
-@pytest.mark.parametrize("confidences", [21, 10_000], ids=["few kinds", "many kinds"])
-def test_kinds_are_drawn_as_a_multinomial(confidences: int) -> None:
+@pytest.mark.parametrize("binning", ["equal_width", "equal_mass"])
+def test_resampled_errors_are_the_error_under_each_weight(binning) -> None:
     random = np.random.default_rng(0)
-    n_questions = np.bincount(random.integers(0, confidences, 1000))
-    n_questions = n_questions[n_questions > 0]
-    draws = calibration._draws(random, n_questions)
-    drawn = np.array(list(itertools.islice(draws, 4000)))
-    assert (drawn.sum(axis=1) == 1000).all()
-    share = n_questions / 1000
-    assert_allclose(drawn.mean(axis=0), n_questions, atol=5 * math.sqrt(60 / 4000))
-    assert_allclose(drawn.var(axis=0).mean(), (1000 * share * (1 - share)).mean(), rtol=0.05)
-
-
-def test_repeated_samples_add_nothing() -> None:
-    confidence, correct = simulated(100)
-    once = bootstrap_interval(brier_score, as_records(confidence, correct))
-    repeated = as_records(np.repeat(confidence, 4), np.repeat(correct, 4), samples=4)
-    four = bootstrap_interval(brier_score, repeated)
-    assert_allclose([four.low, four.high], [once.low, once.high])
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-def test_the_interval_depends_on_seed_but_not_on_row_order(samples: int) -> None:
-    records = as_records(*simulated(300), samples=samples)
-    interval = bootstrap_interval(brier_score, records, n_resamples=50)
-    assert interval == bootstrap_interval(brier_score, records, n_resamples=50)
-    shuffled = records.sample(frac=1, random_state=0)
-    assert_allclose(
-        [
-            getattr(bootstrap_interval(brier_score, shuffled, n_resamples=50), e)
-            for e in ("low", "high")
-        ],
-        [interval.low, interval.high],
-        rtol=1e-12,
-    )
-    other = bootstrap_interval(brier_score, records, n_resamples=50, seed=1)
-    assert (other.low, other.high) != (interval.low, interval.high)
-
-
-def test_questions_with_the_same_rows_are_one_kind() -> None:
-    records = pd.DataFrame(
-        {
-            "dataset": ["d"] * 5 + ["e"] * 3,
-            "question_id": ["a", "a", "b", "b", "c", "a", "a", "b"],
-            "confidence": [0.1, 0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.9],
-            "correct": [False, True, True, False, True, True, False, True],
-        }
-    )
-    arrays = [records["confidence"].to_numpy(), records["correct"].to_numpy()]
-    kinds = calibration._question_kinds(records, arrays)
-    # d/a and d/b in either order; d/c and e/b alone; e/a
-    assert sorted(kinds.n_questions.tolist()) == [1, 2, 2]
-    weight = np.bincount(kinds.cell, kinds.n_questions[kinds.kind])
-    cells = {
-        (arrays[0][i], bool(arrays[1][i])): w for i, w in zip(kinds.example, weight, strict=True)
-    }
-    assert cells == {(0.1, False): 2, (0.9, True): 5, (0.9, False): 1}
-
-
-def test_the_bootstrap_takes_any_columns() -> None:
-    random = np.random.default_rng(0)
-    records = as_records(*simulated(200)).assign(
-        large=random.random(200) < 0.9, cost=random.integers(1, 4, 200).astype(float)
-    )
-    records.loc[:20, "confidence"] = np.nan  # a metric may have its own rule for these
-
-    def mean_cost(confidence, correct, large, cost, *, weight):
-        defers = (confidence < 0.5) | np.isnan(confidence)
-        return weight @ (cost * defers) / weight.sum()
-
-    columns = ("confidence", "correct", "large", "cost")
-    interval = bootstrap_interval(mean_cost, records, columns=columns)
-    values = records["cost"] * ((records["confidence"] < 0.5) | records["confidence"].isna())
-    assert_allclose(interval.estimate, values.mean())
-    half_width = 1.96 * values.std() / math.sqrt(200)
-    assert_allclose(interval.high - interval.low, 2 * half_width, rtol=0.1)
-
-
-def test_intervals_cover_the_truth() -> None:
-    """95 % intervals of the Brier score cover it in about 95 % of simulated records.
-
-    Questions have difficulties and three samples each: intervals by row would cover it
-    in some 80 %.
-    """
-    random = np.random.default_rng(0)
-    levels = np.array([0.2, 0.5, 0.8])
-    chance = np.array([0.1, 0.5, 0.9])  # of a right answer, by difficulty
-    # confidence is drawn once per question, independently of difficulty
-    truth = np.mean([(c - 1) ** 2 * p + c**2 * (1 - p) for c in levels for p in chance])
-    covered = by_row = 0
-    for i in range(250):
-        confidence = np.repeat(random.choice(levels, 80), 3)
-        correct = random.random(240) < np.repeat(random.choice(chance, 80), 3)
-        records = as_records(confidence, correct, samples=3)
-        interval = bootstrap_interval(brier_score, records, n_resamples=200, seed=i)
-        covered += interval.low <= truth <= interval.high
-        rows = bootstrap_interval(
-            brier_score, as_records(confidence, correct), n_resamples=200, seed=i
-        )
-        by_row += rows.low <= truth <= rows.high
-    assert 0.90 <= covered / 250 <= 0.98
-    assert by_row / 250 < 0.88
-
-
-def test_undefined_resamples_are_counted_and_said() -> None:
-    records = as_records(np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, True, True, False]))
-    interval = bootstrap_interval(auroc, records, n_resamples=1000)
-    # no wrong answer in (3/4)^4 = 0.316 of resamples, nothing but it in (1/4)^4
-    assert_allclose(interval.n_undefined / 1000, (3**4 + 1) / 4**4, atol=0.06)
-    assert (interval.low, interval.high) == (1, 1)
-    assert (
-        str(interval)
-        == f"1.000 [1.000, 1.000] ({interval.n_undefined} of 1000 resamples undefined)"
-    )
-
-    never = bootstrap_interval(auroc, records[:3], n_resamples=10)
-    assert never.n_undefined == 10
-    assert np.isnan([never.estimate, never.low, never.high]).all()
-
-
-def test_interval_reads_as_a_sentence_would_have_it() -> None:
-    interval = calibration.Interval(0.1234, 0.1, 0.15, 0.95, 1000, 0)
-    assert f"{interval:.2f}" == "0.12 [0.10, 0.15]"
-    assert f"{interval}" == str(interval) == "0.123 [0.100, 0.150]"
-    assert f"{interval:.1%}" == "12.3% [10.0%, 15.0%]"
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        (lambda r: r.drop(columns="question_id"), {}, r"lack the column\(s\) question_id"),
-        (lambda r: r, {"columns": ("confidence", "gold")}, r"lack the column\(s\) gold"),
-        (lambda r: r[:0], {}, "records are empty"),
-        (lambda r: r.assign(question_id=["a", None, "c"]), {}, "1 of 3 rows lack one, .* row 1"),
-        (lambda r: r.assign(confidence=[0.1, 0.2, 7.0]), {}, "first is row 2 with 7.0"),
-        (lambda r: r, {"n_resamples": 0}, "n_resamples is 0"),
-        (lambda r: r, {"level": 1.0}, "level is 1.0"),
-    ],
-)
-def test_bad_records_are_named(change, options, message) -> None:
-    records = as_records(np.array([0.1, 0.5, 0.9]), np.array([True, False, True]))
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(brier_score, change(records), **options)
+    for confidence, correct in (simulated(80), (random.random(60), random.random(60) < 0.5)):
+        weight = random.integers(0, 4, (30, len(correct))).astype(float)
+        weight[0] = 0
+        options = {"n_bins": 7, "binning": binning}
+        found = resampled_errors(confidence, correct, weight=weight, **options)
+        assert np.isnan(found[0])
+        for error, row in zip(found[1:], weight[1:], strict=True):
+            expected = expected_calibration_error(confidence, correct, weight=row, **options)
+            assert_allclose(error, expected, atol=1e-12)
 
 
 def test_stated_confidences_are_described_where_there_are_any():
@@ -751,22 +566,3 @@ def test_stated_confidences_are_described_where_there_are_any():
 def test_stated_confidences_need_an_outcome_each():
     with pytest.raises(ValueError, match=r"confidence has shape \(2,\) and correct \(1,\)"):
         describe_stated([0.5, 0.5], [1])
-
-
-def test_metrics_bootstrapped_together_have_the_intervals_they_have_alone():
-    random = np.random.default_rng(0)
-    records = pd.DataFrame({"dataset": "d", "question_id": [str(i % 30) for i in range(90)]})
-    records["confidence"] = random.integers(0, 11, 90) / 10
-    records["correct"] = random.random(90) < records["confidence"]
-    metrics = {"auroc": auroc, "brier": brier_score}
-
-    def both(confidence, correct, *, weight):
-        return {
-            name: metric(confidence, correct, weight=weight) for name, metric in metrics.items()
-        }
-
-    together = bootstrap_intervals(both, records, n_resamples=50, seed=3)
-    alone = {
-        name: bootstrap_interval(m, records, n_resamples=50, seed=3) for name, m in metrics.items()
-    }
-    assert together == alone

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corea.metrics.calibration import bootstrap_interval
 from corea.metrics.cascade import (
     DEFER_ALL,
     area_over_random,
@@ -15,8 +14,10 @@ from corea.metrics.cascade import (
     operating_point,
     oracle_confidence,
     pareto_front,
+    query_cost,
     random_deferral,
 )
+from corea.metrics.intervals import bootstrap_interval
 
 NAN = float("nan")
 
@@ -182,14 +183,14 @@ def test_bootstrap_of_a_cascade_resamples_questions():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: [0.5, 1.5]}, r"1 value\(s\) outside \[0, 1\], first 1.5 at 1"),
-        ({0: [[0.5, 0.5]]}, r"expected \(n,\)"),
-        ({0: []}, "at least one question"),
-        ({1: [1, 2]}, "small_correct: expected one-dimensional booleans"),
-        ({2: [1]}, r"large_correct has shape \(1,\); expected \(2,\)"),
-        ({3: [1, -1]}, "small_cost: expected finite numbers"),
-        ({4: [1, NAN]}, "large_cost: expected finite numbers"),
-        ({4: [1, 2, 3]}, r"large_cost has shape \(3,\)"),
+        ({0: [0.5, 1.5]}, r"confidence must be in \[0, 1\]: 1 of 2 .* row 1 with 1.5"),
+        ({0: [[0.5, 0.5]]}, r"confidence must have shape \(n,\)"),
+        ({0: []}, "confidence is empty"),
+        ({1: [1, 2]}, "small_correct must be boolean or 0/1: 1 of 2"),
+        ({2: [1]}, "must have the same length; .* large_correct has 1"),
+        ({3: [1, -1]}, "small_cost must be finite and not negative: .* row 1 with -1"),
+        ({4: [1, NAN]}, "large_cost must be finite .* row 1 with nan"),
+        ({4: [1, 2, 3]}, r"large_cost must have shape \(2,\), found \(3,\)"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -211,3 +212,41 @@ def test_threshold_must_be_a_number_from_0(threshold):
 def test_no_saving_against_a_model_that_is_free():
     with pytest.raises(ValueError, match="large_cost is 0"):
         operating_point([0.5], [1], [1], 1, 0)
+
+
+# --- costs ---
+
+
+def test_cost_is_input_plus_four_times_output_scaled_by_size():
+    assert query_cost([10, 0], [5, 1]).tolist() == [30, 4]
+    assert query_cost(10, 5, size_ratio=2, output_price=5) == 70
+
+
+def test_cost_of_paper_a_large_model_is_consistent_with_its_size():
+    # 32B beside 7B: the same tokens cost 32/7 times as much
+    assert query_cost(300, 900, 32 / 7) / query_cost(300, 900) == pytest.approx(32 / 7)
+
+
+def test_nullable_integers_are_read():
+    assert query_cost(pd.array([1, 2], "Int64"), pd.Series([1, 1], dtype="Int64")).tolist() == [
+        5,
+        6,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (pd.array([1, None], "Int64"), [1, 1]),
+            "prompt_tokens must be finite and .* row 1 with nan",
+        ),
+        (([1.0], [np.nan]), "completion_tokens must be finite .* row 0 with nan"),
+        (([-1], [1]), "prompt_tokens must be finite and not negative: .* with -1"),
+        (([1], [1], 0.0), "size_ratio is 0.0"),
+        (([1], [1], 1.0, float("nan")), "output_price is nan"),
+    ],
+)
+def test_bad_counts_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        query_cost(*arguments)

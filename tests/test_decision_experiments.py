@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from corea.book import decision_tables
-from corea.book.compare import intervals
 from corea.book.published import published_table
 from corea.decisions import measures
 from corea.decisions import recalibration as de
@@ -15,6 +14,7 @@ from corea.metrics.calibration import (
     marginal_calibration_error,
     static_calibration_error,
 )
+from corea.metrics.intervals import summarize
 from corea.tasks.decision_questions import LETTERS
 from corea.tasks.suites import MICROWORLD
 
@@ -86,7 +86,7 @@ def test_claims_hold_by_their_intervals():
 
 
 def test_committed_cells_stand_beside_those_of_the_run():
-    table = intervals(measures.measure_decisions(decisions(n=40), n_resamples=10))
+    table = summarize(measures.measure_decisions(decisions(n=40), n_resamples=10))
     shown = decision_tables.lay_out(table, {"ece": "ECE"})
     pd.testing.assert_frame_equal(
         decision_tables.with_committed(shown, None, {"ece": "ECE"}), shown
@@ -103,7 +103,7 @@ def test_committed_cells_stand_beside_those_of_the_run():
 def test_sizes_stand_side_by_side():
     small, large = decisions(), pd.concat([decisions(seed=1), decisions(system="SFT")])
     tables = [
-        intervals(measures.measure_decisions(rows, n_resamples=10)).assign(size=size)
+        summarize(measures.measure_decisions(rows, n_resamples=10)).assign(size=size)
         for size, rows in (("small", small), ("large", large))
     ]
     laid = decision_tables.lay_out_sizes(pd.concat(tables), {"pass_at_1": "Acc%", "ece": "ECE"})

@@ -17,8 +17,9 @@ from matplotlib.text import Text
 
 from corea.book import display, figures
 from corea.book.provenance import provenance
-from corea.metrics.calibration import Interval, reliability_curve, risk_coverage_curve
+from corea.metrics.calibration import reliability_curve, risk_coverage_curve
 from corea.metrics.cascade import at_threshold, deferral_curve, oracle_confidence, random_deferral
+from corea.metrics.intervals import Interval
 
 HOSTILE = [
     "<script>window.pwned = 1</script>",
@@ -125,7 +126,7 @@ def test_table_formats_missing_and_numbers():
 
 
 def test_table_shows_an_interval_on_two_lines_and_a_named_index():
-    interval = Interval(0.5, 0.25, 0.75, 0.95, 100, 0)
+    interval = Interval(0.5, 0.25, 0.75)
     frame = pd.DataFrame({"x": [interval, None]}, index=pd.Index(["a", "b"], name="key"))
     html = display.table(frame, "caption").data
     assert '<th>key</th><th class="corea-number">x</th>' in html

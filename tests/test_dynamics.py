@@ -545,8 +545,7 @@ def test_chapters_run_on_the_papers_datasets(name, tmp_path):
 def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
     given = chapter_parameters("self_knowledge", folders, (0, 1), tmp_path)
     text = "".join(execute("self_knowledge", given))
-    assert "Student&#x27;s t over 2 seeds" in text
-    assert "bootstrap over questions" not in text
+    assert "and Student&#x27;s t over 2 seeds, few" in text
 
 
 def test_the_committed_full_run_stands_beside_ones_own(folders, tmp_path, monkeypatch):

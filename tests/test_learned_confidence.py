@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from corea.metrics.calibration import auroc
-from corea.metrics.cascade import deferral_curve
-from corea.metrics.costs import query_cost
+from corea.metrics.cascade import deferral_curve, query_cost
 from corea.records import pair
 from corea.rlcc.learned_confidence import (
     Probe,

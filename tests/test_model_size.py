@@ -6,7 +6,6 @@ from fake_runs import fake_run
 from scipy import stats
 
 from corea.book import full_run
-from corea.book.compare import BOOTSTRAP
 from corea.book.model_size import (
     POOLED,
     direction,
@@ -16,6 +15,7 @@ from corea.book.model_size import (
     trends,
     verdict,
 )
+from corea.metrics.intervals import ONE_SEED
 from corea.tasks.microworld import PRESETS, World, build_tokenizer, model_config, new_model
 
 SIZES = {"a": 1e4, "b": 1e5, "c": 1e6}
@@ -88,7 +88,7 @@ def test_with_one_run_of_each_size_the_interval_is_over_questions():
     table.loc[(table["system"] == "c") & (table["resample"] == 1), "value"] = 0.9
     table = table.sample(frac=1, random_state=0)  # whatever the order of the rows
     (found,) = trends(table, {"L1": SIZES}).to_dict("records")
-    assert found["interval"] == BOOTSTRAP
+    assert found["interval"] == ONE_SEED
     assert found["value"] == pytest.approx(0.1)
     ends = np.quantile([0.1, 0.2], [0.025, 0.975])
     assert [found["low"], found["high"]] == pytest.approx(list(ends))

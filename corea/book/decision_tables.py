@@ -1,6 +1,6 @@
 """Decisions beside what paper B printed, in its layout.
 
-Units are those of :mod:`corea.book.compare`: accuracies (``pass_at_1``) in percent, errors and
+Units are those of paper A's tables: accuracies (``pass_at_1``) in percent, errors and
 AUROC as fractions. Paper B prints all in percent; its numbers beside ours are those of its smallest
 model, Qwen3-1.7B, unless a table is about all three.
 """
@@ -13,8 +13,8 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from corea.book.compare import as_interval, claim, differences
 from corea.book.published import published_table
+from corea.metrics.intervals import as_interval, claim, differences
 from corea.tasks import suites
 from corea.tasks.suites import MICROWORLD, Suite
 

@@ -156,7 +156,7 @@ def table(
     """A captioned table; every cell and header is escaped."""
     import pandas as pd
 
-    from corea.metrics.calibration import Interval
+    from corea.metrics.intervals import Interval
 
     shown = frame
     if not isinstance(frame.index, pd.RangeIndex):

@@ -30,11 +30,11 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from corea.book.compare import as_interval
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, label_edges, panels, style
-from corea.metrics.calibration import bootstrap_interval, describe_stated, reliability_curve
-from corea.metrics.report import calibration_metrics
+from corea.metrics.calibration import describe_stated, reliability_curve
+from corea.metrics.intervals import as_interval, bootstrap_interval
+from corea.metrics.measure import calibration_metrics
 from corea.runs import RunError, TrainedModel, read_model, run_file, run_records
 
 if TYPE_CHECKING:

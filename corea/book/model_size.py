@@ -16,7 +16,7 @@ size, all pretrained on the same corpus, are compared. What is decided:
 3. Its interval is Student's t from the spread over seeds, pooled over sizes (the variance within
    a size, with :math:`\sum_i (n_i - 1)` degrees of freedom): a size that was trained once takes
    part. It does not count how far the means are from the line. Where every size was trained
-   once, it is the bootstrap over questions, as in :mod:`corea.book.compare`.
+   once, it is the bootstrap over questions, as in :mod:`corea.metrics.intervals`.
 4. Nothing says that the line is straight. Spearman's rank correlation over all runs, which asks
    only whether the order is that of sizes, stands beside it with the p-value of a permutation
    test.
@@ -36,9 +36,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from corea.book.compare import BOOTSTRAP, said
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, label_edges, panels, style
+from corea.metrics.intervals import ONE_SEED, Interval
 from corea.tasks.microworld import World, questions, sampler_accuracy
 
 POOLED = "Student's t, spread over seeds pooled over sizes"
@@ -107,7 +107,7 @@ def _slope(runs: Mapping[float, Sequence[Floats]]) -> dict[str, object]:
         resampled = resampled[~np.isnan(resampled)]
         tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
         low, high = np.quantile(resampled, tails) if len(resampled) else (np.nan, np.nan)
-        kind = BOOTSTRAP
+        kind = ONE_SEED
     interval = {"value": slope, "low": float(low), "high": float(high)}
     return interval | {"n_sizes": len(n), "n_runs": int(n.sum()), "interval": kind}
 
@@ -185,7 +185,7 @@ def in_words(row: Mapping[Any, Any] | None, spec: str = "+.3f") -> str:
         >>> in_words({"value": 0.1, "low": 0.05, "high": 0.15}, "+.2f")
         '+0.10 [+0.05, +0.15] (rises)'
     """
-    return "not measured" if row is None else f"{said(row, spec)} ({direction(row)})"
+    return "not measured" if row is None else f"{Interval.of(row):{spec}} ({direction(row)})"
 
 
 def short_number(weights: float) -> str:

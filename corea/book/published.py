@@ -33,6 +33,8 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
+from corea.rlcc.cascades import LARGE_MODEL
+
 QUESTIONS: Mapping[str, int] = {
     "DeepMath500": 500,
     "Math500": 500,
@@ -62,7 +64,6 @@ SMALL_MODEL: Mapping[str, str] = {
 }
 """Small model inside each of paper A's collaborative systems. Source: section 4.2."""
 
-LARGE_MODEL = "Baseline LLM"
 ROUTER = "Router+RLVR-SLM"
 
 TABLES: Mapping[tuple[str, int], str] = {

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from corea.book.compare import QuestionWeights, as_measurements, measure
 from corea.decisions.recalibration import option_probabilities
 from corea.metrics.calibration import marginal_calibration_error, static_calibration_error
+from corea.metrics.intervals import QuestionWeights, as_measurements
+from corea.metrics.measure import measure
 
 _ERRORS = {"sce": static_calibration_error, "mce": marginal_calibration_error}
 
@@ -61,7 +62,9 @@ def measure_options(
             )
             for metric, error in _ERRORS.items()
         }
-        parts.append(as_measurements(values, system=system, seed=run_seed, dataset=dataset))
+        n = rows["question_id"].nunique()
+        labels = {"system": system, "seed": run_seed, "dataset": dataset}
+        parts.append(as_measurements(values, n_questions=n, **labels))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -90,5 +93,7 @@ def measure_means(
                 total = weight[:, known].sum(axis=1)
                 total = np.where(total > 0, total, np.nan)
                 means[column] = weight[:, known] @ values[known] / total
-            parts.append(as_measurements(means, system=system, seed=run_seed, dataset=dataset))
+            n = selected["question_id"].nunique()
+            labels = {"system": system, "seed": run_seed, "dataset": dataset}
+            parts.append(as_measurements(means, n_questions=n, **labels))
     return pd.concat(parts, ignore_index=True)

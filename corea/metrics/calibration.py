@@ -2,8 +2,10 @@ r"""Calibration: how far stated confidences are from the accuracy they announce.
 
 Every metric takes ``confidence`` (n,) in [0, 1], ``correct`` (n,) boolean or 0/1, and an
 optional ``weight`` (n,): how many times each row counts. A row of weight 3 is three equal
-rows, which is what lets :func:`bootstrap_interval` resample cells of equal rows. One
-function, :func:`bin_by_confidence`, makes the bins of every binned error and diagram.
+rows, which is how :mod:`corea.metrics.intervals` resamples questions. One function,
+:func:`bin_by_confidence`, makes the bins of every binned error and diagram. Bad input is
+refused by :mod:`corea.checks` with a ``ValueError`` that names the first such row, or a
+``TypeError`` where an array is not numeric.
 
 Deviations from the papers, and choices they leave open:
 
@@ -22,19 +24,21 @@ Deviations from the papers, and choices they leave open:
 6. The marginal calibration error is Kumar et al.'s plug-in estimate, without their
    debiasing; paper B does not say which it reports.
 7. ECE of a finite sample is biased upwards: a perfectly calibrated system has a positive
-   one. A bootstrap interval repeats that bias, it does not remove it.
+   one. Intervals take account of that (:mod:`corea.metrics.intervals`, point 4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+from corea import checks
 
 Floats = NDArray[np.float64]
 Binning = Literal["equal_width", "equal_mass"]
@@ -101,10 +105,6 @@ def bin_by_confidence(
     Returns:
         The bins.
 
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
     Example:
         >>> bins = bin_by_confidence([0.0, 0.1, 0.3, 0.4, 1.0], [0, 0, 1, 0, 1], n_bins=5)
         >>> bins.count.tolist(), bins.upper.tolist()
@@ -113,10 +113,7 @@ def bin_by_confidence(
     rows = _validated(confidence, correct, weight)
     _check_bins(n_bins, binning)
     if binning == "equal_width":
-        scaled = rows.confidence * n_bins
-        nearest = np.rint(scaled)
-        on_edge = np.abs(scaled - nearest) <= _EDGE_EPSILONS * rows.epsilon * nearest
-        part = np.maximum(np.where(on_edge, nearest, np.ceil(scaled)), 1).astype(np.intp) - 1
+        part = _equal_width(rows, n_bins)
         edges = np.arange(n_bins + 1) / n_bins
         lower, upper = edges[:-1], edges[1:]
         count = _sums(part, rows.weight, n_bins)
@@ -124,9 +121,7 @@ def bin_by_confidence(
         correct_sum = _sums(part, rows.weight * rows.correct, n_bins)
     else:
         cells = _cells(rows)
-        size, remainder = divmod(cells.n.sum(), n_bins)
-        first = np.arange(n_bins)
-        start = first * size + np.minimum(first, remainder)
+        start = _cuts(cells.n.sum(), n_bins)
         middle = np.cumsum(cells.n) - cells.n / 2
         part = np.unique(np.searchsorted(start, middle, side="right"), return_inverse=True)[1]
         leads = np.flatnonzero(np.diff(part, prepend=-1))
@@ -165,10 +160,6 @@ def expected_calibration_error(
     Returns:
         ECE, in [0, 1]; 0 is best.
 
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
     Example:
         Three answers at 0.9, two of them right, and one wrong at 0.25:
         3/4 * \|2/3 - 0.9\| + 1/4 * \|0 - 0.25\|.
@@ -178,6 +169,47 @@ def expected_calibration_error(
     """
     bins = bin_by_confidence(confidence, correct, n_bins=n_bins, binning=binning, weight=weight)
     return float(bins.count @ bins.gap / bins.count.sum())
+
+
+def resampled_errors(
+    confidence: ArrayLike,
+    correct: ArrayLike,
+    *,
+    weight: Floats,
+    n_bins: int = 10,
+    binning: Binning = "equal_width",
+) -> Floats:
+    """:func:`expected_calibration_error` under each of many weights, shape (b, n), at once.
+
+    Equal-width bins stay where they are; equal-mass bins are cut again under every weight.
+
+    Returns:
+        The errors, shape (b,); NaN where a weight is 0 in every row.
+    """
+    rows = _validated(confidence, correct, None)
+    _check_bins(n_bins, binning)
+    order = rows.confidence.argsort(kind="stable")
+    ranked, gap = rows.confidence[order], (rows.confidence - rows.correct)[order]
+    if (np.diff(order) != 1).any():
+        weight = weight[:, order]
+    total = weight.sum(axis=1)
+    if binning == "equal_width":
+        part = _equal_width(rows._replace(confidence=ranked), n_bins)
+        ends = np.append(np.flatnonzero(np.diff(part, prepend=-1)), len(part))
+        pieces = [weight[:, a:b] @ gap[a:b] for a, b in pairwise(ends)]
+        error = np.abs(pieces).sum(axis=0)
+    else:
+        first = np.flatnonzero(np.diff(ranked, prepend=-1.0))
+        count = np.add.reduceat(weight, first, axis=1)
+        gaps = np.add.reduceat(weight * gap, first, axis=1)
+        error = np.empty(len(weight))
+        for i, (n, of_cell) in enumerate(zip(count, gaps, strict=True)):
+            starts = np.unique(np.searchsorted(np.cumsum(n) - n / 2, _cuts(n.sum(), n_bins)))
+            error[i] = np.abs(np.add.reduceat(of_cell, starts[starts < len(n)])).sum()
+    return np.asarray(error / np.where(total > 0, total, np.nan))
+
+
+expected_calibration_error.of_weights = resampled_errors  # type: ignore[attr-defined]
 
 
 def maximum_calibration_error(
@@ -205,10 +237,6 @@ def maximum_calibration_error(
 
     Returns:
         The largest gap, in [0, 1]; 0 is best. A bin of one answer counts in full.
-
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
 
     Example:
         >>> round(maximum_calibration_error([0.9, 0.9, 0.9, 0.25], [1, 1, 0, 0]), 4)
@@ -244,10 +272,6 @@ def static_calibration_error(
 
     Returns:
         SCE, in [0, 1]; 0 is best.
-
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
 
     Example:
         Two questions, each option off by 0.2 in its one occupied bin or by 0.3 in the other:
@@ -298,10 +322,6 @@ def marginal_calibration_error(
     Returns:
         The error, in [0, 1]; 0 is best.
 
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
     Example:
         The square root of (0.2**2 + 0.3**2) / 2, in bins of one question each:
 
@@ -332,80 +352,12 @@ def brier_score(
     Returns:
         Brier score, in [0, 1]; 0 is best.
 
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
     Example:
         >>> round(brier_score([0.9, 0.4], [1, 0]), 4)  # (0.1**2 + 0.4**2) / 2
         0.085
     """
     rows = _validated(confidence, correct, weight)
     return float(rows.weight @ (rows.confidence - rows.correct) ** 2 / rows.weight.sum())
-
-
-@dataclass(frozen=True)
-class BrierDecomposition:
-    """The three parts of a Brier score: reliability - resolution + uncertainty.
-
-    Attributes:
-        reliability: Squared distance of confidence and accuracy; 0 is best.
-        resolution: Spread of accuracy between confidences; high is best.
-        uncertainty: Brier score of always stating the overall accuracy.
-    """
-
-    reliability: float
-    resolution: float
-    uncertainty: float
-
-
-def brier_decomposition(
-    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
-) -> BrierDecomposition:
-    r"""Reliability, resolution and uncertainty, by distinct confidence.
-
-    With :math:`n_k` answers at the distinct confidence :math:`c_k`, of accuracy
-    :math:`\bar y_k`, and overall accuracy :math:`\bar y`,
-
-    .. math:: \underbrace{\sum_k \frac{n_k}{n}(c_k - \bar y_k)^2}_{\text{reliability}}
-        - \underbrace{\sum_k \frac{n_k}{n}(\bar y_k - \bar y)^2}_{\text{resolution}}
-        + \underbrace{\bar y(1 - \bar y)}_{\text{uncertainty}}
-
-    is the Brier score, exactly. Binning would break that: it adds the variance of the
-    confidences inside the bins and subtracts twice their covariance with correctness
-    (Stephenson et al. 2008). The price: where every confidence is distinct,
-    resolution equals uncertainty and says nothing; the parts mean something for
-    confidences that take few values, as stated ones do.
-
-    Source: Murphy (1973).
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        The three parts, each in [0, 1].
-
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
-    Example:
-        Two answers at 1, one of them right, and two wrong ones at 0: Brier score 1/4.
-
-        >>> brier_decomposition([1, 1, 0, 0], [1, 0, 0, 0])
-        BrierDecomposition(reliability=0.125, resolution=0.0625, uncertainty=0.1875)
-    """
-    cells = _cells(_validated(confidence, correct, weight))
-    share = cells.n / cells.n.sum()
-    accuracy = cells.correct / cells.n
-    overall = share @ accuracy
-    return BrierDecomposition(
-        reliability=float(share @ (cells.confidence - accuracy) ** 2),
-        resolution=float(share @ (accuracy - overall) ** 2),
-        uncertainty=float(overall * (1 - overall)),
-    )
 
 
 def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> float:
@@ -426,10 +378,6 @@ def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None
     Returns:
         AUROC, in [0, 1]: 1 separates perfectly, 0.5 says nothing. NaN where all answers
         are correct or none is, since there is then no pair to compare.
-
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
 
     Example:
         The right answer at 0.9 beats the wrong one at 0.5 and ties with the one at 0.9:
@@ -465,10 +413,6 @@ def smooth_ece(
 
     Returns:
         Smooth ECE, in [0, 1]; 0 is best.
-
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
 
     Example:
         Always certain, right half the time: about 0.5, less what smoothing takes.
@@ -551,16 +495,11 @@ def confidence_output_ratio(confidence: ArrayLike, *, weight: ArrayLike | None =
     Returns:
         The share, in [0, 1].
 
-    Raises:
-        ValueError: If the array has a wrong shape or value, naming the first such row.
-        TypeError: If the array is not numeric.
-
     Example:
         >>> confidence_output_ratio([0.9, float("nan"), 0.2, 1.0])
         0.75
     """
-    stated = _numbers(confidence, "confidence")
-    _check_unit_interval(stated, "confidence")
+    stated = checks.unit_interval(confidence, "confidence", missing=True)
     multiplicity = _multiplicity(weight, len(stated))
     return float(multiplicity @ ~np.isnan(stated) / multiplicity.sum())
 
@@ -596,16 +535,13 @@ def reliability_curve(
         One row per bin: ``lower``, ``upper``, ``count``, ``confidence``, ``accuracy``,
         ``accuracy_low``, ``accuracy_high``. An empty bin has count 0 and NaN elsewhere.
 
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
     Example:
         >>> curve = reliability_curve([0.9, 0.8, 0.3], [1, 0, 0], n_bins=2)
         >>> curve[["count", "confidence", "accuracy"]].round(2).values.tolist()
         [[1.0, 0.3, 0.0], [2.0, 0.85, 0.5]]
     """
-    _check_level(level)
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a number between 0 and 1")
     bins = bin_by_confidence(confidence, correct, n_bins=n_bins, binning=binning, weight=weight)
     count = np.where(bins.count > 0, bins.count, np.nan)
     z = NormalDist().inv_cdf(0.5 + level / 2)
@@ -643,10 +579,6 @@ def risk_coverage_curve(
 
     Returns:
         One row per distinct confidence, highest first: ``threshold``, ``coverage``, ``risk``.
-
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
 
     Example:
         >>> risk_coverage_curve([0.9, 0.9, 0.5, 0.1], [1, 0, 1, 0]).values.tolist()
@@ -688,10 +620,6 @@ def area_under_risk_coverage(
     Returns:
         AURC, in [0, 1]; 0 is best, the overall error rate is what random confidence gets.
 
-    Raises:
-        ValueError: If an array has a wrong shape or value, naming the first such row.
-        TypeError: If an array is not numeric.
-
     Example:
         One right, one wrong at the same confidence: first 1/2 in expectation, then 1/2.
 
@@ -708,238 +636,6 @@ def area_under_risk_coverage(
     wrong_before = np.cumsum(wrong) - wrong
     harmonic = digamma(after + 1) - digamma(before + 1)
     return float(np.sum(wrong + (wrong_before - before * wrong / count) * harmonic) / after[-1])
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its bootstrap interval.
-
-    ``f"{interval:.3f}"`` reads ``0.123 [0.101, 0.145]``, and says how many resamples were
-    undefined if any were.
-
-    Attributes:
-        estimate: The metric of the records.
-        low: Lower end; NaN if the metric is undefined on every resample.
-        high: Upper end.
-        level: Level of the interval.
-        n_resamples: Number of resamples drawn.
-        seed: Seed they were drawn with.
-        n_undefined: Resamples on which the metric is NaN. They are counted here and the
-            interval is of the others, so it is conditional on the metric being defined.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    level: float
-    n_resamples: int
-    seed: int
-    n_undefined: int = 0
-
-    def __format__(self, spec: str) -> str:
-        """Format the three numbers with ``spec``, ``.3f`` if empty."""
-        spec = spec or ".3f"
-        text = f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-        if self.n_undefined:
-            text += f" ({self.n_undefined} of {self.n_resamples} resamples undefined)"
-        return text
-
-    def __str__(self) -> str:
-        """Three decimals."""
-        return format(self)
-
-
-def bootstrap_interval(
-    metric: Callable[..., float],
-    records: pd.DataFrame,
-    *,
-    columns: Sequence[str] = ("confidence", "correct"),
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    r"""Percentile bootstrap of a metric, by question.
-
-    N questions are drawn with replacement from the N there are, each with all its
-    samples, since samples of one question are not independent. Questions with the same
-    rows are interchangeable, so what is drawn is how often each *kind* of question comes
-    up: a multinomial, the same distribution as drawing questions one by one. The metric
-    sees every distinct row once, with a weight. The result does not depend on the order
-    of rows.
-
-    Source: Efron and Tibshirani (1993), chapter 13; the papers state no intervals on these.
-
-    Args:
-        metric: Called as ``metric(*arrays, weight=weight)``, an array per column; use
-            ``functools.partial`` for options.
-        records: With ``dataset``, ``question_id`` and the columns named; one row per
-            sample. Rows of one system, unless pooling several is meant.
-        columns: What the metric takes, in order.
-        n_resamples: Number of resamples, from 1.
-        level: Level of the interval, between 0 and 1.
-        seed: Seed of the draws.
-
-    Returns:
-        Estimate (on all records) and interval. Where the metric is NaN on some resamples
-        (AUROC without a wrong answer), they are counted in ``n_undefined`` and left out of
-        the interval.
-
-    Raises:
-        ValueError: If the table is empty or lacks a column, a question has no name, or
-            an option is out of range; and whatever ``metric`` raises.
-
-    Example:
-        >>> records = pd.DataFrame({"dataset": "d", "question_id": ["a", "b", "c", "d"],
-        ...     "confidence": [0.9, 0.9, 0.9, 0.9], "correct": [True, True, True, False]})
-        >>> print(bootstrap_interval(brier_score, records, n_resamples=200))
-        0.210 [0.010, 0.610]
-    """
-
-    def one(*arrays: NDArray[Any], weight: Floats) -> dict[str, float]:
-        return {"metric": metric(*arrays, weight=weight)}
-
-    found = bootstrap_intervals(
-        one, records, columns=columns, n_resamples=n_resamples, level=level, seed=seed
-    )
-    return found["metric"]
-
-
-def bootstrap_intervals(
-    metrics: Callable[..., Mapping[str, float]],
-    records: pd.DataFrame,
-    *,
-    columns: Sequence[str] = ("confidence", "correct"),
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """The bootstrap of several metrics on the same resamples.
-
-    Each interval is that of :func:`bootstrap_interval` with the same seed; questions are
-    drawn once for all metrics.
-
-    Args:
-        metrics: As in :func:`bootstrap_interval`, but gives every metric by its name, the
-            same names at each call.
-        records: As in :func:`bootstrap_interval`, as are all other arguments and errors.
-        columns: What ``metrics`` takes, in order.
-        n_resamples: Number of resamples, from 1.
-        level: Level of the intervals, between 0 and 1.
-        seed: Seed of the draws.
-
-    Returns:
-        Interval of each metric by its name.
-
-    Raises:
-        ValueError: As :func:`bootstrap_interval`.
-
-    Example:
-        >>> records = pd.DataFrame({"dataset": "d", "question_id": ["a", "b"],
-        ...     "confidence": [0.5, 0.5], "correct": [True, False]})
-        >>> def both(confidence, correct, *, weight):
-        ...     return {"Brier": brier_score(confidence, correct, weight=weight), "n": weight.sum()}
-        >>> {name: str(value) for name, value in bootstrap_intervals(both, records).items()}
-        {'Brier': '0.250 [0.250, 0.250]', 'n': '2.000 [2.000, 2.000]'}
-    """
-    _check_level(level)
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples is {n_resamples}; expected a number from 1")
-    if missing := [c for c in ("dataset", "question_id", *columns) if c not in records.columns]:
-        raise ValueError(f"records lack the column(s) {', '.join(missing)}")
-    if records.empty:
-        raise ValueError("records are empty: a metric needs at least one row")
-    arrays = [records[column].to_numpy() for column in columns]
-    # on the rows as they came, so that an error names the caller's row
-    estimates = metrics(*arrays, weight=np.ones(len(records)))
-
-    kinds = _question_kinds(records, arrays)
-    cell_arrays = [array[kinds.example] for array in arrays]
-    draws = _draws(np.random.default_rng(seed), kinds.n_questions)
-    values = np.empty((n_resamples, len(estimates)))
-    for i, drawn in zip(range(n_resamples), draws, strict=False):
-        weight = np.bincount(kinds.cell, drawn[kinds.kind], len(kinds.example))
-        drawn_values = metrics(*cell_arrays, weight=weight)
-        values[i] = [drawn_values[name] for name in estimates]
-    return {
-        name: _percentile_interval(float(estimate), column, level, seed)
-        for (name, estimate), column in zip(estimates.items(), values.T, strict=True)
-    }
-
-
-def _percentile_interval(estimate: float, values: Floats, level: float, seed: int) -> Interval:
-    defined = values[~np.isnan(values)]
-    low, high = (
-        np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-        if defined.size
-        else (np.nan, np.nan)
-    )
-    n_undefined = len(values) - defined.size
-    return Interval(estimate, float(low), float(high), level, len(values), seed, n_undefined)
-
-
-class _QuestionKinds(NamedTuple):
-    """Records as kinds of questions: those with the same multiset of rows."""
-
-    n_questions: NDArray[np.int64]  # of each kind, shape (k,)
-    kind: NDArray[np.intp]  # of each row of each kind, shape (e,)
-    cell: NDArray[np.intp]  # which distinct row that is, shape (e,)
-    example: NDArray[np.intp]  # a row of the records that each cell stands for, shape (c,)
-
-
-def _question_kinds(records: pd.DataFrame, arrays: Sequence[NDArray[Any]]) -> _QuestionKinds:
-    names = records[["dataset", "question_id"]]
-    if (nameless := np.flatnonzero(names.isna().any(axis=1))).size:
-        raise ValueError(
-            f"dataset and question_id must be given: {nameless.size} of {len(names)} rows lack "
-            f"one, the first is row {nameless[0]}"
-        )
-    question = names.groupby(["dataset", "question_id"], sort=False).ngroup().to_numpy()
-    cell = _joint_codes(arrays)
-    example = np.empty(cell.max() + 1, dtype=np.intp)
-    example[cell] = np.arange(len(cell))  # any row will do, all rows of a cell are equal
-
-    order = np.lexsort((cell, question))
-    n_samples = np.bincount(question)
-    samples_of_row = n_samples[question[order]]
-    n_questions, kind, cell_of_kind = [], [], []
-    n_kinds = 0
-    for size in np.unique(n_samples):
-        members = cell[order[samples_of_row == size]].reshape(-1, size)
-        code = _joint_codes(list(members.T))
-        n_questions.append(np.bincount(code))
-        one = np.empty(code.max() + 1, dtype=np.intp)
-        one[code] = np.arange(len(code))
-        cell_of_kind.append(members[one].ravel())
-        kind.append(np.repeat(n_kinds + np.arange(len(one)), size))
-        n_kinds += len(one)
-    return _QuestionKinds(
-        np.concatenate(n_questions), np.concatenate(kind), np.concatenate(cell_of_kind), example
-    )
-
-
-def _joint_codes(arrays: Sequence[NDArray[Any]]) -> NDArray[np.intp]:
-    """Number equal tuples equally, from 0 in sorted order; NaN equals NaN."""
-    joint = np.zeros(len(arrays[0]), dtype=np.intp)
-    for array in arrays:
-        code, values = pd.factorize(array, sort=True, use_na_sentinel=False)
-        # numbered anew after every column, so that the product never overflows
-        joint = pd.factorize(joint * len(values) + code, sort=True)[0]
-    return joint
-
-
-def _draws(
-    random: np.random.Generator, n_questions: NDArray[np.int64]
-) -> Iterator[NDArray[np.int64]]:
-    """How often each kind comes up when as many questions as there are are drawn, for ever."""
-    total = int(n_questions.sum())
-    # the same distribution twice: a binomial per kind costs some ten times a draw per question
-    if len(n_questions) * 10 < total:
-        while True:
-            yield random.multinomial(total, n_questions / total)
-    kind_of_question = np.repeat(np.arange(len(n_questions)), n_questions)
-    while True:
-        drawn = random.integers(0, total, total, dtype=np.uint32)
-        yield np.bincount(kind_of_question[drawn], minlength=len(n_questions))
 
 
 class _Rows(NamedTuple):
@@ -959,6 +655,20 @@ class _Cells(NamedTuple):
     correct: Floats
 
 
+def _equal_width(rows: _Rows, n_bins: int) -> NDArray[np.intp]:
+    scaled = rows.confidence * n_bins
+    nearest = np.rint(scaled)
+    on_edge = np.abs(scaled - nearest) <= _EDGE_EPSILONS * rows.epsilon * nearest
+    return np.maximum(np.where(on_edge, nearest, np.ceil(scaled)), 1).astype(np.intp) - 1
+
+
+def _cuts(total: float, n_bins: int) -> Floats:
+    """Where equal-mass bins begin, counted in rows."""
+    size, remainder = divmod(total, n_bins)
+    first = np.arange(n_bins)
+    return np.asarray(first * size + np.minimum(first, remainder))
+
+
 def _cells(rows: _Rows) -> _Cells:
     kept = rows.weight > 0
     values, group = np.unique(rows.confidence[kept], return_inverse=True)
@@ -972,84 +682,30 @@ def _sums(group: NDArray[np.intp], values: Floats, n_groups: int = 0) -> Floats:
 
 def _validated(confidence: ArrayLike, correct: ArrayLike, weight: ArrayLike | None) -> _Rows:
     """Check what every metric takes; the one place where its rules are written."""
-    stated = _numbers(confidence, "confidence")
-    right = _numbers(correct, "correct", boolean=True)
-    if len(stated) != len(right):
-        raise ValueError(
-            f"confidence and correct must have the same length, found {len(stated)} and "
-            f"{len(right)}"
-        )
-    _check_unit_interval(stated, "confidence")
-    if (missing := np.flatnonzero(np.isnan(stated))).size:
-        raise ValueError(
-            f"confidence is missing (NaN) in {missing.size} of {len(stated)} rows, the first is "
-            f"row {missing[0]}: select the rows that have a confidence, and report "
-            "confidence_output_ratio beside the metric"
-        )
-    if (other := np.flatnonzero((right != 0) & (right != 1))).size:
-        raise ValueError(
-            f"correct must be boolean or 0/1: {other.size} of {len(right)} rows are not, the "
-            f"first is row {other[0]} with {right[other[0]]}"
-        )
+    stated = checks.unit_interval(confidence, "confidence")
+    right = checks.verdicts(correct)
+    checks.same_length(confidence=stated, correct=right)
     epsilon = np.finfo(stated.dtype).eps if stated.dtype.kind == "f" else 0.0
     return _Rows(
         stated.astype(np.float64, copy=False),
-        right.astype(np.float64, copy=False),
+        right,
         _multiplicity(weight, len(stated)),
         max(float(epsilon), float(np.finfo(np.float64).eps)),
     )
 
 
-def _numbers(values: ArrayLike, name: str, *, boolean: bool = False) -> NDArray[Any]:
-    array = np.asarray(values)
-    if array.dtype.kind == "O":  # None and pandas' NA are missing numbers
-        known = [np.nan if pd.isna(value) else value for value in array.flat]
-        array = np.array(known).reshape(array.shape)
-    if array.dtype.kind not in ("bfiu" if boolean else "fiu"):
-        expected = "booleans or 0/1" if boolean else "numbers in [0, 1]"
-        raise TypeError(f"{name} must be an array of {expected}, found dtype {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (n,), found {array.shape}")
-    if not array.size:
-        raise ValueError(f"{name} is empty: a metric needs at least one row")
-    return array
-
-
-def _check_unit_interval(values: NDArray[Any], name: str) -> None:
-    """Refuse numbers outside [0, 1]; NaN passes."""
-    if (outside := np.flatnonzero((values < 0) | (values > 1))).size:
-        raise ValueError(
-            f"{name} must be in [0, 1]: {outside.size} of {len(values)} rows are not, the first "
-            f"is row {outside[0]} with {values[outside[0]]}"
-        )
-
-
 def _multiplicity(weight: ArrayLike | None, n: int) -> Floats:
     if weight is None:
         return np.ones(n)
-    array = _numbers(weight, "weight").astype(np.float64, copy=False)
-    if len(array) != n:
-        raise ValueError(f"weight must have shape ({n},), found {array.shape}")
-    if (bad := np.flatnonzero(~((array >= 0) & (array < np.inf)))).size:
-        raise ValueError(
-            f"weight must be finite and not negative: {bad.size} of {n} rows are not, the first "
-            f"is row {bad[0]} with {array[bad[0]]}"
-        )
+    array = checks.not_negative(checks.numbers(weight, "weight"), "weight", n)
     if not array.any():
         raise ValueError("weight is 0 in every row: a metric needs at least one row")
     return array
 
 
 def _check_bins(n_bins: int, binning: str) -> None:
-    if n_bins < 1:
-        raise ValueError(f"n_bins is {n_bins}; expected a whole number from 1")
-    if binning not in ("equal_width", "equal_mass"):
-        raise ValueError(f"binning is {binning!r}; expected 'equal_width' or 'equal_mass'")
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; expected a number between 0 and 1")
+    checks.whole(n_bins, "n_bins", 1)
+    checks.one_of(binning, "binning", ("equal_width", "equal_mass"))
 
 
 def _one_against_rest(
@@ -1059,14 +715,10 @@ def _one_against_rest(
     table = np.asarray(probabilities)
     if table.ndim != 2 or table.shape[1] < 2:
         raise ValueError(f"probabilities must have shape (n, K), K from 2, found {table.shape}")
-    columns = [_numbers(column, "probabilities") for column in table.T]
-    for k, column in enumerate(columns):
-        _check_unit_interval(column, f"probabilities of option {k}")
-        if (missing := np.flatnonzero(np.isnan(column))).size:
-            raise ValueError(
-                f"probabilities of option {k} are missing (NaN) in {missing.size} of "
-                f"{len(column)} rows, the first is row {missing[0]}"
-            )
+    columns = [
+        checks.unit_interval(column, f"probabilities of option {k}")
+        for k, column in enumerate(table.T)
+    ]
     total = np.sum(columns, axis=0)
     # a softmax in half precision is off by some 1e-3
     if (above := np.flatnonzero(total > 1.005)).size:

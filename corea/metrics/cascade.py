@@ -10,17 +10,26 @@ Deviations from paper A:
    is a threshold. :data:`DEFER_ALL` is the paper's 1.1.
 2. A missing confidence defers. The paper does not say; a system that cannot state its
    confidence has not earned the saving.
-3. The paper sets the threshold to the large model's pass@1 on the evaluation set itself.
+3. Formulas (9) and (10) of the paper, its costs, are lost in our text; they are reconstructed
+   from its two assumptions (section 4.3): output tokens cost four times as much as input tokens,
+   and prices scale with the number of parameters.
+4. The paper sets the threshold to the large model's pass@1 on the evaluation set itself.
    :func:`cheapest_threshold` lets one choose it on other questions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+
+from corea import checks
+from corea.metrics.intervals import Interval, bootstrap_intervals
+from corea.records import pair, quoted, quoted_names, select
 
 DEFER_ALL = 1.1
 """A threshold above every confidence (paper A, section 5.2)."""
@@ -47,8 +56,8 @@ def defers(confidence: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     """
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected a number from 0")
-    confidence = _confidences(confidence)
-    return (confidence < threshold) | np.isnan(confidence)
+    stated = checks.unit_interval(confidence, "confidence", missing=True)
+    return np.asarray((stated < threshold) | np.isnan(stated))
 
 
 def deferral_curve(
@@ -281,8 +290,8 @@ def oracle_confidence(small_correct: ArrayLike, large_correct: ArrayLike) -> NDA
         >>> oracle_confidence([0, 1, 1], [1, 1, 0]).tolist()
         [0.0, 0.5, 1.0]
     """
-    small = _verdicts("small_correct", small_correct)
-    return (1 + small - _verdicts("large_correct", large_correct)) / 2
+    small = checks.verdicts(small_correct, "small_correct")
+    return (1 + small - checks.verdicts(large_correct, "large_correct")) / 2
 
 
 def random_deferral(curve: pd.DataFrame, deferral_rate: ArrayLike) -> pd.DataFrame:
@@ -370,6 +379,145 @@ def pareto_front(cost: ArrayLike, pass_at_1: ArrayLike) -> NDArray[np.bool_]:
     return np.array([point in points for point in zip(cost, accuracy, strict=True)], dtype=bool)
 
 
+def query_cost(
+    prompt_tokens: ArrayLike,
+    completion_tokens: ArrayLike,
+    size_ratio: float = 1.0,
+    output_price: float = 4.0,
+) -> NDArray[np.float64]:
+    r"""Cost of asking one model.
+
+    .. math:: C = \rho \, (n_\text{in} + \pi \, n_\text{out})
+
+    Source: paper A, section 4.3, equations (9) and (10), reconstructed.
+
+    Args:
+        prompt_tokens: Tokens read, :math:`n_\text{in}`, shape (n,) or scalar.
+        completion_tokens: Tokens written, :math:`n_\text{out}`, same shape.
+        size_ratio: Parameters of the model over those of the small model, :math:`\rho`.
+        output_price: Price of an output token in input tokens, :math:`\pi`.
+
+    Returns:
+        Cost in input tokens of the small model, the shape of the arguments.
+
+    Raises:
+        ValueError: If a count is missing or negative, or a ratio or price is not positive.
+
+    Example:
+        >>> float(query_cost(100, 50))
+        300.0
+        >>> float(query_cost(100, 50, size_ratio=32 / 7))  # a 32B model beside a 7B one
+        1371.4285714285713
+    """
+    for name, value in (("size_ratio", size_ratio), ("output_price", output_price)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value}; expected a positive number")
+    prompt = _token_counts(prompt_tokens, "prompt_tokens")
+    completion = _token_counts(completion_tokens, "completion_tokens")
+    return size_ratio * (prompt + output_price * completion)
+
+
+def _token_counts(tokens: ArrayLike, name: str) -> NDArray[np.float64]:
+    return checks.not_negative(np.atleast_1d(tokens), name).reshape(np.shape(tokens))
+
+
+# --- tables of one run ---
+
+
+COLUMNS = ("confidence", "small_correct", "large_correct", "small_cost", "large_cost")
+
+
+def operating_intervals(
+    paired: pd.DataFrame, *, threshold: float, n_resamples: int = 1000, seed: int = 0
+) -> Mapping[str, Interval]:
+    """What a cascade does at one threshold, the same in every resample, with intervals."""
+    ranges = {
+        "pass_at_1": (0.0, 1.0),
+        "cost": (0.0, np.inf),
+        "deferral_rate": (0.0, 1.0),
+        "cost_saving": (-np.inf, 1.0),
+        "accuracy_drop": (-1.0, 1.0),
+    }
+
+    def quantity(name: str, *columns: np.ndarray, weight: np.ndarray | None) -> float:
+        point = operating_point(*columns, threshold=threshold, weight=weight)
+        return float(getattr(point, name))
+
+    return bootstrap_intervals(
+        {name: partial(quantity, name) for name in ranges},
+        paired,
+        columns=COLUMNS,
+        n_resamples=n_resamples,
+        seed=seed,
+        bounds=ranges,
+    )
+
+
+def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tuple[str, str]:
+    """Which system answers first and which one is behind it, as far as they are not given.
+
+    Of two systems the one with more confidences answers first; the second name is empty where
+    there is one system only.
+
+    Raises:
+        ValueError: If a name is not among the systems, both are the same, or more than
+            two systems leave the choice open.
+
+    Example:
+        >>> table = pd.DataFrame({"system": ["big", "tiny"], "confidence": [None, 0.5]})
+        >>> small_and_large(table)
+        ('tiny', 'big')
+    """
+    stated = table.groupby("system", sort=False)["confidence"].count()
+    systems = list(stated.sort_values(ascending=False, kind="stable").index)
+    for name in filter(None, (small, large)):
+        select(table, system=name)
+    if small and small == large:
+        raise ValueError(f"small and large are both {quoted(small)}; a cascade needs two systems")
+    if len(systems) > 2 and not (small and large):
+        there = quoted_names(systems)
+        raise ValueError(f"{len(systems)} systems: say which is small and which large of {there}")
+    small = small or next(name for name in systems if name != large)
+    large = large or next((name for name in systems if name != small), "")
+    return small, large
+
+
+def priced_pair(
+    table: pd.DataFrame,
+    small: str,
+    large: str,
+    *,
+    size_ratio: float,
+    output_price: float = 4.0,
+) -> tuple[pd.DataFrame, str]:
+    """Two systems on the same questions with the cost of asking each, and its unit in words.
+
+    Where a token count is missing anywhere, every query of a system costs the same: 1 for the
+    small model, ``size_ratio`` for the large.
+    """
+    paired = pair(table, small, large)
+    tokens = [
+        f"{side}_{kind}_tokens" for side in ("small", "large") for kind in ("prompt", "completion")
+    ]
+    counted = all(name in paired and paired[name].notna().all() for name in tokens)
+    ratios = {"small": 1.0, "large": size_ratio}
+    costs = {
+        f"{side}_cost": query_cost(
+            paired[f"{side}_prompt_tokens"] if counted else np.ones(len(paired)),
+            paired[f"{side}_completion_tokens"] if counted else np.zeros(len(paired)),
+            ratio,
+            output_price,
+        )
+        for side, ratio in ratios.items()
+    }
+    unit = (
+        "input tokens of the small model"
+        if counted
+        else "queries of the small model, since not every row has its token counts"
+    )
+    return paired.assign(**costs), unit
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Checked input of a cascade: floats of one shape."""
@@ -393,53 +541,19 @@ class _Rows:
         router_cost: ArrayLike | None,
         weight: ArrayLike | None,
     ) -> _Rows:
-        confidences = _confidences(confidence)
+        confidences = checks.unit_interval(confidence, "confidence", missing=True)
         n = confidences.size
-        if n == 0:
-            raise ValueError("confidence is empty: a cascade needs at least one question")
-        small = _verdicts("small_correct", small_correct)
-        large = _verdicts("large_correct", large_correct)
-        for name, array in (("small_correct", small), ("large_correct", large)):
-            if array.shape != (n,):
-                raise ValueError(f"{name} has shape {array.shape}; expected ({n},) as confidence")
-        small_costs = _not_negative("small_cost", small_cost, n)
-        large_costs = _not_negative("large_cost", large_cost, n)
-        if router_cost is None:
-            kept, deferred = small_costs, small_costs + large_costs
-        else:
-            asked = _not_negative("router_cost", router_cost, n)
+        small = checks.verdicts(small_correct, "small_correct")
+        large = checks.verdicts(large_correct, "large_correct")
+        checks.same_length(confidence=confidences, small_correct=small, large_correct=large)
+        small_costs = checks.not_negative(small_cost, "small_cost", n)
+        large_costs = checks.not_negative(large_cost, "large_cost", n)
+        kept, deferred = small_costs, small_costs + large_costs
+        if router_cost is not None:
+            asked = checks.not_negative(router_cost, "router_cost", n)
             kept, deferred = asked + small_costs, asked + large_costs
-        weights = np.ones(n) if weight is None else _not_negative("weight", weight, n)
+        weights = np.ones(n) if weight is None else checks.not_negative(weight, "weight", n)
         if not weights.sum() > 0:
             raise ValueError("weight is 0 throughout")
+        confidences = confidences.astype(np.float64, copy=False)
         return cls(confidences, small, large, large_costs, kept, deferred, weights)
-
-
-def _confidences(confidence: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(confidence, dtype=np.float64)
-    if array.ndim != 1:
-        raise ValueError(f"confidence has shape {array.shape}; expected (n,)")
-    outside = (array < 0) | (array > 1)
-    if outside.any():
-        first = int(np.argmax(outside))
-        raise ValueError(
-            f"confidence: {outside.sum()} value(s) outside [0, 1], first {array[first]} at {first}"
-        )
-    return array
-
-
-def _verdicts(name: str, correct: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(correct)
-    numbers = array.astype(np.float64)
-    if array.ndim != 1 or not np.isin(numbers, (0.0, 1.0)).all():
-        raise ValueError(f"{name}: expected one-dimensional booleans or 0 and 1")
-    return numbers
-
-
-def _not_negative(name: str, values: ArrayLike, n: int) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape not in ((), (n,)):
-        raise ValueError(f"{name} has shape {array.shape}; expected ({n},) or a scalar")
-    if not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name}: expected finite numbers from 0")
-    return np.broadcast_to(array, (n,))

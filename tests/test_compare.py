@@ -1,4 +1,4 @@
-"""corea.book.compare, and the chapters that are made of it, on made-up runs."""
+"""Metrics and cascades of several runs beside the paper, and their chapters, on made-up runs."""
 
 import ast
 import json
@@ -11,13 +11,23 @@ import pandas as pd
 import pytest
 from fake_runs import fake_run, fake_runs
 
-from corea.book import compare as experiments
-from corea.book import figures, full_run, published
-from corea.book.compare import CASCADES, Cascade
-from corea.book.published import LARGE_MODEL
-from corea.metrics import calibration, cascade, report
-from corea.metrics.calibration import bootstrap_interval
+from corea.book import compare, figures, full_run, published
+from corea.metrics import calibration, cascade
+from corea.metrics.intervals import FEW_SEEDS, ONE_SEED, as_interval, differences, summarize
+from corea.metrics.measure import METRICS, _values, measure
 from corea.records import RecordsError
+from corea.rlcc.cascades import (
+    CASCADES,
+    LARGE_MODEL,
+    Cascade,
+    _areas,
+    cascade_questions,
+    choose_thresholds,
+    measure_areas,
+    measure_cascades,
+    measure_held_out,
+    measure_thresholds,
+)
 from corea.runs import run_records
 from corea.tasks.suites import MICROWORLD, PAPERS
 
@@ -88,7 +98,7 @@ def made(values, system="a", metric="ece", dataset="chains"):
 
 
 def test_measured_values_are_the_metrics(records):
-    measured = experiments.measure(records, groups=EACH, n_bins=7, n_resamples=3)
+    measured = measure(records, groups=EACH, n_bins=7, n_resamples=3)
     for system in ("SLM", "L1-SLM"):
         rows = records[(records["system"] == system) & (records["dataset"] == "words")]
         stated = rows[rows["confidence"].notna()]
@@ -102,7 +112,7 @@ def test_measured_values_are_the_metrics(records):
         assert found["confidence_output_ratio"] == pytest.approx(len(stated) / len(rows))
         assert found["mean_confidence"] == pytest.approx(stated["confidence"].mean())
     assert now(measured, "SLM", "words")["confidence_output_ratio"] < 1
-    assert set(measured["metric"]) == set(experiments.METRICS)
+    assert set(measured["metric"]) == set(METRICS)
 
 
 def test_resampled_values_are_the_metrics_under_weights():
@@ -115,7 +125,7 @@ def test_resampled_values_are_the_metrics_under_weights():
     )
     weight = rng.integers(0, 4, (20, 60)).astype(float)
     weight[19, rows["correct"]] = 0  # only wrong answers: no AUROC
-    found = experiments._calibration_values(rows, weight, 10, "equal_width")
+    found = _values(rows, weight, 10, "equal_width")
     stated = rows["confidence"].notna().to_numpy()
     pair = rows["confidence"][stated], rows["correct"][stated]
     for i, w in enumerate(weight):
@@ -136,7 +146,7 @@ def test_resampled_values_are_the_metrics_under_weights():
 
 def test_a_group_is_the_papers_mean_over_datasets(records):
     uneven = records[(records["dataset"] != "words") | (records["question_id"] < "0009")]
-    measured = experiments.measure(uneven, groups=EVERY, n_resamples=2)
+    measured = measure(uneven, groups=EVERY, n_resamples=2)
     here = measured[(measured["system"] == "L1-SLM") & (measured["metric"] == "ece")]
     wide = here.pivot(index="resample", columns="dataset", values="value")
     for group, datasets in (("OOD reasoning", GROUPS["OOD reasoning"]), *ALL.items()):
@@ -146,22 +156,22 @@ def test_a_group_is_the_papers_mean_over_datasets(records):
 
 
 def test_nothing_stated_leaves_calibration_undefined(untrained):
-    measured = experiments.measure(records_of(untrained), n_resamples=2)
+    measured = measure(records_of(untrained), groups=GROUPS, n_resamples=2)
     found = now(measured, "SLM")
     assert found["pass_at_1"] == 0
     assert found["confidence_output_ratio"] == 0
     assert found[["ece", "auroc", "brier", "mean_confidence"]].isna().all()
-    row = experiments.intervals(measured).set_index(["system", "dataset", "metric"]).loc[
+    row = summarize(measured).set_index(["system", "dataset", "metric"]).loc[
         ("SLM", "chains", "ece")
     ]  # fmt: skip
     assert (row["n_seeds"], row["interval"]) == (0, "")
-    assert experiments.as_interval(row) is None
+    assert as_interval(row) is None
 
 
 def test_a_missing_dataset_is_named(records):
     less = records[(records["system"] != "L1-SLM") | (records["dataset"] != "facts")]
     with pytest.raises(ValueError, match="'L1-SLM' with seed 0 has no records on 'facts'"):
-        experiments.measure(less, n_resamples=2)
+        measure(less, groups=EACH, n_resamples=2)
 
 
 def test_one_seed_needs_the_same_questions(records, replicated):
@@ -169,22 +179,24 @@ def test_one_seed_needs_the_same_questions(records, replicated):
         return table[(table["system"] != system) | (table["question_id"] != "0003")]
 
     with pytest.raises(ValueError, match="'L1-SLM' with seed 0 was asked other questions"):
-        experiments.measure(less(records, "L1-SLM"), n_resamples=2)
-    experiments.measure(less(replicated, "L1-SLM"))  # over seeds there is nothing to pair
+        measure(less(records, "L1-SLM"), groups=EACH, n_resamples=2)
+    measure(
+        less(replicated, "L1-SLM"), groups=EACH, n_resamples=2
+    )  # over seeds there is nothing to pair
 
 
 def test_a_computed_signal_is_there_in_every_row(records):
-    lacking = experiments.Cascade("L1-SLM", "probe")
+    lacking = Cascade("L1-SLM", "probe")
     with pytest.raises(ValueError, match="lacks the signal 'probe' in 256 of 256 rows"):
-        experiments.cascade_questions(records, lacking, large="Baseline LLM")
-    nobody = experiments.Cascade("nobody")
+        cascade_questions(records, lacking, large="Baseline LLM")
+    nobody = Cascade("nobody")
     with pytest.raises(ValueError, match="no system 'nobody' among the runs; there are 'SLM'"):
-        experiments.cascade_questions(records, nobody, large="Baseline LLM")
+        cascade_questions(records, nobody, large="Baseline LLM")
     stated = records.assign(
         expected_confidence=records["expected_confidence"].mask(records.index % 2 == 0)
     )
-    some = experiments.Cascade("L1-SLM", "expected_confidence")
-    found = experiments.cascade_questions(stated, some, large="Baseline LLM")
+    some = Cascade("L1-SLM", "expected_confidence")
+    found = cascade_questions(stated, some, large="Baseline LLM")
     assert 0 < found["confidence"].isna().mean() < 1
 
 
@@ -192,23 +204,23 @@ def test_a_computed_signal_is_there_in_every_row(records):
 
 
 def test_priced_questions_are_those_of_the_report(records):
-    found = experiments.cascade_questions(records, CASCADES["COREA"])
-    expected, _ = report.priced_pair(records, "L1-SLM", LARGE_MODEL, size_ratio=1050 / 230)
-    columns = ["dataset", "question_id", "sample", *report.CASCADE_COLUMNS]
+    found = cascade_questions(records, CASCADES["COREA"])
+    expected, _ = cascade.priced_pair(records, "L1-SLM", LARGE_MODEL, size_ratio=1050 / 230)
+    columns = ["dataset", "question_id", "sample", *cascade.COLUMNS]
     pd.testing.assert_frame_equal(found[columns], expected[columns], check_dtype=False)
     assert not found["router_cost"].any()
 
 
 @pytest.mark.parametrize("name", list(CASCADES))
 def test_a_cascade_is_its_operating_point(records, name):
-    rows = experiments.cascade_questions(records, CASCADES[name])
+    rows = cascade_questions(records, CASCADES[name])
     rows = rows[rows["dataset"] == "long_chains"]
     routed = CASCADES[name].routed
     point = cascade.operating_point(
-        *(rows[column] for column in report.CASCADE_COLUMNS),
+        *(rows[column] for column in cascade.COLUMNS),
         router_cost=rows["router_cost"] if routed else None,
     )
-    measured = experiments.measure_cascades(records, groups=EACH, n_resamples=2)
+    measured = measure_cascades(records, groups=EACH, n_resamples=2)
     found = now(measured, name, "long_chains")
     assert found["pass_at_1"] == pytest.approx(100 * point.pass_at_1)
     assert found["cost"] == pytest.approx(point.cost)
@@ -221,7 +233,7 @@ def test_a_cascade_is_its_operating_point(records, name):
 
 
 def test_models_alone(records):
-    measured = experiments.measure_cascades(records, groups=EACH, n_resamples=2)
+    measured = measure_cascades(records, groups=EACH, n_resamples=2)
     for system in ("RLVR-SLM", LARGE_MODEL):
         rows = records[(records["system"] == system) & (records["dataset"] == "chains")]
         ratio = rows["parameters"].iloc[0] / 230_000
@@ -238,7 +250,7 @@ def test_models_alone(records):
 
 
 def test_changes_of_a_group_are_those_of_its_means(records):
-    measured = experiments.measure_cascades(records, n_resamples=2)
+    measured = measure_cascades(records, n_resamples=2)
     corea, large = (now(measured, s, "OOD reasoning") for s in ("COREA", LARGE_MODEL))
     assert corea["cost_change"] == pytest.approx(100 * (corea["cost"] / large["cost"] - 1))
     assert corea["pass_at_1_change"] == pytest.approx(corea["pass_at_1"] - large["pass_at_1"])
@@ -246,45 +258,45 @@ def test_changes_of_a_group_are_those_of_its_means(records):
 
 def test_one_large_model_behind_three_small_ones(replicated):
     alone = (replicated["system"] != LARGE_MODEL) | (replicated["seed"] == 1)
-    measured = experiments.measure_cascades(replicated[alone], n_resamples=20)
+    measured = measure_cascades(replicated[alone], n_resamples=20)
     seeds = measured.groupby("system")["seed"].unique()
     assert list(seeds[LARGE_MODEL]) == [1]
     assert list(seeds["COREA"]) == [0, 1, 2]
-    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
-    assert rows.loc[("COREA", "chains", "pass_at_1"), "interval"] == experiments.T
-    assert rows.loc[(LARGE_MODEL, "chains", "pass_at_1"), "interval"] == experiments.BOOTSTRAP
-    gap = experiments.differences(measured, [("COREA", LARGE_MODEL)]).iloc[0]
-    assert (gap["n_seeds"], gap["interval"]) == (1, experiments.BOOTSTRAP)
+    rows = summarize(measured).set_index(["system", "dataset", "metric"])
+    assert rows.loc[("COREA", "chains", "pass_at_1"), "interval"] == FEW_SEEDS
+    assert rows.loc[(LARGE_MODEL, "chains", "pass_at_1"), "interval"] == ONE_SEED
+    gap = differences(measured, [("COREA", LARGE_MODEL)]).iloc[0]
+    assert (gap["n_seeds"], gap["interval"]) == (1, ONE_SEED)
     # the large model alone with a seed that no small one has
     other = replicated[alone & ~((replicated["system"] != LARGE_MODEL) & (replicated["seed"] == 1))]
-    measured = experiments.measure_cascades(other, n_resamples=2)
+    measured = measure_cascades(other, n_resamples=2)
     assert list(measured.loc[measured["system"] == LARGE_MODEL, "seed"].unique()) == [1]
 
 
 def test_cascades_that_cannot_be(records, replicated, tmp_path):
     two = replicated[(replicated["system"] != LARGE_MODEL) | (replicated["seed"] > 0)]
     with pytest.raises(ValueError, match="'Baseline LLM' has no run with seed 0"):
-        experiments.measure_cascades(two)
+        measure_cascades(two)
     without = records.drop(columns="router_prompt_tokens")
     with pytest.raises(ValueError, match="lacks router_prompt_tokens: no cost of its router"):
-        experiments.cascade_questions(without, CASCADES["Router+RLVR-SLM"])
+        cascade_questions(without, CASCADES["Router+RLVR-SLM"])
     fewer = records[(records["system"] != LARGE_MODEL) | (records["sample"] < 2)]
     with pytest.raises(RecordsError, match="expected the same questions and samples"):
-        experiments.cascade_questions(fewer, CASCADES["COREA"])
+        cascade_questions(fewer, CASCADES["COREA"])
     run = fake_run(tmp_path / "t", system="tiny", method="l1", role="tiny", n_questions=16)
     both = pd.concat([records, run_records([run])])
     with pytest.raises(ValueError, match="differ in size, so costs have no one unit"):
-        experiments.measure_cascades(both, {"a": Cascade("L1-SLM"), "b": Cascade("tiny")})
+        measure_cascades(both, {"a": Cascade("L1-SLM"), "b": Cascade("tiny")})
 
 
 def test_thresholds_are_points_of_the_curve(records):
     thresholds = [0.0, 0.35, 0.7, 1.1]
-    measured = experiments.measure_thresholds(records, thresholds, dataset="words", n_resamples=2)
+    measured = measure_thresholds(records, thresholds, dataset="words", n_resamples=2)
     for name in ("COREA", "Router+RLVR-SLM"):
-        rows = experiments.cascade_questions(records, CASCADES[name])
+        rows = cascade_questions(records, CASCADES[name])
         rows = rows[rows["dataset"] == "words"]
         curve = cascade.deferral_curve(
-            *(rows[column] for column in report.CASCADE_COLUMNS),
+            *(rows[column] for column in cascade.COLUMNS),
             router_cost=rows["router_cost"] if CASCADES[name].routed else None,
         )
         for threshold in thresholds:
@@ -293,8 +305,7 @@ def test_thresholds_are_points_of_the_curve(records):
             assert found["pass_at_1"] == pytest.approx(100 * expected["pass_at_1"])
             assert found["cost"] == pytest.approx(expected["cost"])
             assert found["deferral_rate"] == pytest.approx(100 * expected["deferral_rate"])
-    intervals = experiments.intervals(measured)
-    assert len(intervals) == len(CASCADES) * len(thresholds) * 3
+    assert len(summarize(measured)) == len(CASCADES) * len(thresholds) * 3
 
 
 def test_areas_are_those_of_the_curves():
@@ -304,26 +315,26 @@ def test_areas_are_those_of_the_curves():
         small, large = rng.random(n) < 0.5, rng.random(n) < 0.8
         weight = rng.integers(0, 3, (5, n)).astype(float)
         weight[:, 0] = 1
-        found = experiments._areas(confidence, large.astype(float) - small, weight)
+        found = _areas(confidence, large.astype(float) - small, weight)
         for area, w in zip(found, weight, strict=True):
             curve = cascade.deferral_curve(confidence, small, large, 1.0, 1.0, weight=w)
             assert area == pytest.approx(cascade.area_over_random(curve), abs=1e-12)
 
 
 def test_no_confidence_defers_better_than_the_oracle(records):
-    found = experiments.intervals(experiments.measure_areas(records, n_resamples=5))
+    found = summarize(measure_areas(records, n_resamples=5))
     wide = found.pivot(index=["system", "dataset"], columns="metric", values="value")
     assert (wide["oracle_area"] > wide["area_over_random"]).all()
 
 
 def test_chosen_thresholds(records):
     options = {"datasets": ["chains"]}
-    rows = experiments.cascade_questions(records, CASCADES["COREA"])
+    rows = cascade_questions(records, CASCADES["COREA"])
     rows = rows[rows["dataset"] == "chains"]
-    papers = experiments.choose_thresholds(records, **options)["COREA"]["chains"]
+    papers = choose_thresholds(records, **options)["COREA"]["chains"]
     assert papers == rows["large_correct"].mean()
-    cheap = experiments.choose_thresholds(records, max_accuracy_drop=0.05, **options)
-    curve = cascade.deferral_curve(*(rows[column] for column in report.CASCADE_COLUMNS))
+    cheap = choose_thresholds(records, max_accuracy_drop=0.05, **options)
+    curve = cascade.deferral_curve(*(rows[column] for column in cascade.COLUMNS))
     enough = rows["large_correct"].mean() - 0.05 - 1e-9
     expected = cascade.cheapest_threshold(curve, min_pass_at_1=enough)
     assert cheap["COREA"]["chains"] == expected
@@ -331,7 +342,7 @@ def test_chosen_thresholds(records):
 
 def test_a_threshold_is_chosen_for_one_model(replicated):
     with pytest.raises(ValueError, match="several seeds"):
-        experiments.choose_thresholds(replicated, datasets=["chains"])
+        choose_thresholds(replicated, datasets=["chains"])
 
 
 def held_out_records():
@@ -347,10 +358,10 @@ def held_out_records():
 
 def test_thresholds_from_the_other_half():
     groups = {"a": ["a"], "b": ["b"]}
-    measured = experiments.measure_held_out(
+    measured = measure_held_out(
         held_out_records(), {"C": Cascade("S")}, max_accuracy_drop=0.0, large="L", groups=groups
     )
-    found = experiments.intervals(measured)
+    found = summarize(measured)
     rate = found[found["metric"] == "deferral_rate"].set_index(["rule", "dataset"])["value"]
     assert rate.to_dict() == {
         ("paper's", "a"): 100,  # 0.9 is below the large model's pass@1 of 1
@@ -367,120 +378,18 @@ def test_the_half_used_is_not_the_half_chosen_on(records):
     two = {"COREA": CASCADES["COREA"]}
     options = {"max_accuracy_drop": 0.02, "groups": {"chains": ["chains"]}, "n_resamples": 2}
     first, again, other = (
-        experiments.measure_held_out(records, two, seed=seed, **options) for seed in (0, 0, 1)
+        measure_held_out(records, two, seed=seed, **options) for seed in (0, 0, 1)
     )
     pd.testing.assert_frame_equal(first, again)
     assert not first["value"].equals(other["value"])
     # where the large model is wrong on the questions chosen on, and only there, nothing is
     # deferred, and pass@1 of the large model on the others is as before
     change = now(first[first["rule"] == "paper's"])
-    alone = now(experiments.measure_cascades(records, two, n_resamples=2), LARGE_MODEL)
+    alone = now(measure_cascades(records, two, n_resamples=2), LARGE_MODEL)
     assert change["pass_at_1"] - change["pass_at_1_change"] != pytest.approx(alone["pass_at_1"])
 
 
-# --- intervals and orderings ----------------------------------------------------------------
-
-
-def test_bootstrap_agrees_with_that_of_calibration(records):
-    measured = experiments.measure(records, groups=EACH, n_resamples=1000)
-    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
-    own = records[(records["system"] == "L1-SLM") & (records["dataset"] == "facts")]
-    expected = bootstrap_interval(calibration.brier_score, own, n_resamples=1000)
-    found = rows.loc[("L1-SLM", "facts", "brier")]
-    assert found["value"] == pytest.approx(expected.estimate)
-    width = expected.high - expected.low
-    assert found["low"] == pytest.approx(expected.low, abs=0.1 * width)
-    assert found["high"] == pytest.approx(expected.high, abs=0.1 * width)
-
-
-def test_seeds_replace_resamples(replicated):
-    measured = experiments.measure(replicated)
-    assert set(measured["resample"]) == {0}
-    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
-    row = rows.loc[("SLM", "chains", "ece")]
-    values = [now(measured, "SLM", "chains", seed)["ece"] for seed in (0, 1, 2)]
-    assert row["value"] == pytest.approx(np.mean(values))
-    # t with two degrees of freedom
-    assert row["high"] - row["value"] == pytest.approx(4.30265 * np.std(values, ddof=1) / 3**0.5)
-    assert (row["n_seeds"], row["interval"]) == (3, experiments.T)
-    note = experiments.interval_note(rows, n_resamples=200, seed=0)
-    assert note == "95 % intervals: Student's t over 3 seeds."
-
-
-def test_unequal_seeds_are_resampled_too(replicated):
-    fewer = replicated[(replicated["system"] != "SLM") | (replicated["seed"] == 0)]
-    measured = experiments.measure(fewer, n_resamples=5)
-    rows = experiments.intervals(measured)
-    kinds = rows.groupby("system")["interval"].unique()
-    assert list(kinds["SLM"]) == [experiments.BOOTSTRAP]
-    assert list(kinds["L1-SLM"]) == [experiments.T]
-    note = experiments.interval_note(rows, n_resamples=5, seed=1)
-    assert "Student's t over 3 seeds; elsewhere one seed, bootstrap over questions (5" in note
-
-
-def test_seeds_without_a_value_do_not_count():
-    rows = made({0: [0.2], 1: [np.nan], 2: [0.4]})
-    row = experiments.intervals(rows).iloc[0]
-    assert (row["n_seeds"], row["value"]) == (2, pytest.approx(0.3))
-
-
-def test_resamples_without_a_value_do_not_count():
-    row = experiments.intervals(made({0: [0.2, 0.1, np.nan, 0.3]})).iloc[0]
-    assert (row["low"], row["high"]) == (pytest.approx(0.105), pytest.approx(0.295))
-
-
-def test_differences_are_paired(records):
-    measured = experiments.measure(records, groups=EACH, n_resamples=300)
-    copy = measured[measured["system"] == "SLM"].assign(system="copy")
-    same = experiments.differences(pd.concat([measured, copy]), [("SLM", "copy")])
-    assert not same[["value", "low", "high"]].to_numpy().any()
-    pair = experiments.differences(measured, [("L1-SLM", "Brier-SLM")]).set_index(
-        ["dataset", "metric"]
-    )
-    rows = experiments.intervals(measured).set_index(["system", "dataset", "metric"])
-    one, other = (rows.loc[(name, "chains", "pass_at_1")] for name in ("L1-SLM", "Brier-SLM"))
-    found = pair.loc[("chains", "pass_at_1")]
-    assert found["value"] == pytest.approx(one["value"] - other["value"])
-    apart = np.hypot(one["high"] - one["low"], other["high"] - other["low"])
-    assert found["high"] - found["low"] < apart
-
-
-def test_ratios():
-    table = pd.concat([made({0: [0.1, 0.1, 0.2]}), made({0: [0.4, 0.2, 0.0]}, system="b")])
-    row = experiments.differences(table, [("a", "b")], ratio=True).iloc[0]
-    assert row["value"] == 0.25
-    assert (row["low"], row["high"]) == (0.5, 0.5)  # a ratio to 0 is not defined
-
-
-def test_what_cannot_be_compared():
-    table = pd.concat([made({0: [0.1]}), made({1: [0.4]}, system="b")])
-    with pytest.raises(ValueError, match=r"'a' \(seeds \[0\]\) and 'b' \(seeds \[1\]\)"):
-        experiments.differences(table)
-    with pytest.raises(ValueError, match="no system 'c' was measured"):
-        experiments.differences(table, [("a", "c")])
-    assert experiments.differences(made({0: [0.1]})).empty
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "bound", "verdict"),
-    [
-        (0.6, 0.9, {"at_least": 0.5}, "yes"),
-        (0.6, 0.9, {"at_most": 0.5}, "no"),
-        (0.4, 0.9, {"at_least": 0.5}, "not certain, the estimate says yes"),
-        (0.4, 0.9, {"at_most": 0.5}, "not certain, the estimate says no"),
-    ],
-)
-def test_judge(low, high, bound, verdict):
-    row = {"value": 0.7, "low": low, "high": high}
-    assert experiments.judge(row, **bound) == verdict
-
-
-def test_judge_needs_a_value_and_one_bound():
-    empty = dict.fromkeys(("value", "low", "high"), np.nan)
-    assert experiments.judge(empty, at_most=1) == "not measured"
-    for bounds in ({}, {"at_least": 0, "at_most": 1}):
-        with pytest.raises(ValueError, match="expected one of"):
-            experiments.judge(empty, **bounds)
+# --- beside the paper ---
 
 
 def three_systems():
@@ -504,7 +413,7 @@ def three_systems():
 
 
 def test_orderings():
-    found = experiments.orderings(*three_systems())
+    found = compare.orderings(*three_systems())
     holds = found.set_index(["system", "baseline"])["holds"].to_dict()
     assert holds == {
         ("a", "b"): "yes",
@@ -518,8 +427,8 @@ def test_orderings():
 
 def test_beside_the_paper():
     here, paper = three_systems()
-    committed = experiments.intervals(here[here["system"] == "b"])
-    beside = experiments.beside_paper(here, paper, metrics=["ece"], committed=committed)
+    committed = summarize(here[here["system"] == "b"])
+    beside = compare.beside_paper(here, paper, metrics=["ece"], committed=committed)
     rows = beside.set_index("system")
     assert rows["ordering_holds"].to_dict() == {
         "a": "1 / 1 / 1", "b": "1 / 0 / 1", "c": "0 / 1 / 1", "d": "0 / 0 / 3", "ours": "",
@@ -528,16 +437,16 @@ def test_beside_the_paper():
     assert rows["full_run"].notna().sum() == 1
     assert np.isnan(rows.loc["ours", "paper"])
     with pytest.raises(ValueError, match="not measured: auroc"):
-        experiments.beside_paper(here, paper, metrics=["ece", "auroc"])
+        compare.beside_paper(here, paper, metrics=["ece", "auroc"])
 
 
 def test_a_table_beside_the_paper_shows_all_three():
     here, paper = three_systems()
     hostile = here.replace({"system": {"ours": "<img src=x onerror=alert(1)>"}})
-    committed = experiments.intervals(here)
+    committed = summarize(here)
     for full, columns in ((None, 3), (committed, 4)):
-        beside = experiments.beside_paper(hostile, paper, metrics=["ece"], committed=full)
-        shown = experiments.show_beside(beside, {"ece": ("ECE", ".2f")}, "A caption.").data
+        beside = compare.beside_paper(hostile, paper, metrics=["ece"], committed=full)
+        shown = compare.show_beside(beside, {"ece": ("ECE", ".2f")}, "A caption.").data
         assert shown.count("<th>") + shown.count("<th ") == 1 + columns
         assert ("committed full run" in shown) == (full is not None)
         assert '<td class="corea-number">0.10</td>' in shown  # the paper's
@@ -547,31 +456,31 @@ def test_a_table_beside_the_paper_shows_all_three():
 
 
 def test_a_committed_table_survives_its_file(tmp_path, records):
-    measured = experiments.measure_cascades(records, n_resamples=5)
-    paper = experiments.paper_rows(1)
+    measured = measure_cascades(records, n_resamples=5)
+    paper = compare.paper_rows(1)
     metrics = ["pass_at_1", "cost_change"]
-    first = experiments.beside_paper(measured, paper, metrics=metrics)
+    first = compare.beside_paper(measured, paper, metrics=metrics)
     first.to_csv(tmp_path / "t.csv", index=False)
     committed = pd.read_csv(tmp_path / "t.csv")
-    again = experiments.beside_paper(measured, paper, metrics=metrics, committed=committed)
+    again = compare.beside_paper(measured, paper, metrics=metrics, committed=committed)
     assert again["full_run"].to_numpy() == pytest.approx(again["value"].to_numpy())
     assert list(first.columns) == list(again.columns)
 
 
 def test_paper_rows():
-    table1 = experiments.paper_rows(1)
+    table1 = compare.paper_rows(1)
     assert set(table1["dataset"]) == set(GROUPS)
     assert len(table1) == len(published.published_table("A", 1))
-    rollouts = experiments.paper_rows(14, systems={"8": "G = 8"}, label="setting")
+    rollouts = compare.paper_rows(14, systems={"8": "G = 8"}, label="setting")
     assert set(rollouts["dataset"]) == {"chains", "words"}  # Math500 has no counterpart
     assert set(rollouts["system"]) == {"G = 8"}
     assert (rollouts["spread"] > 0).any()
-    lost = experiments.paper_rows(3)
+    lost = compare.paper_rows(3)
     assert set(lost["dataset"]) == {"all datasets"}
-    own = experiments.paper_rows(12, 13, suite=PAPERS)
+    own = compare.paper_rows(12, 13, suite=PAPERS)
     assert set(own["dataset"]) == set(PAPERS.datasets)
     with pytest.raises(ValueError, match="table of paper A"):
-        experiments.paper_rows(99)
+        compare.paper_rows(99)
 
 
 def test_the_papers_layout():
@@ -580,7 +489,7 @@ def test_the_papers_layout():
         (1, {"pass_at_1": "Pass@1%", "cost": "Avg Cost", "deferral_rate": "LLM%"}),
         (11, {"pass_at_1": "Pass@1%", "cost": "Avg Cost", "deferral_rate": "LLM%"}),
     ):
-        found = experiments.lay_out_systems(published.published_table("A", number), CASCADES, names)
+        found = compare.lay_out_systems(published.published_table("A", number), CASCADES, names)
         expected = published.lay_out_table("A", number)
         expected.columns = [" ".join(column) for column in expected.columns]
         rows = found.set_index(["", "System"])[list(expected)]
@@ -589,11 +498,11 @@ def test_the_papers_layout():
 
 
 def test_points_of_the_cost_figure(records):
-    measured = experiments.measure_cascades(records, n_resamples=5)
-    beside = experiments.beside_paper(
-        measured, experiments.paper_rows(1), metrics=["pass_at_1", "cost", "cost_change"]
+    measured = measure_cascades(records, n_resamples=5)
+    beside = compare.beside_paper(
+        measured, compare.paper_rows(1), metrics=["pass_at_1", "cost", "cost_change"]
     )
-    points = experiments.cost_accuracy_points(beside).set_index(["source", "dataset", "system"])
+    points = compare.cost_accuracy_points(beside).set_index(["source", "dataset", "system"])
     corea = points.loc[("paper", "OOD reasoning", "COREA")]
     assert corea["cost"] == pytest.approx(100 - 21.5, abs=0.05)
     assert points.loc[("paper", "chains", LARGE_MODEL), "cost"] == 100
@@ -687,8 +596,8 @@ def test_chapter_on_made_up_runs(chapter, name, made):
     assert not plt.get_fignums()
     text = "\n".join(shown)
     assert text.count("<caption>") + text.count("<figcaption>") > 5
-    kind = "t over 3 seeds" if made == "three_seeds" else "bootstrap over questions (20 resamples"
-    assert kind in text
+    assert "bootstrap over questions (20 resamples" in text
+    assert ("t over 3 seeds, few" in text) == (made == "three_seeds")
     assert str(folder.parent) not in text  # no path of this machine
     tables = sorted(folder.glob("*.csv"))
     assert tables

@@ -9,7 +9,7 @@ import pytest
 from chapters import execute
 
 from corea import adapters
-from corea.metrics import report
+from corea.metrics import cascade, measure
 from corea.metrics.calibration import brier_score, expected_calibration_error
 from corea.metrics.cascade import operating_point
 from corea.records import RecordsError, select
@@ -21,23 +21,23 @@ def rlcr():
 
 
 def test_calibration_table_is_the_metrics(rlcr):
-    result = report.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
+    result = measure.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
     values = result.set_index(["system", "metric"])["estimate"]
     rows = select(rlcr, system="RLCR")
     expected = expected_calibration_error(rows["confidence"], rows["correct"], n_bins=15)
     assert values["RLCR", "ECE (equal width)"] == expected
     assert values["RLCR", "Brier score"] == brier_score(rows["confidence"], rows["correct"])
     assert values["RLCR", "pass@1"] == rows["correct"].mean()
-    again = report.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
+    again = measure.calibration_table(rlcr, n_bins=15, n_resamples=5, seed=1)
     pd.testing.assert_frame_equal(result, again)
     two = ["AUROC", "pass@1"]
-    some = report.calibration_table(rlcr, two, n_bins=15, n_resamples=5, seed=1)
+    some = measure.calibration_table(rlcr, two, n_bins=15, n_resamples=5, seed=1)
     chosen = result.set_index(["system", "metric"]).loc[
         [(s, m) for s in rlcr["system"].unique() for m in two]
     ]
     pd.testing.assert_frame_equal(some.set_index(["system", "metric"]), chosen)
     with pytest.raises(ValueError, match="metrics has 'ECE'; expected some of pass@1, "):
-        report.calibration_table(rlcr, ["ECE"])
+        measure.calibration_table(rlcr, ["ECE"])
 
 
 def test_rows_without_a_confidence_are_counted():
@@ -51,23 +51,25 @@ def test_rows_without_a_confidence_are_counted():
             "confidence": [1.0, np.nan, np.nan],
         }
     )
-    result = report.calibration_table(table, n_resamples=2).set_index(["system", "metric"])
+    result = measure.calibration_table(table, n_resamples=2).set_index(["system", "metric"])
     assert result.loc[("s", "pass@1"), ["n", "without_confidence"]].tolist() == [1, 1]
     assert np.isnan(result.loc[("t", "Brier score"), "estimate"])
-    shown = report.with_intervals(result.reset_index(), ["Brier score"])
-    assert str(shown["Brier score"][0]) == "0.000 [0.000, 0.000]"
+    shown = measure.with_intervals(result.reset_index(), ["Brier score"])
+    assert str(shown["Brier score"][0]) == "0.000 [0.000, 0.975]"  # one question
     assert shown["Brier score"][1] is None
 
 
 def test_difference_of_a_system_with_itself_is_nothing(rlcr):
     same = pd.concat([rlcr, select(rlcr, system="RLCR").assign(system="copy")])
-    interval = report.difference_interval(same, brier_score, "copy", "RLCR", n_resamples=20)
-    assert (interval.estimate, interval.low, interval.high) == (0, 0, 0)
+    interval = measure.difference_interval(same, brier_score, "copy", "RLCR", n_resamples=20)
+    # no question on which they differ was seen, which bounds how many there are
+    unseen = 1 - 0.025 ** (1 / interval.n_questions)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((0, -unseen, unseen))
 
 
 def test_difference_is_paired(rlcr):
-    both = report.difference_interval(rlcr, brier_score, "RLCR", "Base", n_resamples=200)
-    table = report.calibration_table(rlcr, n_resamples=200).set_index(["system", "metric"])
+    both = measure.difference_interval(rlcr, brier_score, "RLCR", "Base", n_resamples=200)
+    table = measure.calibration_table(rlcr, n_resamples=200).set_index(["system", "metric"])
     one, other = (table.loc[(name, "Brier score")] for name in ("RLCR", "Base"))
     assert both.estimate == pytest.approx(one["estimate"] - other["estimate"])
     apart = np.hypot(one["high"] - one["low"], other["high"] - other["low"])
@@ -76,14 +78,14 @@ def test_difference_is_paired(rlcr):
 
 def test_difference_needs_the_same_questions(rlcr):
     with pytest.raises(RecordsError, match="expected the same questions"):
-        report.difference_interval(rlcr, brier_score, "RLCR", "nobody")
+        measure.difference_interval(rlcr, brier_score, "RLCR", "nobody")
     less = rlcr.drop(select(rlcr, system="Base").index[:1])
     with pytest.raises(RecordsError, match="expected the same questions"):
-        report.difference_interval(less, brier_score, "RLCR", "Base")
+        measure.difference_interval(less, brier_score, "RLCR", "Base")
     gaps = rlcr.assign(confidence=rlcr["confidence"].mask(rlcr.index == rlcr.index[0]))
     name = gaps.loc[gaps.index[0], "system"]
     with pytest.raises(RecordsError, match=r"1 confidence\(s\) are missing"):
-        report.difference_interval(gaps, brier_score, name, "RLCR" if name != "RLCR" else "Base")
+        measure.difference_interval(gaps, brier_score, name, "RLCR" if name != "RLCR" else "Base")
 
 
 def cascade_records(tokens=True):
@@ -101,21 +103,21 @@ def cascade_records(tokens=True):
 
 
 def test_prices_from_tokens_or_by_the_query():
-    paired, unit = report.priced_pair(cascade_records(), "s", "l", size_ratio=10)
+    paired, unit = cascade.priced_pair(cascade_records(), "s", "l", size_ratio=10)
     assert paired[["small_cost", "large_cost"]].iloc[0].tolist() == [300, 3000]
     assert unit == "input tokens of the small model"
     table = cascade_records()
     table.loc[3, "prompt_tokens"] = pd.NA
     for records in (table, cascade_records(tokens=False)):
-        paired, unit = report.priced_pair(records, "s", "l", size_ratio=10)
+        paired, unit = cascade.priced_pair(records, "s", "l", size_ratio=10)
         assert paired[["small_cost", "large_cost"]].iloc[0].tolist() == [1, 10]
         assert "not every row has its token counts" in unit
 
 
 def test_operating_intervals_are_around_the_operating_point():
-    paired, _ = report.priced_pair(cascade_records(), "s", "l", size_ratio=10)
-    intervals = report.operating_intervals(paired, threshold=0.5, n_resamples=50)
-    point = operating_point(*(paired[c] for c in report.CASCADE_COLUMNS), threshold=0.5)
+    paired, _ = cascade.priced_pair(cascade_records(), "s", "l", size_ratio=10)
+    intervals = cascade.operating_intervals(paired, threshold=0.5, n_resamples=50)
+    point = operating_point(*(paired[c] for c in cascade.COLUMNS), threshold=0.5)
     for name, interval in intervals.items():
         assert interval.estimate == pytest.approx(getattr(point, name))
         assert interval.low < interval.estimate < interval.high
@@ -123,22 +125,22 @@ def test_operating_intervals_are_around_the_operating_point():
 
 def test_small_and_large():
     table = cascade_records()
-    assert report.small_and_large(table) == ("s", "l")
-    assert report.small_and_large(table, large="s") == ("l", "s")
-    assert report.small_and_large(table[table["system"] == "l"]) == ("l", "")
+    assert cascade.small_and_large(table) == ("s", "l")
+    assert cascade.small_and_large(table, large="s") == ("l", "s")
+    assert cascade.small_and_large(table[table["system"] == "l"]) == ("l", "")
     with pytest.raises(ValueError, match="both 's'"):
-        report.small_and_large(table, "s", "s")
+        cascade.small_and_large(table, "s", "s")
     with pytest.raises(ValueError, match="no system 'x'"):
-        report.small_and_large(table, "x")
+        cascade.small_and_large(table, "x")
     three = pd.concat([table, table.iloc[:1].assign(system="third")])
     with pytest.raises(ValueError, match="3 systems: say which"):
-        report.small_and_large(three, "s")
-    assert report.small_and_large(three, "third", "l") == ("third", "l")
+        cascade.small_and_large(three, "s")
+    assert cascade.small_and_large(three, "third", "l") == ("third", "l")
 
 
 def test_confident_mistakes():
     table = cascade_records()
-    found = report.confident_mistakes(table, n=3)
+    found = measure.confident_mistakes(table, n=3)
     wrong = table[~table["correct"] & table["confidence"].notna()]
     assert len(found) == 3
     assert found["confidence"].tolist() == sorted(wrong["confidence"], reverse=True)[:3]
@@ -196,8 +198,8 @@ def test_many_datasets_are_measured_in_bounded_time(tmp_path, monkeypatch):
         return call
 
     for name in ("auroc", "brier_score", "expected_calibration_error", "smooth_ece"):
-        metric = getattr(report.calibration, name)
-        monkeypatch.setattr(report.calibration, name, counted(name, metric))
+        metric = getattr(measure.calibration, name)
+        monkeypatch.setattr(measure.calibration, name, counted(name, metric))
     path = ugly_file(tmp_path / "a.csv", small="s", large="l", datasets=20, n=3)
     execute("your_records", {"records": str(path), "n_resamples": 10})
     assert calls == {

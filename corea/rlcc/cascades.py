@@ -1,0 +1,473 @@
+"""Paper A's cascades on the records of several runs: accuracy, cost, thresholds.
+
+The measurements that intervals are made of (:mod:`corea.metrics.intervals`), of what a small model,
+its confidence and a large model do together. Units are the paper's: pass@1, deferral rate and
+changes in cost in percent, changes in pass@1 in percentage points, costs in input tokens of the
+small model. The threshold of a cascade is the same in every resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from corea.confidence import with_signal
+from corea.metrics.cascade import (
+    COLUMNS,
+    cheapest_threshold,
+    deferral_curve,
+    defers,
+    oracle_confidence,
+    query_cost,
+)
+from corea.metrics.intervals import QuestionWeights, as_measurements
+from corea.metrics.measure import group_means, n_questions, split_by_dataset
+from corea.records import join_on_questions
+from corea.tasks import suites
+
+Floats = NDArray[np.float64]
+
+LARGE_MODEL = "Baseline LLM"
+"""Paper A's name of the large model by itself."""
+
+COMPUTED = ("probe", "average_probability")
+"""Signals that depend on nothing that is written, so that no row may lack them. (A router may
+write what is no probability; its question is then deferred.)"""
+
+CASCADE_METRICS = (
+    *("pass_at_1", "pass_at_1_change", "small_cost", "large_cost", "router_cost"),
+    *("cost", "cost_change", "deferral_rate"),
+)
+"""What :func:`measure_cascades` measures."""
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A small model, what its confidence is read from, and who is asked first.
+
+    Attributes:
+        small: System of the small model.
+        signal: Column of the records that the confidence is: ``"confidence"`` (verbalized) or
+            one of :data:`corea.runs.SIGNALS`.
+        routed: Whether the signal is a router's: it decides before anybody answers, and its
+            own prompt and output are paid for.
+    """
+
+    small: str
+    signal: str = "confidence"
+    routed: bool = False
+
+
+CASCADES: Mapping[str, Cascade] = MappingProxyType(
+    {
+        "SLM-Verb": Cascade("SLM"),
+        "RLVR-SLM-Verb": Cascade("RLVR-SLM"),
+        "RLVR-SLM-AvgProb": Cascade("RLVR-SLM", "average_probability"),
+        "RLVR-SLM-Probe": Cascade("RLVR-SLM", "probe"),
+        "Router+RLVR-SLM": Cascade("RLVR-SLM", "router", routed=True),
+        "Brier-SLM-Verb": Cascade("Brier-SLM"),
+        "COREA": Cascade("L1-SLM"),
+        "COREA-Expected": Cascade("L1-SLM", "expected_confidence"),
+    }
+)
+"""Paper A's collaborative systems (section 4.2), and COREA with the expected verbalized
+confidence, which is ours."""
+
+
+def cascade_questions(
+    records: pd.DataFrame, cascade: Cascade, *, large: str = LARGE_MODEL, output_price: float = 4.0
+) -> pd.DataFrame:
+    r"""Both models of a cascade side by side on every question, with what asking each costs.
+
+    A row per (seed, dataset, question_id, sample): ``confidence`` (the signal), ``small_correct,
+    large_correct, small_cost, large_cost, router_cost`` (0 without a router) and ``size_ratio``,
+    the large model's parameters over the small one's. The large model is paired seed by seed; one
+    that was trained once stands behind every seed of the small model.
+
+    Source: paper A, section 4.3.
+
+    Raises:
+        ValueError: If a system, its signal or the large model of a seed is missing.
+        RecordsError: If the two were not asked the same questions.
+
+    Example:
+        >>> facts = {"dataset": "chains", "question_id": "1", "sample": 0, "seed": 0}
+        >>> tokens = {"prompt_tokens": 20, "completion_tokens": 10}
+        >>> records = pd.DataFrame([
+        ...     {"system": "SLM", "correct": False, "confidence": 0.3, "parameters": 100},
+        ...     {"system": "Baseline LLM", "correct": True, "confidence": 0.9, "parameters": 500},
+        ... ]).assign(**facts, **tokens)
+        >>> print(cascade_questions(records, Cascade("SLM"))[["small_cost", "large_cost"]])
+           small_cost  large_cost
+        0        60.0       300.0
+    """
+    small_rows = _of_system(records, cascade.small)
+    # a confidence that was not stated is missing; one that is learnt or computed is there
+    if cascade.signal in COMPUTED and (missing := int(small_rows[cascade.signal].isna().sum())):
+        raise ValueError(
+            f"{cascade.small!r} lacks the signal {cascade.signal!r} in {missing} of "
+            f"{len(small_rows)} rows; expected it in all"
+        )
+    small_rows = with_signal(small_rows, cascade.signal, cascade.small)
+    large_rows = _of_system(records, large)
+    seeds_of_large = list(large_rows["seed"].unique())
+    router = ["router_prompt_tokens", "router_completion_tokens"] if cascade.routed else []
+    if lacking := [name for name in router if name not in small_rows]:
+        raise ValueError(f"{cascade.small!r} lacks {' and '.join(lacking)}: no cost of its router")
+    kept = ["dataset", "question_id", "sample", "correct", "parameters"]
+    kept += ["prompt_tokens", "completion_tokens"]
+    parts = []
+    for run_seed, rows in small_rows.groupby("seed", sort=False):
+        if run_seed not in seeds_of_large and len(seeds_of_large) > 1:
+            raise ValueError(
+                f"{large!r} has no run with seed {run_seed}, as {cascade.small!r} has; "
+                f"there are {seeds_of_large}"
+            )
+        behind = run_seed if run_seed in seeds_of_large else seeds_of_large[0]
+        both = join_on_questions(
+            rows[[*kept, "confidence", *router]],
+            large_rows.loc[large_rows["seed"] == behind, kept],
+            names=(cascade.small, large),
+            suffixes=("_small", "_large"),
+        )
+        ratio = float(both["parameters_large"].iloc[0] / both["parameters_small"].iloc[0])
+
+        parts.append(
+            both[["dataset", "question_id", "sample", "confidence"]].assign(
+                seed=run_seed,
+                small_correct=both["correct_small"],
+                large_correct=both["correct_large"],
+                small_cost=query_cost(
+                    both["prompt_tokens_small"], both["completion_tokens_small"], 1.0, output_price
+                ),
+                large_cost=query_cost(
+                    both["prompt_tokens_large"],
+                    both["completion_tokens_large"],
+                    ratio,
+                    output_price,
+                ),
+                router_cost=query_cost(both[router[0]], both[router[1]], 1.0, output_price)
+                if cascade.routed
+                else 0.0,
+                size_ratio=ratio,
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_cascades(
+    records: pd.DataFrame,
+    cascades: Mapping[str, Cascade] = CASCADES,
+    *,
+    large: str = LARGE_MODEL,
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    output_price: float = 4.0,
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Accuracy and cost of small models, the large one, and cascades: Table 1's cells.
+
+    A cascade without a router costs :math:`C^S + [c < \tau]\,C^L`; with one
+    :math:`C^R + [c \ge \tau]\,C^S + [c < \tau]\,C^L`. The threshold of a dataset is the large
+    model's pass@1 there, unless ``thresholds`` gives one by cascade and dataset. Groups are by
+    default those of the paper's Table 1.
+
+    Source: paper A, sections 4.3 and 5.1, Tables 1 and 5 to 11.
+
+    Returns:
+        Measurements of :data:`CASCADE_METRICS`: standing small models first, then the large
+        model, then the cascades.
+
+    Raises:
+        ValueError: As :func:`corea.metrics.measure.measure` and :func:`cascade_questions`.
+    """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
+    paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
+    by_cascade = {str(name): rows for name, rows in paired.groupby("system", sort=False)}
+    # what a small model does alone is seen in any cascade that it is in, as is the large one
+    alone = {cascade.small: by_cascade[name] for name, cascade in cascades.items()}
+    first = next(iter(by_cascade.values()))
+    own_seeds = list(_of_system(records, large)["seed"].unique())
+    of_large = first[first["seed"].isin(own_seeds)]
+    if of_large.empty:  # one run of the large model stands behind other seeds of the small
+        of_large = first[first["seed"] == first["seed"].iloc[0]].assign(seed=own_seeds[0])
+    everything = {**alone, large: of_large, **by_cascade}
+    together = pd.concat([rows.assign(system=name) for name, rows in everything.items()])
+    weights = QuestionWeights(together, n_resamples, seed)
+
+    def values(name: str, dataset: str, rows: pd.DataFrame, weight: Floats) -> dict[str, Floats]:
+        if name in cascades:
+            chosen = (thresholds or {}).get(name, {}).get(dataset)
+            threshold = rows["large_correct"].mean() if chosen is None else chosen
+            means = _outcome(rows, threshold, routed=cascades[name].routed)
+        else:
+            means = _alone(rows, large=name == large)
+        total = weight.sum(axis=1)
+        return {metric: weight @ value / total for metric, value in means.items()}
+
+    parts = []
+    for (name, run_seed), rows in together.groupby(["system", "seed"], sort=False):
+        by_dataset = split_by_dataset(rows, groups, f"{name!r} with seed {run_seed}")
+        measured = {
+            dataset: values(str(name), dataset, part, weights.of_rows(part, dataset))
+            for dataset, part in by_dataset.items()
+        }
+        for group, datasets in groups.items():
+            mean = group_means(measured, by_dataset, datasets)
+            mean["pass_at_1_change"] = mean["pass_at_1"] - mean["large_pass_at_1"]
+            mean["cost_change"] = 100 * (mean["cost"] / mean["large_alone_cost"] - 1)
+            shown = {metric: mean[metric] for metric in CASCADE_METRICS}
+            n = n_questions(by_dataset, datasets)
+            labels = {"system": name, "seed": run_seed, "dataset": group}
+            parts.append(as_measurements(shown, n_questions=n, **labels))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _outcome(rows: pd.DataFrame, threshold: float, *, routed: bool) -> dict[str, Floats]:
+    """What a cascade gets right and pays on each question, at one threshold."""
+    deferred = defers(rows["confidence"], threshold)
+    by_small = ~deferred if routed else np.ones(len(rows), dtype=bool)
+    return _priced(rows, by_large=deferred, by_small=by_small)
+
+
+def _alone(rows: pd.DataFrame, *, large: bool) -> dict[str, Floats]:
+    """What one of the two models gets right and pays on each question."""
+    by_large = np.full(len(rows), large)
+    return _priced(rows.assign(router_cost=0.0), by_large=by_large, by_small=~by_large)
+
+
+def _priced(
+    rows: pd.DataFrame, *, by_large: NDArray[np.bool_], by_small: NDArray[np.bool_]
+) -> dict[str, Floats]:
+    """Per question, given which models are asked; the large one's answer counts if it is."""
+    small = by_small * rows["small_cost"].to_numpy()
+    big = by_large * rows["large_cost"].to_numpy()
+    router = rows["router_cost"].to_numpy()
+    return {
+        "pass_at_1": 100.0 * np.where(by_large, rows["large_correct"], rows["small_correct"]),
+        "small_cost": small,
+        "large_cost": big,
+        "router_cost": router,
+        "cost": small + big + router,
+        "deferral_rate": 100.0 * by_large,
+        "large_pass_at_1": 100.0 * rows["large_correct"].to_numpy(),
+        "large_alone_cost": rows["large_cost"].to_numpy(),
+    }
+
+
+def measure_thresholds(
+    records: pd.DataFrame,
+    thresholds: Sequence[float],
+    cascades: Mapping[str, Cascade] = CASCADES,
+    *,
+    dataset: str,
+    large: str = LARGE_MODEL,
+    output_price: float = 4.0,
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy, cost and deferral of cascades over a grid of thresholds, on one dataset.
+
+    Measurements with a column ``threshold``. Source: paper A, section 5.2, Figure 2(a) to (c).
+    """
+    paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
+    weights = QuestionWeights(paired, n_resamples, seed)
+    metrics = ("pass_at_1", "cost", "deferral_rate")
+    parts = []
+    for (name, run_seed), rows in paired.groupby(["system", "seed"], sort=False):
+        part = split_by_dataset(rows, {dataset: [dataset]}, f"{name!r} with seed {run_seed}")[
+            dataset
+        ]
+        weight = weights.of_rows(part, dataset)
+        for threshold in thresholds:
+            outcome = _outcome(part, threshold, routed=cascades[str(name)].routed)
+            values = {m: weight @ outcome[m] / weight.sum(axis=1) for m in metrics}
+            labels = {"system": name, "seed": run_seed, "dataset": dataset}
+            n = part["question_id"].nunique()
+            parts.append(
+                as_measurements(values, n_questions=n, **labels, threshold=float(threshold))
+            )
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_areas(
+    records: pd.DataFrame,
+    cascades: Mapping[str, Cascade] = CASCADES,
+    *,
+    large: str = LARGE_MODEL,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How much better than random each cascade defers, whatever the threshold.
+
+    Measurements of ``area_over_random`` and of ``oracle_area``, that of somebody who knows both
+    models' verdicts; in percentage points of pass@1, averaged over deferral rates.
+
+    Source: ours, :func:`corea.metrics.cascade.area_over_random`.
+    """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
+    paired = _cascade_rows(records, cascades, large=large, output_price=4.0)
+    weights = QuestionWeights(paired, n_resamples, seed)
+
+    parts = []
+    for (name, run_seed), rows in paired.groupby(["system", "seed"], sort=False):
+        by_dataset = split_by_dataset(rows, groups, f"{name!r} with seed {run_seed}")
+        measured = {}
+        for dataset, part in by_dataset.items():
+            weight = weights.of_rows(part, dataset)
+            best = oracle_confidence(part["small_correct"], part["large_correct"])
+            gain = part["large_correct"].to_numpy(float) - part["small_correct"].to_numpy(float)
+            stated = part["confidence"].to_numpy(dtype=float)
+            measured[dataset] = {
+                "area_over_random": 100 * _areas(stated, gain, weight),
+                "oracle_area": 100 * _areas(best, gain, weight),
+            }
+        for group, datasets in groups.items():
+            means = group_means(measured, by_dataset, datasets)
+            n = n_questions(by_dataset, datasets)
+            labels = {"system": name, "seed": run_seed, "dataset": group}
+            parts.append(as_measurements(means, n_questions=n, **labels))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _areas(confidence: Floats, gain: Floats, weight: Floats) -> Floats:
+    """:func:`corea.metrics.cascade.area_over_random` under each row of weights, shape (resamples,).
+
+    ``gain`` is what deferring a question changes: 1, 0 or -1.
+    """
+    # missing confidences defer first, and at every threshold
+    confidence = np.where(np.isnan(confidence), -1.0, confidence)
+    order = confidence.argsort(kind="stable")
+    ranked, total = confidence[order], weight.sum(axis=1, keepdims=True)
+    runs = np.flatnonzero(np.diff(ranked, prepend=-2.0))
+    zero = np.zeros((len(weight), 1))
+    points = [
+        np.hstack([zero, np.cumsum(np.add.reduceat(part[:, order], runs, axis=1), axis=1)]) / total
+        for part in (weight, weight * gain)
+    ]
+    rate, change = (part[:, 1:] if ranked[0] < 0 else part for part in points)
+    ends = (rate[:, -1] - rate[:, 0]) * (change[:, 0] + change[:, -1]) / 2
+    area: Floats = np.trapezoid(change, rate, axis=1) - ends
+    return area
+
+
+def choose_thresholds(
+    records: pd.DataFrame,
+    cascades: Mapping[str, Cascade] = CASCADES,
+    *,
+    datasets: Sequence[str],
+    max_accuracy_drop: float | None = None,
+    large: str = LARGE_MODEL,
+    output_price: float = 4.0,
+) -> dict[str, dict[str, float]]:
+    """Thresholds chosen on some questions of one seed, to be used on others.
+
+    On each dataset by itself the paper's rule, the large model's pass@1; or, where
+    ``max_accuracy_drop`` is given, the cheapest that loses at most so much pass@1 (a fraction)
+    against the large model, which is ours. Cascade to (dataset to threshold).
+
+    Source: paper A, section 5.1.
+
+    Raises:
+        ValueError: As :func:`cascade_questions`, or if there are several seeds.
+    """
+    paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
+    if len(paired["seed"].unique()) > 1:
+        raise ValueError("several seeds: a threshold is chosen for one trained model")
+    found: dict[str, dict[str, float]] = {name: {} for name in cascades}
+    for name, rows in paired.groupby("system", sort=False):
+        parts = split_by_dataset(rows, {"": datasets}, repr(name))
+        for dataset, part in parts.items():
+            of_large = float(part["large_correct"].mean())
+            threshold = of_large
+            if max_accuracy_drop is not None:
+                columns = [part[column] for column in COLUMNS]
+                routed = part["router_cost"] if cascades[str(name)].routed else None
+                curve = deferral_curve(*columns, router_cost=routed)
+                # what is summed over questions is off by some 1e-16
+                enough = of_large - max_accuracy_drop - 1e-9
+                threshold = cheapest_threshold(curve, min_pass_at_1=enough)
+            found[str(name)][dataset] = threshold
+    return found
+
+
+def measure_held_out(
+    records: pd.DataFrame,
+    cascades: Mapping[str, Cascade] = CASCADES,
+    *,
+    max_accuracy_drop: float,
+    large: str = LARGE_MODEL,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Cascades whose thresholds were chosen on one half of the questions, on the other half.
+
+    Three rules, for each trained model by itself: the paper's on each dataset; the cheapest
+    threshold that loses at most ``max_accuracy_drop``, on each dataset; and the paper's rule on
+    the first dataset, for all of them. Measurements with a column ``rule``.
+
+    Source: ours; the paper's threshold looks at the questions that it is used on.
+    """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
+    question = ["dataset", "question_id"]
+    asked = records[question].drop_duplicates().sort_values(question, ignore_index=True)
+    # half of each dataset, so that none is left without questions to choose on
+    drawn = asked.sample(frac=1, random_state=np.random.default_rng(seed))
+    asked["chosen"] = drawn.groupby("dataset").cumcount() % 2 == 0
+    halves = records.merge(asked, on=question, validate="m:1")
+    datasets = list(dict.fromkeys(name for group in groups.values() for name in group))
+    small = {cascade.small for cascade in cascades.values()}
+    parts = []
+    for run_seed in records.loc[records["system"].isin(small), "seed"].unique():
+        own = halves[halves["system"].eq(large) | halves["seed"].eq(run_seed)]
+        first, second = own[own["chosen"]], own[~own["chosen"]]
+        rules = {
+            rule: choose_thresholds(
+                first, cascades, datasets=datasets, max_accuracy_drop=drop, large=large
+            )
+            for rule, drop in (("paper's", None), ("cheapest", max_accuracy_drop))
+        }
+        of_first = {name: chosen[datasets[0]] for name, chosen in rules["paper's"].items()}
+        rules[f"paper's, on {datasets[0]}"] = {
+            name: dict.fromkeys(datasets, threshold) for name, threshold in of_first.items()
+        }
+        for rule, thresholds in rules.items():
+            measured = measure_cascades(
+                second, cascades, large=large, thresholds=thresholds, groups=groups,
+                n_resamples=n_resamples, seed=seed,
+            )  # fmt: skip
+            parts.append(measured[measured["system"].isin(list(cascades))].assign(rule=rule))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _cascade_rows(
+    records: pd.DataFrame, cascades: Mapping[str, Cascade], *, large: str, output_price: float
+) -> pd.DataFrame:
+    """Paired questions of all cascades, whose costs must have one unit."""
+    paired = [
+        cascade_questions(records, cascade, large=large, output_price=output_price).assign(
+            system=name
+        )
+        for name, cascade in cascades.items()
+    ]
+    together = pd.concat(paired, ignore_index=True)
+    if len(together["size_ratio"].unique()) > 1:
+        ratios = together.groupby("system", sort=False)["size_ratio"].first().to_dict()
+        raise ValueError(f"the small models differ in size, so costs have no one unit: {ratios}")
+    return together
+
+
+def _of_system(records: pd.DataFrame, system: str) -> pd.DataFrame:
+    rows = records[records["system"] == system]
+    if rows.empty:
+        there = ", ".join(map(repr, records["system"].unique()))
+        raise ValueError(f"no system {system!r} among the runs; there are {there}")
+    return rows
