@@ -43,7 +43,7 @@ from corea.records import Records, records_from_columns
 from corea.store import StoreError, check_seal, seal, write_atomically
 from corea.tasks.parsing import parse_completion
 from corea.tasks.questions import Question
-from corea.tasks.verify import KINDS, verify_batch
+from corea.tasks.verify import KINDS, score_answers
 
 if TYPE_CHECKING:
     from corea.engines.generate import Engine, Rollout, Sampling
@@ -468,16 +468,12 @@ def _rows(
         for pair in zip(numbers, group, strict=True)
     ]
     parsed = [parse_completion(rollout.completion) for _, rollout in answered]
-    verdicts: dict[int, bool | None] = {}
-    for kind in dict.fromkeys(question.kind for question in asked):
-        chosen = [i for i, question in enumerate(asked) if question.kind == kind]
-        checked = verify_batch(
-            [parsed[i].answer for i in chosen],
-            [asked[i].gold for i in chosen],
-            kind,
-            options=[asked[i].options for i in chosen],
-        )
-        verdicts |= zip(chosen, checked, strict=True)
+    verdicts = score_answers(
+        [reading.answer for reading in parsed],
+        [question.gold for question in asked],
+        [question.kind for question in asked],
+        [question.options for question in asked],
+    )
     for i, (question, (sample, rollout)) in enumerate(zip(asked, answered, strict=True)):
         yield {
             "dataset": question.dataset,
