@@ -34,8 +34,9 @@ from corea.decisions.trainer import DecisionSettings, DecisionTrainer, _rows
 from corea.engines.generate import Sampling, TransformersEngine
 from corea.engines.models import load_model
 from corea.tasks import decision_world
-from corea.training import trainers
-from corea.training.trainers import SFTSettings
+from corea.training.quiet import quiet
+from corea.training.settings import SFTSettings
+from corea.training.sft import train_sft
 
 TRAINERS = ("calibration-aware", "vanilla", "trl")
 
@@ -46,7 +47,7 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
     tokenizer = decision_world.build_tokenizer(own)
     settings = SFTSettings(steps=steps, batch=32, micro_batch=32, checkpoint_every=steps)
     rows = decision_world.corpus(own, settings.batch * steps, 0)
-    trainers.train_sft(untrained(preset, tokenizer), tokenizer, rows, settings, folder)
+    train_sft(untrained(preset, tokenizer), tokenizer, rows, settings, folder)
     return folder / "model"
 
 
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # as notebooks train
-    with tempfile.TemporaryDirectory() as name, trainers._quiet():
+    with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)
         preset = "tiny" if chosen.small else "small"
         base = chosen.base or pretrain(folder / "base", preset, 150)

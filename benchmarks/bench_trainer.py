@@ -38,9 +38,11 @@ from trl import GRPOTrainer
 from corea.book import speed
 from corea.book.provenance import provenance
 from corea.engines.generate import Sampling, TransformersEngine
+from corea.rlcc.trainer import REWARD_FUNCTIONS, GRPOSettings, RLCCTrainer, question_row
 from corea.tasks import microworld
-from corea.training import trainers
-from corea.training.trainers import GRPOSettings, RLCCTrainer, SFTSettings
+from corea.training.quiet import quiet
+from corea.training.settings import SFTSettings
+from corea.training.sft import train_sft
 
 TRAINERS = ("corea", "corea, TRL's rollouts", "trl")
 PARTS = ("rollouts", "rewards", "other scoring", "forward", "backward", "optimizer", "other")
@@ -101,7 +103,7 @@ def pretrain(folder: Path, preset: str, steps: int) -> Path:
         checkpoint_every=steps,
     )
     rows = microworld.corpus(world, settings.batch * steps, seed=0)
-    trainers.train_sft(untrained(preset, tokenizer), tokenizer, rows, settings, folder)
+    train_sft(untrained(preset, tokenizer), tokenizer, rows, settings, folder)
     return folder / "model"
 
 
@@ -114,9 +116,10 @@ def build(
         base,
         settings,
         folder,
-        lambda split, n, tokenizer: trainers._rows(
-            microworld.questions(world, "chains", split, n), tokenizer
-        ),
+        lambda split, n, tokenizer: [
+            question_row(question, tokenizer)
+            for question in microworld.questions(world, "chains", split, n)
+        ],
     )
     trainer: Any
     if name != "trl":
@@ -124,7 +127,7 @@ def build(
         trainer = RLCCTrainer(replace(settings, rollouts=rollouts), folder, **common)
     else:
         common["args"].reward_weights = None
-        trainer = GRPOTrainer(reward_funcs=[trainers.correctness], **common)
+        trainer = GRPOTrainer(reward_funcs=[REWARD_FUNCTIONS[0]], **common)
     trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -180,7 +183,7 @@ def explain(base: Path, settings: GRPOSettings, folder: Path) -> tuple[pd.DataFr
         }
         for step in counted["step"]
     ]
-    with trainers._quiet():
+    with quiet():
         trainer.model.eval()
         for step in counted["step"]:
             n = settings.batch // settings.group_size
@@ -246,7 +249,7 @@ def main() -> None:
         )
 
     preset = "tiny" if chosen.small else "small"
-    with tempfile.TemporaryDirectory() as name, trainers._quiet():
+    with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)
         base = chosen.base or pretrain(folder / "base", preset, chosen.pretraining_steps)
         steps = compare(base, settings(chosen.steps), folder)

@@ -21,8 +21,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from corea.tasks import microworld
-from corea.training import trainers
-from corea.training.trainers import RolloutSettings
+from corea.training.grpo import grpo_config
+from corea.training.settings import RolloutSettings
 
 NOT_COUNTED = 2  # steps at the start of a run
 
@@ -49,7 +49,7 @@ def arguments(
         datasets.Dataset.from_list(rows(split, k, tokenizer))
         for split, k in (("train", n), ("validation", 8))
     )
-    config = trainers._grpo_config(settings, folder, len(held_out))
+    config = grpo_config(settings, folder, len(held_out))
     config.save_strategy = config.eval_strategy = "no"
     return {
         "model": str(base),

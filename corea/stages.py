@@ -24,12 +24,13 @@ from corea.store import MANIFEST, ROOT, keep_up, make
 if TYPE_CHECKING:
     from corea.decisions.trainer import DecisionSettings
     from corea.engines.generate import Sampling
+    from corea.rlcc.trainer import GRPOSettings
     from corea.tasks.decision_questions import DecisionQuestion
     from corea.tasks.decision_world import DecisionWorld
     from corea.tasks.microworld import Preset, World
     from corea.tasks.questions import Question
     from corea.training.launch import Job
-    from corea.training.trainers import GRPOSettings, SFTSettings
+    from corea.training.settings import SFTSettings
 
 
 _ENGINE_MODULES = {
@@ -62,7 +63,7 @@ def pretrained(
 
     def build(folder: Path) -> None:
         from corea.tasks import microworld
-        from corea.training import trainers
+        from corea.training.sft import train_sft
 
         tokenizer = microworld.build_tokenizer(world)
         config = microworld.model_config(
@@ -75,7 +76,7 @@ def pretrained(
         said = corpus_world(world, preset)
         rows = microworld.corpus(said, settings.batch * settings.steps, settings.seed)
         model = microworld.new_model(config, settings.seed)
-        trainers.train_sft(model, tokenizer, rows, settings, folder)
+        train_sft(model, tokenizer, rows, settings, folder)
 
     spec = {
         "world": asdict(world),
@@ -83,9 +84,7 @@ def pretrained(
         "architecture": architecture,
         "settings": asdict(settings),
     }
-    return make(
-        "pretrain", spec, build, modules=("training.trainers", "tasks.microworld"), root=root
-    )
+    return make("pretrain", spec, build, modules=("training.sft", "tasks.microworld"), root=root)
 
 
 def reinforced(
@@ -114,7 +113,7 @@ def reinforced(
     return _on_rollouts(
         "grpo",
         "grpo",
-        ("training.trainers", "engines.generate", "training.launch"),
+        ("rlcc.trainer", "training.launch"),
         base,
         questions,
         validation,
@@ -206,16 +205,16 @@ def decision_pretrained(
     def build(folder: Path) -> None:
         from corea.engines.models import load_model
         from corea.tasks import decision_world
-        from corea.training import trainers
+        from corea.training.sft import train_sft
 
         model, tokenizer = load_model(base, device="cpu")
         decision_world.extend(model, tokenizer, own, seed=settings.seed)
         rows = decision_world.corpus(own, settings.batch * settings.steps, settings.seed)
-        trainers.train_sft(model, tokenizer, rows, settings, folder)
+        train_sft(model, tokenizer, rows, settings, folder)
 
     spec = {"base": identity(base), "world": asdict(own), "settings": asdict(settings)}
     modules = (
-        "training.trainers",
+        "training.sft",
         "tasks.microworld",
         "tasks.decision_world",
         "tasks.decision_questions",
@@ -262,7 +261,11 @@ def supervised(
         **_processes(accelerate),
     }
     return make(
-        "decision-sft", spec, build, modules=("decisions.trainer", "training.launch"), root=root
+        "decision-sft",
+        spec,
+        build,
+        modules=("decisions.trainer", "training.sft", "training.launch"),
+        root=root,
     )
 
 
@@ -294,8 +297,6 @@ def decisions_reinforced(
         "decisions",
         (
             "decisions.trainer",
-            "training.trainers",
-            "engines.generate",
             "tasks.decision_questions",
             "training.launch",
         ),
@@ -519,7 +520,7 @@ def router(
         "settings": asdict(settings),
         **_processes(accelerate),
     }
-    modules = ("rlcc.learned_confidence", "training.trainers", "training.launch")
+    modules = ("rlcc.learned_confidence", "training.sft", "training.launch")
     return make("router", spec, build, modules=modules, root=root)
 
 

@@ -62,7 +62,8 @@ def decider(tmp_path_factory):
 
     from corea.tasks import microworld
     from corea.tasks.decision_world import build_tokenizer, corpus
-    from corea.training.trainers import SFTSettings, train_sft
+    from corea.training.settings import SFTSettings
+    from corea.training.sft import train_sft
 
     folder = tmp_path_factory.mktemp("decider")
     tokenizer = build_tokenizer(OWN)

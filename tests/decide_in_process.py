@@ -19,7 +19,7 @@ from corea.decisions.trainer import DecisionSettings, DecisionTrainer, train_dec
 from corea.engines.models import load_model
 from corea.tasks import microworld
 from corea.tasks.decision_world import DecisionWorld, questions
-from corea.training import trainers
+from corea.training import loop
 
 OWN = DecisionWorld(microworld.World(names=12), direct=0.0, mixture=(1.0, 0.0, 0.0, 0.0))
 TRAINING = questions(OWN, "choices", "train", 40)
@@ -45,7 +45,7 @@ def child(base, folder, settings, rank, port):
                 save_file(found, folder / "gradients.safetensors")
             raise Stop
 
-    def run(trainer, directory):
+    def run(trainer, directory, **_):
         trainer.args.max_grad_norm = 0.0  # gradients as they are
         trainer.add_callback(AtFirstStep())
         trainer.train()
@@ -58,7 +58,7 @@ def child(base, folder, settings, rank, port):
         save_file(tensors, folder / f"{rank}.safetensors")
         return made
 
-    trainers._run = run
+    loop.run = run
     DecisionTrainer.annotate = keep
     _, tokenizer = load_model(base, device="cpu")
     chosen = DecisionSettings(**settings)

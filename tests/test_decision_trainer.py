@@ -33,8 +33,9 @@ from corea.engines.generate import (  # noqa: E402
 from corea.engines.models import load_model  # noqa: E402
 from corea.metrics.calibration import auroc, expected_calibration_error  # noqa: E402
 from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion, OptionError, wrong_target  # noqa: E402
-from corea.training import trainers  # noqa: E402
-from corea.training.trainers import TrainingError  # noqa: E402
+from corea.training import loop  # noqa: E402
+from corea.training.quiet import quiet  # noqa: E402
+from corea.training.settings import TrainingError  # noqa: E402
 
 SETTINGS = {
     "group_size": 4, "steps": 4, "batch": 16, "micro_batch": 8, "learning_rate": 3e-3,
@@ -50,10 +51,10 @@ def build(decider, tmp_path, monkeypatch):
         class Built(Exception):
             pass
 
-        def stop(trainer, directory):
+        def stop(trainer, directory, **_):
             raise Built(trainer)
 
-        monkeypatch.setattr(trainers, "_run", stop)
+        monkeypatch.setattr(loop, "run", stop)
         _, tokenizer = load_model(decider, device="cpu")
         chosen = DecisionSettings(**SETTINGS | settings)
         with pytest.raises(Built) as caught:
@@ -70,7 +71,7 @@ def build(decider, tmp_path, monkeypatch):
 def rollouts(made, n=16):
     """An annotated batch, as the trainer makes it."""
     rows = [row for row in made.train_dataset.to_list()[: n // 4] for _ in range(4)]
-    with trainers._quiet():
+    with quiet():
         return made._generate_and_score_completions(rows)
 
 
@@ -170,7 +171,7 @@ def test_the_calibration_part_does_not_depend_on_the_layout_or_the_loss_type(bui
 
 def test_without_a_weight_a_step_is_that_of_trl_bit_for_bit(build, tmp_path):
     made = build(rollouts="trl", steps=2)
-    with trainers._quiet():
+    with quiet():
         made.train()
 
     def correctness(completion_ids, gold, **_):
@@ -181,7 +182,7 @@ def test_without_a_weight_a_step_is_that_of_trl_bit_for_bit(build, tmp_path):
     args = fresh.args
     args.output_dir = str(tmp_path / "stock-checkpoints")
     args.save_strategy = args.eval_strategy = "no"
-    with trainers._quiet():
+    with quiet():
         stock = trl.GRPOTrainer(
             model=fresh.model.config.name_or_path,
             reward_funcs=[correctness],
@@ -335,7 +336,7 @@ def test_a_decision_right_after_the_prompt_is_greedy_too(decider):
 
 def test_rollouts_are_logged_and_validated(build, tmp_path):
     made = build(calibration_weight=0.1, mask_decision=True)
-    with trainers._quiet():
+    with quiet():
         made.args.eval_on_start = True
         made.train()
     logged = [row for row in made.state.log_history if "loss" in row]

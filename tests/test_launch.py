@@ -33,10 +33,11 @@ from safetensors.torch import load_file
 from corea import stages
 from corea.decisions import trainer as decision_trainer
 from corea.decisions.trainer import DecisionSettings
+from corea.rlcc.trainer import GRPOSettings
 from corea.tasks.questions import Question
-from corea.training import launch, trainers
+from corea.training import launch, loop
 from corea.training.launch import Job
-from corea.training.trainers import GRPOSettings, SFTSettings, TrainingError
+from corea.training.settings import SFTSettings, TrainingError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
@@ -144,15 +145,15 @@ def test_accelerate_reads_the_committed_configurations(path, monkeypatch):
     for name, value in environment(path).items():
         monkeypatch.setenv(name, value)
     shards = {"zero3": "ZeRO-3", "zero3_two_machines": "ZeRO-3", "fsdp": "FSDP"}
-    assert trainers._sharding() == shards.get(path.stem, "")
+    assert loop.sharded_by() == shards.get(path.stem, "")
     for precision in ("float32", "bfloat16"):
-        trainers.check_processes(replace(ADAPTED, precision=precision))
-        trainers.check_processes(GRPOSettings(rollouts="trl", precision=precision))
+        loop.check_processes(replace(ADAPTED, precision=precision))
+        loop.check_processes(GRPOSettings(rollouts="trl", precision=precision))
     if path.stem in shards:
         with pytest.raises(TrainingError, match="all weights in every process"):
-            trainers.check_processes(GRPOSettings())
+            loop.check_processes(GRPOSettings())
     else:
-        trainers.check_processes(GRPOSettings())
+        loop.check_processes(GRPOSettings())
 
 
 # --- processes that train -------------------------------------------------------------------------

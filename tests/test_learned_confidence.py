@@ -238,7 +238,7 @@ def router(tmp_path_factory):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     from corea.engines.models import load_model
-    from corea.training.trainers import SFTSettings
+    from corea.training.settings import SFTSettings
 
     letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))

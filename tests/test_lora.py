@@ -25,9 +25,14 @@ from corea.engines.generate import (  # noqa: E402
     open_model,
 )
 from corea.engines.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
+from corea.rlcc.trainer import GRPOSettings, train_grpo  # noqa: E402
 from corea.tasks import microworld  # noqa: E402
-from corea.training import trainers  # noqa: E402
-from corea.training.trainers import GRPOSettings, SFTSettings, TrainingError, merged  # noqa: E402
+from corea.training import grpo, loop, sft  # noqa: E402
+from corea.training.checkpoints import keep_model, merged, weights_of  # noqa: E402
+from corea.training.grpo import complete, without_rounding  # noqa: E402
+from corea.training.quiet import quiet  # noqa: E402
+from corea.training.settings import SFTSettings, TrainingError  # noqa: E402
+from corea.training.sft import train_sft  # noqa: E402
 
 # peft calls what transformers will rename
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -54,7 +59,7 @@ def hub(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     settings = SFTSettings(**small.SFT | {"steps": 48, "checkpoint_every": 48})
     model = small.new_model(tokenizer)
-    trainers.train_sft(model, tokenizer, sampled_rows(tokenizer), settings, folder / "made")
+    train_sft(model, tokenizer, sampled_rows(tokenizer), settings, folder / "made")
     return (folder / "made" / "model").rename(folder / "tiny-chat")
 
 
@@ -70,13 +75,13 @@ def logits(model, tokenizer, text="Please say 3"):
 @pytest.fixture
 def adapter(tmp_path, monkeypatch):
     """Folder to which the adapter is copied that a run is about to merge."""
-    keep = trainers._keep_model
 
-    def copied(selected, *arguments):
-        shutil.copytree(selected, tmp_path / "adapter")
-        keep(selected, *arguments)
+    def copied(step, *arguments):
+        shutil.copytree(weights_of(arguments[-1], step), tmp_path / "adapter")
+        keep_model(step, *arguments)
 
-    monkeypatch.setattr(trainers, "_keep_model", copied)
+    monkeypatch.setattr(grpo, "keep_model", copied)
+    monkeypatch.setattr(sft, "keep_model", copied)
     return tmp_path / "adapter"
 
 
@@ -114,7 +119,7 @@ def test_reinforced_adapters_are_merged_and_evaluated(hub, adapter, tmp_path):
     settings = GRPOSettings(**SHORT | {"lora_dropout": 0.1, "kl_coef": 0.01})
     run = tmp_path / "run"
     tokenizer = load_tokenizer(hub)
-    trainers.train_grpo(hub, tokenizer, small.TRAINING, small.VALIDATION, settings, run)
+    train_grpo(hub, tokenizer, small.TRAINING, small.VALIDATION, settings, run)
     check_merged(hub, run / "model", adapter)
     assert {path.name for path in run.iterdir()} == {
         *("model", "dynamics.csv", "validation.csv", "selection.csv", "alarms.csv"),
@@ -136,7 +141,7 @@ def test_supervised_adapters_are_merged(hub, adapter, tmp_path):
     settings = SFTSettings(**small.SFT | LORA | {"steps": 12})
     tokenizer = load_tokenizer(hub)
     run = tmp_path / "run"
-    trainers.train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, run)
+    train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, run)
     check_merged(hub, run / "model", adapter)
     assert {path.name for path in run.iterdir()} == {"model", "dynamics.csv"}
     model, read = load_model(run / "model", device="cpu")
@@ -150,7 +155,7 @@ def test_a_folder_is_trained_as_the_model_in_it_is(hub, tmp_path):
     for name in ("folder", "memory"):
         model, tokenizer = load_model(hub, device="cpu")
         start = model if name == "memory" else hub
-        trainers.train_sft(start, tokenizer, sampled_rows(tokenizer), settings, tmp_path / name)
+        train_sft(start, tokenizer, sampled_rows(tokenizer), settings, tmp_path / name)
         found.append(weights(tmp_path / name / "model"))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -181,7 +186,7 @@ def test_weights_in_memory_get_no_adapters(hub, tmp_path):
     model, tokenizer = load_model(hub, device="cpu")
     settings = SFTSettings(**small.SFT | LORA)
     with pytest.raises(ValueError, match="lora_rank is 4 for a model in memory; expected its fold"):
-        trainers.train_sft(model, tokenizer, sampled_rows(tokenizer), settings, tmp_path)
+        train_sft(model, tokenizer, sampled_rows(tokenizer), settings, tmp_path)
 
 
 # --- precision ------------------------------------------------------------------------------------
@@ -193,7 +198,7 @@ def test_a_model_trained_in_16_bits_is_stored_in_them(hub, adapter, tmp_path, ra
         **small.SFT | LORA | {"steps": 6, "precision": "bfloat16", "lora_rank": rank}
     )
     tokenizer = load_tokenizer(hub)
-    trainers.train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, tmp_path / "run")
+    train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, tmp_path / "run")
     found = weights(tmp_path / "run" / "model")
     if rank:
         exact = merged(hub, adapter).state_dict()
@@ -208,28 +213,27 @@ def test_a_model_trained_in_16_bits_is_stored_in_them(hub, adapter, tmp_path, ra
 
 def test_frozen_weights_are_loaded_in_16_bits_on_a_gpu_alone(monkeypatch):
     bits = {"precision": "bfloat16"}
-    assert GRPOSettings(lora_rank=4, **bits).dtype == "float32"
+    assert loop.load_dtype(GRPOSettings(lora_rank=4, **bits)) == "float32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert GRPOSettings(lora_rank=4, **bits).dtype == "bfloat16"
-    assert GRPOSettings(lora_rank=4).dtype == SFTSettings(steps=200, **bits).dtype == "float32"
+    assert loop.load_dtype(GRPOSettings(lora_rank=4, **bits)) == "bfloat16"
+    for whole in (GRPOSettings(lora_rank=4), SFTSettings(steps=200, **bits)):
+        assert loop.load_dtype(whole) == "float32"
 
 
 def test_adapters_are_trained_beside_weights_in_16_bits(hub, tmp_path, monkeypatch):
     """What happens on a GPU, on a CPU: rollouts, loss and the reference in mixed types."""
-    monkeypatch.setattr(GRPOSettings, "dtype", "bfloat16")
+    monkeypatch.setattr(loop, "load_dtype", lambda _: "bfloat16")
     settings = GRPOSettings(**SHORT | {"precision": "bfloat16", "kl_coef": 0.01, "steps": 2})
     tokenizer = load_tokenizer(hub)
     seen = []
-    keep = trainers._finish_grpo
+    keep = grpo.finish
 
     def look(trainer, *arguments):
         seen.extend((w.requires_grad, w.dtype) for w in trainer.model.parameters())
         keep(trainer, *arguments)
 
-    monkeypatch.setattr(trainers, "_finish_grpo", look)
-    trainers.train_grpo(
-        hub, tokenizer, small.TRAINING, small.VALIDATION, settings, tmp_path / "run"
-    )
+    monkeypatch.setattr(grpo, "finish", look)
+    train_grpo(hub, tokenizer, small.TRAINING, small.VALIDATION, settings, tmp_path / "run")
     assert set(seen) == {(True, torch.float32), (False, torch.bfloat16)}
     assert pd.read_csv(tmp_path / "run" / "dynamics.csv")["loss"].notna().all()
 
@@ -252,7 +256,7 @@ def test_gradient_checkpointing_takes_the_same_step_by_computing_twice(
             **small.SFT | LORA | {"steps": 6, "lora_rank": rank, "gradient_checkpointing": again}
         )
         run = tmp_path / str(again)
-        trainers.train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, run)
+        train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, run)
         losses.append(pd.read_csv(run / "dynamics.csv")["loss"])
     np.testing.assert_array_equal(*losses)
     assert counted[1] == 2 * counted[0] > 0
@@ -272,13 +276,11 @@ def trainer(hub, tmp_path, monkeypatch):
         def stop(made, directory):
             raise Built(made)
 
-        monkeypatch.setattr(trainers, "_run", stop)
+        monkeypatch.setattr(loop, "run", stop)
         chosen = GRPOSettings(**SHORT | settings)
         tokenizer = load_tokenizer(hub)
         with pytest.raises(Built) as caught:
-            trainers.train_grpo(
-                hub, tokenizer, small.TRAINING, small.VALIDATION, chosen, tmp_path / "run"
-            )
+            train_grpo(hub, tokenizer, small.TRAINING, small.VALIDATION, chosen, tmp_path / "run")
         (made,) = caught.value.args
         made.remove_callback(PrinterCallback)
         made.model.train()
@@ -300,7 +302,7 @@ def disturbed(made):
 def test_rollouts_are_those_of_the_adapted_model(hub, trainer):
     made = trainer(temperature=1e-4)
     prompts = [chat_prompt(made.processing_class, q.prompt) for q in small.TRAINING[:6]]
-    found = trainers._complete(prompts, made)["completion_ids"]
+    found = complete(prompts, made)["completion_ids"]
     whole = copy.deepcopy(made.model).merge_and_unload()
     base, tokenizer = load_model(hub, device="cpu")
     sampling = Sampling(1e-4, SHORT["max_completion_tokens"])
@@ -315,7 +317,7 @@ def test_the_reference_is_the_model_without_its_adapters(hub, trainer):
     made = trainer(kl_coef=0.1)
     assert made.ref_model is None
     rows = [row for row in made.train_dataset.to_list()[:2] for _ in range(4)]
-    with trainers._quiet():
+    with quiet():
         batch = made._generate_and_score_completions(rows)
     base, _ = load_model(hub, device="cpu")
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
@@ -342,12 +344,10 @@ def config(monkeypatch, hub, directory, **settings):
     def stop(*_, args, **__):
         raise Reached(args)
 
-    monkeypatch.setattr(trainers, "RLCCTrainer", stop)
+    monkeypatch.setattr("corea.rlcc.trainer.RLCCTrainer", stop)
     chosen = GRPOSettings(**small.GRPO | settings)
     with pytest.raises(Reached) as caught:
-        trainers.train_grpo(
-            hub, load_tokenizer(hub), small.TRAINING, small.VALIDATION, chosen, directory
-        )
+        train_grpo(hub, load_tokenizer(hub), small.TRAINING, small.VALIDATION, chosen, directory)
     (args,) = caught.value.args
     return args
 
@@ -389,9 +389,7 @@ def test_a_vllm_server_that_is_not_named_is_asked_for(hub, tmp_path, monkeypatch
     settings = GRPOSettings(**small.GRPO, rollouts="vllm_server")
     tokenizer = load_tokenizer(hub)
     with pytest.raises(TrainingError, match=r"COREA_VLLM_SERVER is '.*'; expected the address"):
-        trainers.train_grpo(
-            hub, tokenizer, small.TRAINING, small.VALIDATION, settings, tmp_path / "run"
-        )
+        train_grpo(hub, tokenizer, small.TRAINING, small.VALIDATION, settings, tmp_path / "run")
 
 
 def test_what_vllm_is_too_far_off_for_is_logged(trainer, monkeypatch):
@@ -428,7 +426,7 @@ def test_giving_merged_weights_to_vllm_leaves_no_rounding(hub):
     def changed():
         return [n for n, w in adapted.named_parameters() if not torch.equal(w, before[n])]
 
-    trainers.without_rounding(sync, adapted)()
+    without_rounding(sync, adapted)()
     assert changed() == []
     name = "base_model.model.model.layers.0.mlp.up_proj.base_layer.weight"
     assert not torch.equal(given[0], before[name])
@@ -480,10 +478,10 @@ def test_processes_that_cannot_do_it_are_refused(monkeypatch, environment, setti
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if message is None:
-        trainers.check_processes(settings)
+        loop.check_processes(settings)
     else:
         with pytest.raises(TrainingError, match=message):
-            trainers.check_processes(settings)
+            loop.check_processes(settings)
 
 
 def test_that_is_said_before_a_model_is_loaded(monkeypatch, hub, tmp_path):
@@ -492,9 +490,7 @@ def test_that_is_said_before_a_model_is_loaded(monkeypatch, hub, tmp_path):
     tokenizer = load_tokenizer(hub)
     nowhere = tmp_path / "no model"
     with pytest.raises(TrainingError, match="ZeRO-3 shards them"):
-        trainers.train_grpo(
-            nowhere, tokenizer, small.TRAINING, small.VALIDATION, GRPOSettings(), tmp_path
-        )
+        train_grpo(nowhere, tokenizer, small.TRAINING, small.VALIDATION, GRPOSettings(), tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(TrainingError, match="mixed_precision 'fp16'"):
-        trainers.train_sft(nowhere, tokenizer, [], SFTSettings(steps=200), tmp_path)
+        train_sft(nowhere, tokenizer, [], SFTSettings(steps=200), tmp_path)

@@ -18,8 +18,13 @@ MAY_NEED_TORCH = {
     "decisions.trainer",
     "engines.generate",
     "rlcc.learned_confidence",
+    "rlcc.trainer",
     "tasks.microworld",
-    "training.trainers",
+    "training.checkpoints",
+    "training.grpo",
+    "training.loop",
+    "training.quiet",
+    "training.sft",
 }
 
 

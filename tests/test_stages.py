@@ -11,8 +11,8 @@ from corea import stages
 from corea.engines.evaluation import read_samples
 from corea.engines.generate import Sampling
 from corea.engines.models import ModelError
+from corea.rlcc.trainer import GRPOSettings, SFTSettings
 from corea.tasks import microworld
-from corea.training.trainers import GRPOSettings, SFTSettings
 
 WORLD = microworld.World(names=12)
 SETTINGS = SFTSettings(steps=2, batch=4, micro_batch=4, checkpoint_every=2)

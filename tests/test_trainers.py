@@ -23,18 +23,25 @@ from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from corea.metrics import calibration  # noqa: E402
 from corea.rlcc import rewards  # noqa: E402
-from corea.store import seal  # noqa: E402
-from corea.tasks.parsing import parse_completion  # noqa: E402
-from corea.training import trainers  # noqa: E402
-from corea.training.trainers import (  # noqa: E402
+from corea.rlcc.trainer import (  # noqa: E402
     COMPONENTS,
+    REWARD_FUNCTIONS,
+    ROLLOUT_METRICS,
     GRPOSettings,
-    SFTSettings,
-    TrainingError,
+    RLCCTrainer,
     collapse,
     rollout_metrics,
-    select_checkpoint,
+    train_grpo,
 )
+from corea.store import seal  # noqa: E402
+from corea.tasks.parsing import parse_completion  # noqa: E402
+from corea.training import alarms, loop  # noqa: E402
+from corea.training import grpo as grpo_module  # noqa: E402
+from corea.training.checkpoints import last_checkpoint, select_checkpoint  # noqa: E402
+from corea.training.grpo import RolloutTrainer, complete  # noqa: E402
+from corea.training.quiet import hub, quiet  # noqa: E402
+from corea.training.settings import SFTSettings, TrainingError, validation_batch  # noqa: E402
+from corea.training.sft import tokenize_rows, train_sft  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(small.__file__)
@@ -132,7 +139,7 @@ def grpo(reference, tokenizer, tmp_path):
         directory.parent.mkdir(exist_ok=True)
         base = reference / "sft" / "model"
         settings = GRPOSettings(**small.GRPO | settings)
-        trainers.train_grpo(base, tokenizer, small.TRAINING, validation, settings, directory)
+        train_grpo(base, tokenizer, small.TRAINING, validation, settings, directory)
         return directory
 
     return train
@@ -146,10 +153,10 @@ def trainer(grpo, monkeypatch):
         class Built(Exception):
             pass
 
-        def stop(trainer, directory):
+        def stop(trainer, directory, **_):
             raise Built(trainer)
 
-        monkeypatch.setattr(trainers, "_run", stop)
+        monkeypatch.setattr(loop, "run", stop)
         with pytest.raises(Built) as caught:
             grpo(**settings)
         (made,) = caught.value.args
@@ -192,13 +199,12 @@ def test_the_private_methods_of_trl_are_as_they_were():
     ]
     overridden = {
         name
-        for made in (trainers._Reinforced, trainers.RLCCTrainer)
+        for made in (RolloutTrainer, RLCCTrainer)
         for name, value in vars(made).items()
         if inspect.isfunction(value)
     }
     private = {name for name in overridden if name.startswith("_") and not name.startswith("__")}
-    own = {"_log_rollouts", "_watch"}
-    assert private - own == {
+    assert private == {
         *("_calculate_rewards", "_generate_and_score_completions", "_compute_loss"),
     }
     of_one = inspect.signature(trl.GRPOTrainer._generate_and_score_completions)
@@ -206,7 +212,8 @@ def test_the_private_methods_of_trl_are_as_they_were():
     of_loss = inspect.signature(trl.GRPOTrainer._compute_loss)
     assert [*of_loss.parameters] == ["self", "model", "inputs"]
     added = (
-        "_step_now",
+        "step_now",
+        "watch",
         "validated",
         "annotate",
         "watching",
@@ -215,7 +222,7 @@ def test_the_private_methods_of_trl_are_as_they_were():
         "keep_validated",
     )
     # a new method of theirs with such a name would be replaced without anybody noticing
-    assert not any(hasattr(trl.GRPOTrainer, name) for name in (*own, *added))
+    assert not any(hasattr(trl.GRPOTrainer, name) for name in added)
 
 
 def test_what_is_read_of_trl_with_vllm_is_as_it_was():
@@ -249,8 +256,8 @@ def test_correctness_knows_the_options():
     texts = [r"\boxed{bank}", r"\boxed{mall}", r"\boxed{4}"]
     columns = {"gold": ["B", "B", "4"], "kind": ["choice", "choice", "math"]}
     options = [["mall", "bank"], ["mall", "bank"], []]
-    assert trainers.correctness(texts, **columns, options=options) == [1, 0, 1]
-    assert trainers.correctness(texts, **columns) == [0, 0, 1]
+    assert REWARD_FUNCTIONS[0](texts, **columns, options=options) == [1, 0, 1]
+    assert REWARD_FUNCTIONS[0](texts, **columns) == [0, 0, 1]
 
 
 def test_trl_returns_gathered_rewards_in_the_order_of_the_functions(trainer):
@@ -324,14 +331,14 @@ def test_values_at_the_edge_are_taken():
         ("warmup_steps", "kl_coef", "entropy_coef", "confidence_weight", "format_weight", "seed"), 0
     )
     assert GRPOSettings(**zero).kl_coef == 0
-    assert GRPOSettings(lora_rank=0, lora_dropout=0).adapter is None
+    assert loop.adapter(GRPOSettings(lora_rank=0, lora_dropout=0)) is None
     assert SFTSettings(steps=200, weight_decay=0, seed=0, learning_rate=1).learning_rate == 1
 
 
 def test_nothing_to_train_on_is_refused(grpo, tokenizer, tmp_path, monkeypatch):
     model = small.new_model(tokenizer)
     with pytest.raises(ValueError, match="nothing to train on"):
-        trainers.train_sft(model, tokenizer, [], SFTSettings(**small.SFT), tmp_path / "none")
+        train_sft(model, tokenizer, [], SFTSettings(**small.SFT), tmp_path / "none")
     with pytest.raises(ValueError, match="nothing to validate on"):
         grpo(validation=[])
     monkeypatch.setattr(small, "TRAINING", [])
@@ -382,7 +389,7 @@ def test_the_validation_batch_is_one_that_works(world, micro_batch, group_size):
     for n in (world, 3 * world, 24):
         if n % (math.lcm(group_size, world) // group_size):
             continue  # refused, see above
-        at_once = trainers._eval_batch(n, settings, world) * world
+        at_once = validation_batch(n, settings, world) * world
         assert n * group_size % at_once == 0
         assert at_once % group_size == 0
         assert at_once <= max(micro_batch * world, math.lcm(group_size, world))
@@ -390,7 +397,7 @@ def test_the_validation_batch_is_one_that_works(world, micro_batch, group_size):
 
 def test_an_unequal_last_validation_batch_is_refused(trainer, monkeypatch):
     """Accelerate would fill it with rows from the start."""
-    monkeypatch.setattr(trainers, "_eval_batch", lambda *_: 12)
+    monkeypatch.setattr(grpo_module, "validation_batch", lambda *_: 12)
     match = r"16 validation rollouts \(4 questions, 4 each\) do not divide into batches of 12"
     with pytest.raises(TrainingError, match=match):
         trainer()
@@ -722,15 +729,15 @@ def test_damaged_checkpoints_are_set_aside(tmp_path, capsys):
     seal(folder / "checkpoint-10")
     (folder / "checkpoint-10" / "weights").write_text("11")
     (folder / "damaged-checkpoint-10").mkdir()  # of an earlier attempt
-    assert trainers.last_checkpoint(tmp_path) == folder / "checkpoint-8"
+    assert last_checkpoint(tmp_path) == folder / "checkpoint-8"
     names = ["checkpoint-8", "damaged-checkpoint-10", "damaged-checkpoint-100"]
     assert sorted(path.name for path in folder.iterdir()) == names
     first, second = capsys.readouterr().out.splitlines()
     assert "checkpoint-100: half written" in first
     assert "checkpoint-10 is damaged: weights was changed" in second
     (folder / "checkpoint-8" / "manifest.json").unlink()
-    assert trainers.last_checkpoint(tmp_path) is None
-    assert trainers.last_checkpoint(tmp_path / "nowhere") is None
+    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_damaged_weights_of_the_selected_step_are_named(serve, ended, reference):
@@ -775,7 +782,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_weights(
     assert line["detail"].startswith("the loss is ")
     assert len(line["examples"]) == 2
     assert "progress: step 4: loss: the loss is " in capsys.readouterr().out
-    last = trainers.last_checkpoint(directory)
+    last = last_checkpoint(directory)
     assert last.name == "checkpoint-2"
     assert all(w.isfinite().all() for w in load_file(last / "model.safetensors").values())
     monkeypatch.undo()
@@ -791,7 +798,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_is_kept(grpo, tmp_
     not_finite(monkeypatch, trl.GRPOTrainer, 3, infinite_gradient)
     with pytest.raises(TrainingError, match="^step 4: the norm of the gradient is nan; the check"):
         grpo(tmp_path / "run")
-    assert trainers.last_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
     (line,) = (tmp_path / "run" / "alarms.jsonl").read_text().splitlines()
     assert json.loads(line)["detail"] == "the norm of the gradient is nan"
 
@@ -808,12 +815,12 @@ def test_fine_tuning_ends_too_when_it_is_not_finite(
 ):
     def train():
         settings, model = SFTSettings(**small.SFT), small.new_model(tokenizer)
-        trainers.train_sft(model, tokenizer, small.rows_to_learn(), settings, tmp_path / "run")
+        train_sft(model, tokenizer, small.rows_to_learn(), settings, tmp_path / "run")
 
     not_finite(monkeypatch, trl.SFTTrainer, 11, change)
     with pytest.raises(TrainingError, match=f"^step 12: the {named}; the checkpoints before it"):
         train()
-    assert trainers.last_checkpoint(tmp_path / "run").name == "checkpoint-6"
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-6"
     monkeypatch.undo()
     train()
     assert results(tmp_path / "run") == results(reference / "sft")
@@ -864,11 +871,11 @@ def test_a_collapse_needs_nearly_all_and_an_accuracy_that_varies():
 
 def test_alarms_after_the_checkpoint_are_forgotten(tmp_path):
     for step in (2, 4, 5):
-        trainers.report_alarm(tmp_path, step, "collapse", "found", [r"\boxed{é}"])
+        alarms.report_alarm(tmp_path, step, "collapse", "found", [r"\boxed{é}"])
     with (tmp_path / "alarms.jsonl").open("a") as stream:
         stream.write('{"step": 6, "al')  # killed here
-    trainers._drop_later(tmp_path, 4)
-    lines = trainers._json_lines(tmp_path / "alarms.jsonl")
+    alarms.drop_alarms_after(tmp_path, 4)
+    lines = alarms.read_alarms(tmp_path)
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["examples"] == [r"\boxed{é}"]
 
@@ -981,7 +988,7 @@ def test_metrics_of_rollouts_are_those_of_calibration(seed):
         "share_at_1": confidences.count(1) / len(rows),
         "groups_without_variance": sum(len(set(g)) == 1 for g in groups) / len(groups),
     }
-    assert list(found) == list(expected) == list(trainers.ROLLOUT_METRICS)
+    assert list(found) == list(expected) == list(ROLLOUT_METRICS)
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-12)
     assert all(type(value) is float for value in found.values())
 
@@ -1089,19 +1096,19 @@ def test_training_does_not_report_to_anyone(trainer, monkeypatch):
     waiting = queue.Queue()
     monkeypatch.setattr(_telemetry, "_TELEMETRY_QUEUE", waiting)
     monkeypatch.setattr(_telemetry, "_start_telemetry_thread", lambda: None)
-    monkeypatch.setattr(trainers.hub, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(hub, "HF_HUB_DISABLE_TELEMETRY", False)
     _telemetry.send_telemetry("a")
     assert waiting.qsize() == 1  # so it would be sent
     trainer()
     assert waiting.qsize() == 1
-    assert trainers.hub.HF_HUB_DISABLE_TELEMETRY is False
+    assert hub.HF_HUB_DISABLE_TELEMETRY is False
 
 
 def test_validation_takes_no_random_numbers_from_training(trainer):
     made = trainer()
     path = made.directory / "validation" / "000000.csv"
     before = torch.random.get_rng_state()
-    with trainers._quiet():
+    with quiet():
         assert "eval_reward" in made.evaluate()
         assert torch.equal(torch.random.get_rng_state(), before)
         first = path.read_text()
@@ -1116,19 +1123,19 @@ def test_validation_takes_no_random_numbers_from_training(trainer):
 
 def test_every_question_is_asked_once_before_any_is_asked_again():
     rows = list(range(10))
-    order = trainers._in_order(rows, 25, seed=1)
+    order = loop.in_order(rows, 25, seed=1)
     assert len(order) == 25
     assert sorted(order[:10]) == sorted(order[10:20]) == rows
     assert len(set(order[20:])) == 5
     assert order[:10] != order[10:20]
-    assert order == trainers._in_order(rows, 25, seed=1)
-    assert order[:12] == trainers._in_order(rows, 12, seed=1)
-    assert order != trainers._in_order(rows, 25, seed=2)
+    assert order == loop.in_order(rows, 25, seed=1)
+    assert order[:12] == loop.in_order(rows, 12, seed=1)
+    assert order != loop.in_order(rows, 25, seed=2)
 
 
 def test_fine_tuning_learns_the_completion_and_its_end_alone(tokenizer):
     rows = small.rows_to_learn()[:3]
-    table = trainers._tokenized(rows, tokenizer)
+    table = tokenize_rows(rows, tokenizer)
     for row, ids, labels in zip(rows, table["input_ids"], table["labels"], strict=True):
         assert tokenizer.decode(ids) == row["prompt"] + row["completion"] + tokenizer.eos_token
         learnt = [label for label in labels if label != -100]
@@ -1146,7 +1153,7 @@ def test_rollouts_are_decided_by_seed_step_process_and_prompt(trainer):
         index = property(lambda _: process)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(type(made.accelerator), "process_index", index)
-            found = trainers._complete(prompts, made)
+            found = complete(prompts, made)
         assert made.model.training is training
         assert found["prompt_ids"] == made.processing_class(prompts)["input_ids"]
         return found["completion_ids"]
@@ -1168,7 +1175,7 @@ def test_both_ways_to_make_rollouts_draw_from_the_same_distribution(trainer):
     for rollouts in ("corea", "trl"):
         made = trainer(rollouts=rollouts, temperature=1e-4)
         assert (made.rollout_func is None) == (rollouts == "trl")
-        with trainers._quiet():
+        with quiet():
             ids, completions, tool_mask, texts, logprobs, *_ = made._generate(prompts)
         assert tool_mask is None
         assert logprobs is None
@@ -1185,7 +1192,7 @@ def test_the_parts_of_a_supervised_step_do_not_change_it(tokenizer, tmp_path):
     for micro in (16, 4):
         settings = SFTSettings(**small.SFT | {"steps": 6, "batch": 16, "micro_batch": micro})
         model = small.new_model(tokenizer)
-        trainers.train_sft(model, tokenizer, rows, settings, tmp_path / str(micro))
+        train_sft(model, tokenizer, rows, settings, tmp_path / str(micro))
         losses.append(pd.read_csv(tmp_path / str(micro) / "dynamics.csv")["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[0].iloc[-1] < losses[0].iloc[0]

@@ -9,7 +9,7 @@ standard input (JSON), forks its processes, and answers with a line when they ha
   and ``.err``;
 - ``kill``: a marker of :func:`mark_events`, which of its occurrences, and the seconds after it;
 - ``at``: a marker at which a process kills itself, at once;
-- ``constants``: values of ``corea.training.trainers`` that are set;
+- ``constants``: values of ``corea.rlcc.trainer`` that are set;
 - ``spoil``: a rank and a step at which its loss is not a number;
 - ``slow``: a rank that takes its time to save;
 - ``record``: whether every call for rewards and the final weights are written down.
@@ -31,9 +31,14 @@ import numpy as np
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from corea.rlcc import trainer
+from corea.rlcc.trainer import GRPOSettings, RLCCTrainer, rollout_metrics, train_grpo
 from corea.tasks import microworld
 from corea.tasks.questions import Question
-from corea.training import trainers
+from corea.training import checkpoints, grpo, loop, sft
+from corea.training.quiet import quiet
+from corea.training.settings import SFTSettings
+from corea.training.sft import train_sft
 
 PAIRS = [(a, b) for a in range(10) for b in range(10)]
 QUESTIONS = [
@@ -68,12 +73,12 @@ def train(task, reference, directory, settings):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(reference / "tokenizer")
     base = reference / "sft" / "model"
     if task == "sft":
-        settings = trainers.SFTSettings(**settings)
+        settings = SFTSettings(**settings)
         model = base if settings.lora_rank else new_model(tokenizer)
-        trainers.train_sft(model, tokenizer, rows_to_learn(), settings, directory)
+        train_sft(model, tokenizer, rows_to_learn(), settings, directory)
     else:
-        settings = trainers.GRPOSettings(**settings)
-        trainers.train_grpo(base, tokenizer, TRAINING, VALIDATION, settings, directory)
+        settings = GRPOSettings(**settings)
+        train_grpo(base, tokenizer, TRAINING, VALIDATION, settings, directory)
 
 
 def make_reference(folder):
@@ -110,10 +115,11 @@ def mark_events(pipe, at):
 
         return tell
 
-    wrapped(trainers, "_run", before=mark("b"))
+    wrapped(loop, "run", before=mark("b"))
     wrapped(transformers.Trainer, "_save_checkpoint", before=mark("s"))
-    wrapped(trainers._Seal, "on_save", after=mark("S"))
-    wrapped(trainers, "_keep_model", before=mark("k"))
+    wrapped(checkpoints.SealCheckpoints, "on_save", after=mark("S"))
+    wrapped(grpo, "keep_model", before=mark("k"))
+    wrapped(sft, "keep_model", before=mark("k"))
 
 
 def record_rewards(directory, rank):
@@ -137,20 +143,20 @@ def record_rewards(directory, rank):
         content = {"calls": calls, "weights": hashlib.sha256(weights).hexdigest()}
         directory.with_name(f"{directory.name}.{rank}.json").write_text(json.dumps(content))
 
-    wrapped(trainers.RLCCTrainer, "_calculate_rewards", after=note)
-    wrapped(trainers, "_run", after=write)
+    wrapped(RLCCTrainer, "_calculate_rewards", after=note)
+    wrapped(loop, "run", after=write)
 
 
 def spoil_loss(step):
     """Make the loss not a number at one step."""
-    original = trainers.RLCCTrainer.compute_loss
+    original = RLCCTrainer.compute_loss
 
     def compute_loss(self, *arguments, **named):
         loss = original(self, *arguments, **named)
         spoiled = self.model.training and self.state.global_step == step
         return loss * float("nan") if spoiled else loss
 
-    trainers.RLCCTrainer.compute_loss = compute_loss
+    RLCCTrainer.compute_loss = compute_loss
 
 
 def run_child(request, reference, rank, port, pipe):
@@ -165,7 +171,7 @@ def run_child(request, reference, rank, port, pipe):
             "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
     for name, value in request.get("constants", {}).items():
-        setattr(trainers, name, value)
+        setattr(trainer, name, value)
     mark_events(pipe, request.get("at"))
     if request.get("record"):
         record_rewards(directory, rank)
@@ -229,8 +235,8 @@ def attend(request, reference):
 
 
 def serve(reference):
-    trainers.rollout_metrics(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 2)  # imports more
-    with trainers._quiet():
+    rollout_metrics(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 2)  # imports more
+    with quiet():
         AutoModelForCausalLM.from_pretrained(reference / "sft" / "model")  # so does this
     gc.collect()
     gc.freeze()  # the children have less to go through

@@ -25,7 +25,7 @@ What is decided here:
    all trained weights; with several processes or parts of a batch, the mean over them.
 7. A checkpoint is selected on a validation split (the paper: on the test set), by correctness and
    the Brier score of the decisions' confidence together, by the rule of
-   :mod:`corea.training.trainers`.
+   :mod:`corea.training.checkpoints`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,11 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import gather
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from corea.engines.generate import Sampling
 from corea.engines.models import chat_prompt
 from corea.metrics.calibration import describe_stated
-from corea.rlcc.rewards import Floats
 from corea.tasks.decision_questions import (
     END_OF_THINKING,
     NO_THINKING,
@@ -55,22 +54,15 @@ from corea.tasks.decision_questions import (
     option_ids,
     wrong_target,
 )
-from corea.training.trainers import (
-    RolloutSettings,
-    SFTSettings,
-    TrainingError,
-    _digest,
-    _Reinforced,
-    reinforce,
-    train_sft,
-)
+from corea.training.grpo import RolloutTrainer, digest, reinforce
+from corea.training.settings import Floats, RolloutSettings, TrainingError, from_zero, one_of
 
 DECISION_METRICS = ("accuracy", "confidence", "ece", "auroc", "no_decision")
 
 
 @dataclass(frozen=True)
 class DecisionSettings(RolloutSettings):
-    """GRPO on decisions; the rest is that of :class:`corea.training.trainers.RolloutSettings`.
+    """GRPO on decisions; the rest is that of :class:`corea.training.settings.RolloutSettings`.
 
     Attributes:
         calibration_weight: The paper's lambda, the weight of the calibration-aware loss; 0 is
@@ -89,19 +81,15 @@ class DecisionSettings(RolloutSettings):
         ValueError: calibration_weight is -0.1; expected a number, 0 or more
     """
 
-    calibration_weight: float = 0.0
-    wrong_target: str = "uniform"
-    calibration_warmup_steps: int = 0
+    calibration_weight: float = from_zero(0.0)
+    wrong_target: str = one_of("uniform", ("uniform", "proper"))
+    calibration_warmup_steps: int = from_zero(0)
     mask_decision: bool = False
-    decisions: str = "sampled"
-    cosine_every: int = 0
+    decisions: str = one_of("sampled", ("sampled", "greedy"))
+    cosine_every: int = from_zero(0)
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If one is out of range; names it.
-        """
+        """Check the values."""
         super().__post_init__()
         if self.decisions == "greedy" and self.rollouts != "corea":
             raise ValueError(
@@ -114,32 +102,18 @@ class DecisionSettings(RolloutSettings):
         return "decisions"
 
     def sampling(self, seed: int) -> Sampling:
-        """How rollouts are drawn; with greedy decisions, the token after the reasoning is not.
-
-        Args:
-            seed: Of the draws.
-
-        Returns:
-            The sampling.
-        """
+        """How rollouts are drawn; with greedy decisions, the token after the reasoning is not."""
         greedy_after = f"{END_OF_THINKING}\n" if self.decisions == "greedy" else ""
         return replace(super().sampling(seed), greedy_after=greedy_after)
 
     def earned(self, rollouts: pd.DataFrame) -> dict[str, Floats]:
-        """Correctness and minus the Brier score, -1 where nothing was decided.
-
-        Args:
-            rollouts: One row each with ``correct`` and ``confidence``.
-
-        Returns:
-            Component to rewards, each of the length of the rows.
-        """
-        found = super().earned(rollouts)
-        distance = rollouts["confidence"].to_numpy() - found["correctness"]
-        return found | {"calibration": np.where(np.isnan(distance), -1.0, -(distance**2))}
+        """Correctness and minus the Brier score, -1 where nothing was decided."""
+        rewards = super().earned(rollouts)
+        distance = rollouts["confidence"].to_numpy() - rewards["correctness"]
+        return rewards | {"calibration": np.where(np.isnan(distance), -1.0, -(distance**2))}
 
 
-class DecisionTrainer(_Reinforced):
+class DecisionTrainer(RolloutTrainer):
     """TRL's GRPO trainer on decisions, with the calibration-aware loss."""
 
     settings: DecisionSettings
@@ -148,18 +122,7 @@ class DecisionTrainer(_Reinforced):
     }
 
     def __init__(self, settings: DecisionSettings, directory: Path, **arguments: Any) -> None:
-        """Set up as TRL's trainer does.
-
-        Args:
-            settings: The settings.
-            directory: Where validations and alarms are written.
-            arguments: Those of TRL's trainer; rows have ``prompt``, ``question_id``, ``gold`` and
-                ``options``.
-
-        Raises:
-            OptionError: If the options are not one token each.
-            TrainingError: As the other trainers do.
-        """
+        """Set up as TRL's trainer does; options that are not one token each are refused."""
         self.options = tuple(arguments["train_dataset"][0]["options"])
         self.option_ids = option_ids(arguments["processing_class"], self.options)
         self.texts: dict[int, str] = {}  # of tokens met
@@ -187,14 +150,9 @@ class DecisionTrainer(_Reinforced):
     def annotate(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         """Add where each completion decides and what for, and mask its advantage there.
 
-        Args:
-            inputs: The rows asked, one a completion.
-            batch: TRL's tensors.
-
-        Returns:
-            The batch with ``decision_place``, ``decided``, ``gold_option``, ``decisions`` (their
-            share in the whole rollout, over all processes) and ``question``, each of shape (B,);
-            the advantages of shape (B, T) where decisions are masked.
+        Added are ``decision_place``, ``decided``, ``gold_option``, ``decisions`` (their share in
+        the whole rollout, over all processes) and ``question``, each of shape (B,); advantages
+        have the shape (B, T) where decisions are masked.
         """
         ids, mask = batch["completion_ids"], batch["completion_mask"]
         rows = [row[: int(kept.sum())].tolist() for row, kept in zip(ids, mask, strict=True)]
@@ -205,31 +163,24 @@ class DecisionTrainer(_Reinforced):
         batch["decided"] = torch.tensor([index for _, index in found], **whole)
         gold = [self.options.index(row["gold"]) for row in inputs]
         batch["gold_option"] = torch.tensor(gold, **whole)
-        batch["question"] = torch.tensor([_digest(row["prompt"]) for row in inputs], **whole)
+        batch["question"] = torch.tensor([digest(row["prompt"]) for row in inputs], **whole)
         share = gather((place >= 0).double().mean().reshape(1)).mean()
         batch["decisions"] = share.expand(len(inputs)).clone()
         if self.settings.mask_decision:
             advantages = batch["advantages"][:, None].repeat(1, ids.shape[1])
-            there = place >= 0
-            advantages[there, place[there]] = 0
+            decides = place >= 0
+            advantages[decides, place[decides]] = 0
             batch["advantages"] = advantages
         return batch
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[list[torch.Tensor]]:
-        """The hidden states of the last layer.
-
-        Args:
-            model: The model that is trained, as wrapped by accelerate.
-
-        Yields:
-            A list that holds them afterwards, shape (B, P + T, d).
-        """
+        """The hidden states of the last layer: a list that then holds them, (B, P + T, d)."""
         states: list[torch.Tensor] = []
-        own = self.accelerator.unwrap_model(model)
-        if hasattr(own, "get_base_model"):  # of peft
-            own = own.get_base_model()
-        hook = own.get_decoder().register_forward_hook(
+        unwrapped = self.accelerator.unwrap_model(model)
+        if hasattr(unwrapped, "get_base_model"):  # of peft
+            unwrapped = unwrapped.get_base_model()
+        hook = unwrapped.get_decoder().register_forward_hook(
             lambda _, __, output: states.append(output[0])
         )
         try:
@@ -238,40 +189,26 @@ class DecisionTrainer(_Reinforced):
             hook.remove()
 
     def adjusted(
-        self,
-        loss: torch.Tensor,
-        model: Any,
-        inputs: dict[str, Any],
-        states: list[torch.Tensor],
+        self, loss: torch.Tensor, model: Any, inputs: dict[str, Any], states: list[torch.Tensor]
     ) -> torch.Tensor:
-        """The loss with the calibration-aware part.
-
-        Args:
-            loss: TRL's, a scalar.
-            model: The model that is trained, as wrapped by accelerate.
-            inputs: The batch, as :meth:`annotate` left it.
-            states: From :meth:`watching`.
-
-        Returns:
-            The loss, a scalar.
-        """
+        """The loss with the calibration-aware part."""
         place, decided, gold = (inputs[k] for k in ("decision_place", "decided", "gold_option"))
         (hidden,) = states
-        there = (place >= 0).nonzero()[:, 0]
+        rows = (place >= 0).nonzero()[:, 0]
         # the token before the decision predicts it
-        before = inputs["prompt_ids"].shape[1] + place[there] - 1
+        before = inputs["prompt_ids"].shape[1] + place[rows] - 1
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        logprobs = head(hidden[there, before]).float().log_softmax(dim=-1)[:, self.option_ids]
-        chosen, right = decided[there], gold[there]
+        logprobs = head(hidden[rows, before]).float().log_softmax(dim=-1)[:, self.option_ids]
+        chosen, right = decided[rows], gold[rows]
         targets = self._targets(chosen, right).to(logprobs)
         entropies = -(targets * logprobs).sum(dim=-1)
         # a mean over the decisions of the rollout, though they are spread unevenly
         share = inputs["decisions"][:1].clamp(min=1e-9).to(logprobs)[0]
         part = entropies.sum() / (len(place) * share)
-        self._note(inputs, there, logprobs.detach().gather(1, chosen[:, None])[:, 0].exp())
+        self._note(inputs, rows, logprobs.detach().gather(1, chosen[:, None])[:, 0].exp())
         if self.model.training:
             summed = gather(
-                torch.stack([entropies.detach().sum(), entropies.new_tensor(float(len(there)))])
+                torch.stack([entropies.detach().sum(), entropies.new_tensor(float(len(rows)))])
             )
             total, n = summed.reshape(-1, 2).sum(dim=0).tolist()
             self._metrics["train"]["calibration_loss"].append(total / n if n else float("nan"))
@@ -299,10 +236,10 @@ class DecisionTrainer(_Reinforced):
         risen = min(1.0, self.state.global_step / steps) if steps else 1.0
         return self.settings.calibration_weight * risen
 
-    def _note(self, inputs: dict[str, Any], there: torch.Tensor, p: torch.Tensor) -> None:
+    def _note(self, inputs: dict[str, Any], decides: torch.Tensor, p: torch.Tensor) -> None:
         """Log what was decided and how surely; keep it of a validation."""
         confidence = torch.full(inputs["decided"].shape, torch.nan, dtype=torch.float64)
-        confidence[there.cpu()] = p.double().cpu()
+        confidence[decides.cpu()] = p.double().cpu()
         correct = (inputs["decided"] == inputs["gold_option"]).double().cpu()
         local = torch.stack([correct, confidence, inputs["question"].double().cpu()], dim=1)
         rows = gather(local.to(p.device).contiguous()).cpu().numpy()
@@ -380,7 +317,7 @@ def train_decisions(
         questions: To train on, all with the same options.
         validation: Held out, for checkpoint selection; no prompt twice.
         settings: The settings.
-        directory: Where everything is written, as for :func:`corea.training.trainers.train_grpo`.
+        directory: Where everything is written, as for :func:`corea.training.grpo.reinforce`.
 
     Raises:
         OptionError: If questions differ in their options, or those are not one token each.
@@ -405,46 +342,12 @@ def train_decisions(
     )
 
 
-def train_supervised(
-    model: PreTrainedModel | str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[DecisionQuestion],
-    settings: SFTSettings,
-    directory: str | Path,
-) -> None:
-    """Fine-tune a model on right decisions without reasoning, the decision token alone.
-
-    Source: paper B, equation (1).
-
-    Args:
-        model: What to start from, as for :func:`corea.training.trainers.train_sft`.
-        tokenizer: Its tokenizer.
-        questions: To train on.
-        settings: The settings.
-        directory: Where everything is written, as for :func:`corea.training.trainers.train_sft`.
-
-    Raises:
-        OptionError: If options are not one token each.
-        TrainingError: As :func:`corea.training.trainers.train_sft` does.
-        ValueError: As :func:`corea.training.trainers.train_sft` does.
-    """
-    train_sft(model, tokenizer, supervised_rows(tokenizer, questions), settings, directory)
-
-
 def supervised_rows(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[DecisionQuestion]
 ) -> list[dict[str, str]]:
-    """What is learnt from right decisions: the decision token after the prompt without reasoning.
+    """Rows of supervised fine-tuning: the right decision token after a prompt without reasoning.
 
-    Args:
-        tokenizer: That of the model.
-        questions: To train on.
-
-    Returns:
-        For each question ``prompt`` and ``completion``.
-
-    Raises:
-        OptionError: If options are not one token each.
+    Source: paper B, equation (1). Options that are not one token each are refused.
     """
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(tokenizer, options)

@@ -46,8 +46,6 @@ from corea.tasks.questions import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from corea.training.trainers import SFTSettings
-
 _Floats = NDArray[np.float64]
 
 _ROUTER_TOKENS = 16  # more than any probability needs, however it is split into tokens
@@ -119,16 +117,7 @@ class Probe:
     biases: tuple[NDArray[np.float32], ...]
 
     def predict(self, states: ArrayLike) -> _Floats:
-        """How likely each answer is right.
-
-        Args:
-            states: Pooled states, shape (n, d).
-
-        Returns:
-            Probabilities in [0, 1], shape (n,).
-
-        Raises:
-            ValueError: If the shape is another or a value is not finite.
+        """Probability that each answer is right, shape (n,), from pooled states of shape (n, d).
 
         Example:
             >>> one = np.ones(1, np.float32)
@@ -144,11 +133,7 @@ class Probe:
         return _sigmoid(activation[:, 0].astype(np.float64))
 
     def save(self, path: str | Path) -> None:
-        """Write the probe as safetensors, all or nothing.
-
-        Args:
-            path: The file; replaced if it exists.
-        """
+        """Write the probe as safetensors, all or nothing."""
         from safetensors.numpy import save_file
 
         path = Path(path)
@@ -161,17 +146,7 @@ class Probe:
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
-        """Read a probe.
-
-        Args:
-            path: A file that :meth:`save` wrote.
-
-        Returns:
-            The probe.
-
-        Raises:
-            ValueError: If the file is damaged or holds something else; names it.
-        """
+        """Read a probe; a file that is damaged or holds something else is named and refused."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -345,51 +320,10 @@ def router_rows(questions: Sequence[Question], table: pd.DataFrame) -> list[dict
     return rows
 
 
-def train_router(
-    model: PreTrainedModel | str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    table: pd.DataFrame,
-    settings: SFTSettings,
-    directory: str | Path,
-) -> None:
-    """Fine-tune a model into a router, or go on where a killed run stopped.
-
-    Source: paper A, appendix A.2. There the model is the one that the small model was made from,
-    the batch 32 and the training two passes over the questions.
-
-    Args:
-        model: What to start from, as for :func:`corea.training.trainers.train_sft`.
-        tokenizer: Its tokenizer.
-        questions: Training questions.
-        table: Records of the small model on them, as for :func:`router_rows`.
-        settings: Those of :func:`corea.training.trainers.train_sft`.
-        directory: Where everything is written; the router is in ``model/``.
-
-    Raises:
-        ValueError: As :func:`router_rows`.
-    """
-    from corea.training.trainers import train_sft
-
-    train_sft(model, tokenizer, prompted_rows(tokenizer, questions, table), settings, directory)
-
-
 def prompted_rows(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], table: pd.DataFrame
 ) -> list[dict[str, str]]:
-    """The rows of :func:`router_rows` as a model with this tokenizer gets them.
-
-    Args:
-        tokenizer: That of the router.
-        questions: Training questions.
-        table: As for :func:`router_rows`.
-
-    Returns:
-        The rows, their prompts in the chat template where there is one.
-
-    Raises:
-        ValueError: As :func:`router_rows`.
-    """
+    """The rows of :func:`router_rows`, their prompts in the chat template where there is one."""
     return [
         row | {"prompt": chat_prompt(tokenizer, row["prompt"])}
         for row in router_rows(questions, table)

@@ -36,15 +36,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from corea.tasks.parsing import parse_completion
-
-Floats = NDArray[np.float64]
+from corea import checks
+from corea.checks import Floats
+from corea.tasks.parsing import ParsedCompletion, parse_completion
 
 EPSILON = 0.01
 """The default clipping factor of the KL rewards (choice 5)."""
@@ -168,7 +167,7 @@ def kl(confidence: ArrayLike, target: ArrayLike, epsilon: float = EPSILON) -> Fl
 
 
 def sample_l1(confidence: ArrayLike, correct: ArrayLike) -> Floats:
-    r"""Negative distance of the confidence from the rollout's own correctness.
+    r"""Negative distance of the confidence from the rollout's own correctness: :func:`l1`.
 
     .. math:: R = -|c - y|
 
@@ -176,18 +175,6 @@ def sample_l1(confidence: ArrayLike, correct: ArrayLike) -> Floats:
     alike at 1/2: the expected reward is linear in :math:`c`, so this reward is not proper.
 
     Source: paper A, section 3.2, "sample_L1" (choice 8).
-
-    Args:
-        confidence: In [0, 1]; any other number or NaN is worth :data:`WORST`. Shape (n,), or
-            any that broadcasts with ``correct``.
-        correct: Boolean or 0/1.
-
-    Returns:
-        The rewards, of the broadcast shape.
-
-    Raises:
-        ValueError: If ``correct`` holds anything but 0 and 1.
-        TypeError: If an array is not numeric.
 
     Example:
         >>> sample_l1([0.75, 0.25, float("nan")], [True, True, False]).tolist()
@@ -197,7 +184,7 @@ def sample_l1(confidence: ArrayLike, correct: ArrayLike) -> Floats:
 
 
 def brier(confidence: ArrayLike, correct: ArrayLike) -> Floats:
-    r"""Negative Brier score: squared distance of the confidence from the own correctness.
+    r"""Negative Brier score, :func:`l2` from the rollout's own correctness.
 
     .. math:: R = -(c - y)^2
 
@@ -205,18 +192,6 @@ def brier(confidence: ArrayLike, correct: ArrayLike) -> Floats:
 
     Source: paper A, section 3.2, "sample_L2", the calibration reward of Damani et al. (2025);
     Brier (1950) (choice 8).
-
-    Args:
-        confidence: In [0, 1]; any other number or NaN is worth :data:`WORST`. Shape (n,), or
-            any that broadcasts with ``correct``.
-        correct: Boolean or 0/1.
-
-    Returns:
-        The rewards, of the broadcast shape.
-
-    Raises:
-        ValueError: If ``correct`` holds anything but 0 and 1.
-        TypeError: If an array is not numeric.
 
     Example:
         >>> brier([0.75, 0.25, float("nan")], [True, True, False]).tolist()
@@ -226,29 +201,15 @@ def brier(confidence: ArrayLike, correct: ArrayLike) -> Floats:
 
 
 def sample_kl(confidence: ArrayLike, correct: ArrayLike, epsilon: float = EPSILON) -> Floats:
-    r"""Log score of the confidence for the own correctness, clipped and normalised.
+    r"""Log score of the confidence, :func:`kl` from the rollout's own correctness.
 
     .. math:: R = \frac{y \log \tilde c + (1 - y) \log (1 - \tilde c) - \log (1 - \varepsilon)}
-        {\log (1 - \varepsilon) - \log \varepsilon},
-        \qquad \tilde c = \min(\max(c, \varepsilon), 1 - \varepsilon)
+        {\log (1 - \varepsilon) - \log \varepsilon}
 
     Range: [-1, 0]. Optimum: :math:`p` where it lies in :math:`[\varepsilon, 1-\varepsilon]`;
     where it does not, every report beyond that end of the interval.
 
     Source: paper A, section 3.2, "sample_KL" (choices 3 to 5 and 8).
-
-    Args:
-        confidence: In [0, 1]; any other number or NaN is worth :data:`WORST`. Shape (n,), or
-            any that broadcasts with ``correct``.
-        correct: Boolean or 0/1.
-        epsilon: Clipping factor, above 0 and below 1/2.
-
-    Returns:
-        The rewards, of the broadcast shape.
-
-    Raises:
-        ValueError: If ``correct`` holds anything but 0 and 1, or epsilon is out of range.
-        TypeError: If an array is not numeric.
 
     Example:
         >>> sample_kl([1.0, 0.5, 0.0], [True, False, True], epsilon=0.1).round(4).tolist()
@@ -280,9 +241,7 @@ def group_accuracy(correct: ArrayLike, group_size: int) -> Floats:
         >>> group_accuracy([1, 0, 1, 1, 0, 0], group_size=3).round(3).tolist()
         [0.667, 0.667, 0.667, 0.333, 0.333, 0.333]
     """
-    right = _correctness(correct)
-    if right.ndim != 1:
-        raise ValueError(f"correct must have shape (n,), found {right.shape}")
+    right = checks.verdicts(correct)
     if group_size < 1 or len(right) % group_size:
         raise ValueError(
             f"{len(right)} rollouts are no whole number of groups of {group_size}: the group "
@@ -295,14 +254,10 @@ def _no_reward(confidence: ArrayLike, target: ArrayLike) -> Floats:
     return np.zeros(np.broadcast_shapes(np.shape(confidence), np.shape(target)))
 
 
-@dataclass(frozen=True)
-class ConfidenceReward:
-    """How a confidence reward is computed.
+class ConfidenceReward(NamedTuple):
+    """A confidence reward: its function, its target, and whether it takes an epsilon.
 
-    Attributes:
-        function: Rewards from (confidence, target), and from an epsilon where ``clipped``.
-        target: ``"group"``: the accuracy of the group; ``"sample"``: the own correctness.
-        clipped: Whether the function takes an epsilon.
+    The target is the accuracy of the ``"group"``, or the correctness of the ``"sample"`` itself.
     """
 
     function: Callable[..., Floats]
@@ -330,21 +285,7 @@ CONFIDENCE_REWARDS: Mapping[str, ConfidenceReward] = {
 
 
 def confidence_reward_of(name: str) -> ConfidenceReward:
-    """The entry of :data:`CONFIDENCE_REWARDS`.
-
-    Args:
-        name: A key of it.
-
-    Returns:
-        How the reward is computed.
-
-    Raises:
-        ValueError: If there is none of this name; the message lists those there are.
-
-    Example:
-        >>> confidence_reward_of("l1").target
-        'group'
-    """
+    """The entry of :data:`CONFIDENCE_REWARDS`; an unknown name is refused with those there are."""
     if name not in CONFIDENCE_REWARDS:
         known = ", ".join(CONFIDENCE_REWARDS)
         raise ValueError(f"no confidence reward is called {name!r}; expected one of {known}")
@@ -393,13 +334,9 @@ def confidence_reward(
         [-0.5625, -0.5625]
     """
     reward = confidence_reward_of(name)
-    stated = _numbers(confidence, "confidence")
+    stated = checks.numbers(confidence, "confidence")
     accuracy = group_accuracy(correct, group_size)
-    if stated.shape != accuracy.shape:
-        raise ValueError(
-            f"confidence and correct must have the same shape (n,), found {stated.shape} and "
-            f"{accuracy.shape}"
-        )
+    checks.same_length(confidence=stated, correct=accuracy)
     return reward(stated, accuracy if reward.target == "group" else correct, epsilon)
 
 
@@ -431,16 +368,16 @@ def format_reward(completions: Sequence[str], *, scripts: Collection[str] = SCRI
     """
     if isinstance(completions, str):
         raise TypeError("completions is one string; expected a sequence of them")
-    rewards = np.zeros(len(completions))
-    for i, completion in enumerate(completions):
-        parsed = parse_completion(completion)
-        parts = (
-            parsed.answer is not None,
-            parsed.confidence is not None,
-            one_language(completion, scripts=scripts),
-        )
-        rewards[i] = sum(parts) / len(parts)
-    return rewards
+    rewards = [well_formed(parse_completion(text), text, scripts=scripts) for text in completions]
+    return np.array(rewards, dtype=np.float64)
+
+
+def well_formed(
+    parsed: ParsedCompletion, text: str, *, scripts: Collection[str] = SCRIPTS
+) -> float:
+    """The format reward of a completion that was read already."""
+    language = one_language(text, scripts=scripts)
+    return sum((parsed.answer is not None, parsed.confidence is not None, language)) / 3
 
 
 def one_language(text: str, *, scripts: Collection[str] = SCRIPTS) -> bool:
@@ -479,20 +416,14 @@ def _checked(confidence: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats, 
 
 def _correctness(correct: ArrayLike) -> Floats:
     right = _numbers(correct, "correct", boolean=True)
-    if (bad := np.flatnonzero((right != 0) & (right != 1))).size:
-        raise ValueError(f"correct: row {bad[0]} is {right.flat[bad[0]]}; expected 0 or 1")
-    return right
+    return checks.verdicts(right.ravel()).reshape(right.shape)
 
 
 def _numbers(values: ArrayLike, name: str, *, boolean: bool = False) -> Floats:
+    """As :func:`corea.checks.numbers`, of any shape: rewards broadcast."""
     array = np.asarray(values)
-    if array.dtype.kind == "O":  # None is a missing number, text that looks like one is none
-        known = [np.nan if value is None else value for value in array.flat]
-        array = np.array(known).reshape(array.shape)
-    if array.dtype.kind not in ("bfiu" if boolean else "fiu"):
-        raise TypeError(f"{name} must be an array of numbers, found dtype {array.dtype}")
-    numbers: Floats = array.astype(np.float64, copy=False)
-    return numbers
+    flat = checks.numbers(array.ravel(), name, boolean=boolean)
+    return flat.reshape(array.shape).astype(np.float64, copy=False)
 
 
 def _has_script(character: str) -> bool:

@@ -130,6 +130,27 @@ _Text = TypeVar("_Text", str, str | None)
 _log = logging.getLogger(__name__)
 
 
+def score_answers(
+    answers: Sequence[str | None],
+    golds: Sequence[str],
+    kinds: Sequence[str],
+    options: Sequence[Sequence[str]] | None = None,
+) -> list[bool | None]:
+    """:func:`verify_batch` for answers of several kinds: whether each is right, in order."""
+    verdicts: list[bool | None] = [None] * len(answers)
+    for kind in dict.fromkeys(kinds):
+        rows = [i for i, other in enumerate(kinds) if other == kind]
+        found = verify_batch(
+            [answers[i] for i in rows],
+            [golds[i] for i in rows],
+            kind,
+            options=None if options is None else [options[i] for i in rows],
+        )
+        for i, verdict in zip(rows, found, strict=True):
+            verdicts[i] = verdict
+    return verdicts
+
+
 def verify_batch(
     answers: Iterable[str | None],
     golds: Iterable[str],

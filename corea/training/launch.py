@@ -40,11 +40,12 @@ import yaml
 
 from corea.engines.models import load_tokenizer
 from corea.store import write_atomically
+from corea.training.settings import TrainingError
 
 if TYPE_CHECKING:
     from corea.tasks.decision_questions import DecisionQuestion
     from corea.tasks.questions import Question
-    from corea.training.trainers import WeightSettings
+    from corea.training.settings import WeightSettings
 
 JOB = "job.json"
 LAUNCH = "COREA_LAUNCH"  # environment variable with a command in place of `accelerate launch`
@@ -56,10 +57,10 @@ _PATIENCE = 10  # seconds in which processes may end by themselves
 # what trains, its settings, and what its rows are (nothing: dictionaries). Named, not imported:
 # a result depends on the code of its own kind alone.
 _TASKS = {
-    "sft": ("training.trainers.train_sft", "training.trainers.SFTSettings", ""),
+    "sft": ("training.sft.train_sft", "training.settings.SFTSettings", ""),
     "grpo": (
-        "training.trainers.train_grpo",
-        "training.trainers.GRPOSettings",
+        "rlcc.trainer.train_grpo",
+        "rlcc.trainer.GRPOSettings",
         "tasks.questions.Question",
     ),
     "decisions": (
@@ -140,8 +141,8 @@ class Job:
         """Train in this process: alone, or as one of those that accelerate started.
 
         Args:
-            folder: Where everything is written, as :func:`corea.training.trainers.train_sft` and
-                :func:`corea.training.trainers.train_grpo` say, which also say what is raised.
+            folder: Where everything is written, as :func:`corea.training.sft.train_sft` and
+                :func:`corea.rlcc.trainer.train_grpo` say, which also say what is raised.
         """
         train, *_ = _TASKS[self.task]
         held_out = () if self.task == "sft" else (self.validation,)
@@ -277,10 +278,6 @@ def _end_with_input() -> None:
 
 
 def _failure(text: str) -> Exception:
-    from corea.training.trainers import (
-        TrainingError,  # with all that trains: too much for a first import
-    )
-
     return TrainingError(text)
 
 
