@@ -78,8 +78,11 @@ def package(tmp_path, monkeypatch):
         "deep": "from corea import data\nSCRIPT = 'worker.py'\n",
         "data": "X = 1\n",
         "worker": "Y = 1\n",
+        "room/top": "from corea.room import deep\n",  # the names of two files that are there
+        "room/deep": "W = 1\n",
         "unrelated": "Z = 1\n",
     }
+    (package / "room").mkdir()
     for name, text in sources.items():
         (package / f"{name}.py").write_text(text)
     monkeypatch.setattr(store, "__file__", str(package / "store.py"))
@@ -87,10 +90,11 @@ def package(tmp_path, monkeypatch):
 
 
 def key(root):
-    return make("x", {}, lambda folder: None, modules=("top",), root=root / "store").name
+    code = [Path("corea", "top.py"), Path("corea", "room", "top.py")]
+    return make("x", {}, lambda folder: None, code=code, root=root / "store").name
 
 
-@pytest.mark.parametrize("name", ["top", "part", "deep", "data", "worker"])
+@pytest.mark.parametrize("name", ["top", "part", "deep", "data", "worker", "room/top", "room/deep"])
 def test_the_key_changes_with_the_code_of_every_module_that_is_used(tmp_path, package, name):
     before = key(tmp_path)
     path = package / f"{name}.py"
@@ -133,14 +137,7 @@ def test_the_key_changes_with_the_version_of_a_package(tmp_path, package, monkey
 
 def test_a_module_that_is_not_there_is_named(tmp_path, package):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
-        make("x", {}, nothing_to_do, modules=("nowhere",), root=tmp_path / "store")
-
-
-def test_the_code_of_a_training_is_all_that_it_runs():
-    found = {path.name for path, _ in store._code(["trainers"])}
-    used = {"trainers.py", "rewards.py", "parsing.py", "verify.py", "_verify_worker.py"}
-    assert used <= found
-    assert "figures.py" not in found
+        make("x", {}, nothing_to_do, code=[Path("corea/nowhere.py")], root=tmp_path / "store")
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -163,9 +160,9 @@ def test_what_is_kept_up_is_brought_up_to_date_by_every_call(tmp_path):
     assert keep_up("log", {"a": 2}, add, root=tmp_path) != first
 
 
-def flip(path):
+def flip(path, place=100):
     content = bytearray(path.read_bytes())
-    content[100] ^= 1
+    content[place] ^= 1
     path.write_bytes(content)
 
 
@@ -177,7 +174,7 @@ def flip(path):
         (lambda f: (f / "model" / "weights").unlink(), "model/weights is missing"),
         (lambda f: (f / "model" / "extra").write_text(""), "model/extra was added"),
         (lambda f: (f / "table.csv").rename(f / "t"), "table.csv is missing; t was added"),
-        (lambda f: flip(f / "manifest.json"), "manifest.json: not readable"),
+        (lambda f: flip(f / "manifest.json", 0), "manifest.json: not readable"),
         (lambda f: os.truncate(f / "manifest.json", 0), "manifest.json: not readable"),
         (lambda f: (f / "manifest.json").unlink(), "half written, there is no manifest.json"),
     ],
