@@ -117,20 +117,22 @@ def test_a_stage_is_made_again_when_it_does_something_else(tmp_path, monkeypatch
     assert keyed("    from corea import records\n    return 1") != first
 
 
+ASKED = []
+
+
+@stages.stage
+def asking(folder, size, *, shares=(0.5,), name="a"):
+    ASKED.append((size, shares, name))
+
+
 def test_what_a_stage_is_not_given_has_its_default(tmp_path):
-    asked = []
-
-    @stages.stage
-    def made(folder, size, *, shares=(0.5,), name="a"):
-        asked.append((size, shares, name))
-
-    assert list(inspect.signature(made).parameters) == ["size", "shares", "name"]
-    first = made(1, root=tmp_path)
-    assert made(size=1, shares=[0.5], name="a", root=tmp_path) == first
-    assert made(1, name="b", root=tmp_path) != first
-    assert asked == [(1, (0.5,), "a"), (1, (0.5,), "b")]
+    assert list(inspect.signature(asking).parameters) == ["size", "shares", "name"]
+    first = asking(1, root=tmp_path)
+    assert asking(size=1, shares=[0.5], name="a", root=tmp_path) == first
+    assert asking(1, name="b", root=tmp_path) != first
+    assert ASKED == [(1, (0.5,), "a"), (1, (0.5,), "b")]
     with pytest.raises(TypeError, match="missing a required argument: 'size'"):
-        made(root=tmp_path)
+        asking(root=tmp_path)
 
 
 def test_an_evaluation_and_a_router_are_made_once(root, base, questions):

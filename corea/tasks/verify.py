@@ -222,43 +222,6 @@ def verify_batch(
     return [_VERDICTS.get(outcome[pair]) for pair in pairs]
 
 
-def score_answers(
-    answers: Sequence[str | None],
-    golds: Sequence[str],
-    kinds: Sequence[str],
-    options: Sequence[Sequence[str]] | None = None,
-) -> list[bool | None]:
-    """Verdicts of answers to questions of several kinds, by :func:`verify_batch` kind by kind.
-
-    Args:
-        answers: As there, length n.
-        golds: As there, length n.
-        kinds: How each is compared, one of :data:`KINDS`, length n.
-        options: As there, length n; None: the letters stand for nothing.
-
-    Returns:
-        A verdict for each answer, in order.
-
-    Raises:
-        ValueError: If a kind is unknown, or as :func:`verify_batch`.
-
-    Example:
-        >>> score_answers(["12", "b"], ["12", "B"], ["math", "choice"])
-        [True, True]
-    """
-    verdicts: dict[int, bool | None] = {}
-    for kind in dict.fromkeys(kinds):
-        rows = [i for i, other in enumerate(kinds) if other == kind]
-        checked = verify_batch(
-            [answers[i] for i in rows],
-            [golds[i] for i in rows],
-            kind,
-            options=None if options is None else [options[i] for i in rows],
-        )
-        verdicts |= zip(rows, checked, strict=True)
-    return [verdicts[i] for i in range(len(answers))]
-
-
 def _at_sight(answer: str | None, gold: str) -> str:
     """Outcome where the texts settle it, else empty; rules 2 and 3 of this module."""
     if answer is None:
