@@ -16,12 +16,12 @@ import pytest
 KILLS = 12
 # what each process of a build is known by in its command line, the first before what it starts
 KINDS = {
-    "build": r"-m corea\.pipeline build",
+    "build": r"-m corea\.workflow\.pipeline build",
     "snakemake": r"-m snakemake",
-    "execute": r"-m corea\.pipeline execute",
+    "execute": r"-m corea\.workflow\.pipeline execute",
     "papermill": r"-m papermill",
     "kernel": r"ipykernel_launcher",
-    "render": r"-m corea\.pipeline render",
+    "render": r"-m corea\.workflow\.pipeline render",
 }
 MODEL = """\
 import time
