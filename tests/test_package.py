@@ -17,6 +17,7 @@ PROJECT = HOME.parent / "pyproject.toml"
 MAY_NEED_TORCH = {
     "decisions.trainer",
     "engines.generate",
+    "engines.server",  # needs the extra `train` too, for openai
     "rlcc.learned_confidence",
     "rlcc.trainer",
     "tasks.microworld",
