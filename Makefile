@@ -32,18 +32,18 @@ help: ## List what can be made
 	@echo "LAB=... options for JupyterLab, for instance LAB=--no-browser"
 
 book: $(with_book) ## Execute what is missing or changed and build the book; print where it is
-	@$(python) -m corea.workflow.pipeline build $(PROFILE)
+	@$(python) -m corea build $(PROFILE)
 
 plan: $(with_book) ## Print what PROFILE takes, what is done and what is missing (DEVICE=a100: there)
-	@$(python) -m corea.workflow.plan $(PROFILE) $(if $(DEVICE),--device $(DEVICE))
+	@$(python) -m corea plan $(PROFILE) $(if $(DEVICE),--device $(DEVICE))
 
 cluster: $(with_cluster) ## Set up .venv for a Slurm cluster; profiles/slurm says how to go on
 
 publish: $(with_book) ## Copy the small tables of PROFILE's full run into the package, to be committed
-	@$(python) -m corea.book.full_run $(PROFILE)
+	@$(python) -m corea publish $(PROFILE)
 
 parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
-	@$(python) -m corea.workflow.pipeline parameters $(PROFILE)
+	@$(python) -m corea parameters $(PROFILE)
 
 lab: $(with_book) ## Open JupyterLab on the notebooks
 	@$(python) -m jupyterlab $(LAB) notebooks

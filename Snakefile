@@ -1,4 +1,4 @@
-"""What depends on what. `make book` runs this through `python -m corea.workflow.pipeline build`.
+"""What depends on what. `make book` runs this through `python -m corea build`.
 
 By hand:       snakemake --cores all --resources gpu=1 --config profile=laptop
 On a cluster:  snakemake --profile profiles/slurm --config profile=gpu
@@ -8,18 +8,15 @@ import sys
 from pathlib import Path
 
 from corea.store import MANIFEST
-from corea.workflow.pipeline import (
-    check_kernel,
-    load_profile,
-    remove_damaged,
-    run_inputs,
-    write_parameters,
-)
+from corea.workflow.execute import check_kernel, remove_damaged, write_parameters
+from corea.workflow.profiles import load_profile
 
 profile = load_profile(config.get("profile", "laptop"))
-check_kernel(profile)
+planned = config.get("plan")  # `make plan` asks what is done, and changes nothing
+if not planned:
+    check_kernel(profile)
 write_parameters(profile)  # a file changes only when its content does
-if workflow.is_main_process:  # not in its jobs
+if workflow.is_main_process and not planned:  # not in its jobs
     remove_damaged(profile)
 executed = f"{profile.directory}/executed/{{run}}.ipynb"
 
@@ -37,11 +34,11 @@ rule book:
     input:
         expand(executed, run=profile.runs),
         [path for path in Path("book").rglob("*") if path.is_file()],
-        ["_config.yml", "_toc.yml", "constraints.txt", "corea/workflow/pipeline.py"],
+        ["_config.yml", "_toc.yml", "constraints.txt", "corea/workflow/render.py"],
     output:
         profile.index,
     shell:
-        "{sys.executable:q} -m corea.workflow.pipeline render {profile.name}"
+        "{sys.executable:q} -m corea render {profile.name}"
 
 
 # what trains or generates, or is waited for: a job of its own
@@ -49,7 +46,7 @@ rule train:
     wildcard_constraints:
         run=one_of(run for run in profile.runs if run not in profile.readers),
     input:
-        lambda wildcards: run_inputs(profile.runs[wildcards.run]),
+        lambda wildcards: profile.runs[wildcards.run].inputs(),
         lambda wildcards: [executed.format(run=run) for run in profile.runs[wildcards.run].needs],
         f"{profile.directory}/parameters/{{run}}.yaml",
     output:
@@ -63,7 +60,7 @@ rule train:
         runtime=asked("minutes"),
         nodes=1,
     shell:
-        "{sys.executable:q} -m corea.workflow.pipeline execute {profile.name} {wildcards.run}"
+        "{sys.executable:q} -m corea execute {profile.name} {wildcards.run}"
 
 
 # the rest, in minutes: profiles/slurm puts several into a job

@@ -30,7 +30,8 @@ from trl import GRPOTrainer
 
 from corea.book import speed
 from corea.decisions.evaluation import _scored
-from corea.decisions.trainer import DecisionSettings, DecisionTrainer, _rows
+from corea.decisions.settings import DecisionSettings
+from corea.decisions.trainer import DecisionTrainer, _rows
 from corea.engines.generate import Sampling, TransformersEngine
 from corea.engines.models import load_model
 from corea.tasks import decision_world

@@ -38,7 +38,8 @@ from trl import GRPOTrainer
 from corea.book import speed
 from corea.book.provenance import provenance
 from corea.engines.generate import Sampling, TransformersEngine
-from corea.rlcc.trainer import REWARD_FUNCTIONS, GRPOSettings, RLCCTrainer, question_row
+from corea.rlcc.settings import GRPOSettings
+from corea.rlcc.trainer import REWARD_FUNCTIONS, RLCCTrainer, question_row
 from corea.tasks import microworld
 from corea.training.quiet import quiet
 from corea.training.settings import SFTSettings
@@ -231,9 +232,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     parser.add_argument("--publish", action="store_true", help="write into the package")
     chosen = parser.parse_args()
-    torch.set_num_threads(
-        1
-    )  # as notebooks train, and as corea.workflow.compute takes the measurements
+    torch.set_num_threads(1)  # as notebooks train
     batch = 32 if chosen.small else 256
 
     def settings(steps: int) -> GRPOSettings:

@@ -32,9 +32,9 @@ from corea.sources import imported_files
 from corea.store import MANIFEST, ROOT, code_digest, keep_up, make
 
 if TYPE_CHECKING:
-    from corea.decisions.trainer import DecisionSettings
+    from corea.decisions.settings import DecisionSettings
     from corea.engines.generate import Sampling
-    from corea.rlcc.trainer import GRPOSettings
+    from corea.rlcc.settings import GRPOSettings
     from corea.tasks.decision_questions import DecisionQuestion
     from corea.tasks.decision_world import DecisionWorld
     from corea.tasks.microworld import Preset, World

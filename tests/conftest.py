@@ -127,7 +127,7 @@ def pipeline():
 
     def run(repository, *arguments):
         return subprocess.run(
-            [sys.executable, "-m", "corea.workflow.pipeline", *arguments],
+            [sys.executable, "-m", "corea", *arguments],
             cwd=repository,
             capture_output=True,
             text=True,

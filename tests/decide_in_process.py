@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from corea.decisions.trainer import DecisionSettings, DecisionTrainer, train_decisions
+from corea.decisions.settings import DecisionSettings
+from corea.decisions.trainer import DecisionTrainer, train_decisions
 from corea.engines.models import load_model
 from corea.tasks import microworld
 from corea.tasks.decision_world import DecisionWorld, questions

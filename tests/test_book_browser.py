@@ -12,7 +12,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 import yaml
 
-from corea.workflow.pipeline import load_profile, table_of_contents
+from corea.workflow.profiles import load_profile
+from corea.workflow.render import table_of_contents
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,9 +21,8 @@ profile: tiny
 seed: 0
 resources: {gpus: 2, cpus: 3, memory_gb: 8, minutes: 90}
 runs:
-  model: {parameters: {size: 3}, resources: {minutes: 600}}
-  awaited: {notebook: first, parameters: {size: 3}, resources: {cpus: 2}}
-  first: {parameters: {size: 3}}
+  model: {resources: {minutes: 600}}
+  awaited: {notebook: first, resources: {cpus: 2}}
   second: {parameters: {of: "{tables}/awaited"}}
 """
 # sbatch notes what it was asked for and makes at once what the job would; the first training fails
@@ -76,8 +75,8 @@ def repository(tmp_path_factory, make_repository, write_notebook):
     write_notebook(path / "notebooks/second.ipynb", ("markdown", "# What?"), parameters)
     shutil.copytree(ROOT / "profiles" / "slurm", path / "profiles" / "slurm")
     (path / "profiles/tiny.yaml").write_text(PROFILE)
-    pipeline = path / "corea/workflow/pipeline.py"
-    pipeline.write_text(pipeline.read_text("utf-8").replace("if __name__ ==", RENDER), "utf-8")
+    commands = path / "corea/__main__.py"
+    commands.write_text(commands.read_text("utf-8").replace("if __name__ ==", RENDER), "utf-8")
     return path
 
 

@@ -194,7 +194,7 @@ def test_a_library_that_raises_is_a_result() -> None:
 
 
 def test_unknown_libraries_are_named() -> None:
-    with pytest.raises(ValueError, match="library is 'uqlm'; expected one of corea, "):
+    with pytest.raises(ValueError, match="library is 'uqlm'; expected one of 'corea', "):
         run("uqlm")
 
 

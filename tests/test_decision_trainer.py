@@ -19,9 +19,9 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 
 from corea.decisions import trainer as decision_trainer  # noqa: E402
+from corea.decisions.settings import DecisionSettings  # noqa: E402
 from corea.decisions.trainer import (  # noqa: E402
     DECISION_METRICS,
-    DecisionSettings,
     DecisionTrainer,
     decision_metrics,
     train_decisions,

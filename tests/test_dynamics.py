@@ -1,6 +1,8 @@
 """Training dynamics: what is read, what is computed, what is drawn, and the chapters that do so."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +12,10 @@ from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
 from corea.book import dynamics, figures, full_run
-from corea.metrics.calibration import Interval, auroc, expected_calibration_error
+from corea.metrics.calibration import auroc, expected_calibration_error
 from corea.runs import RunError, TrainedModel
 from corea.tasks.suites import PAPERS
-from corea.workflow.pipeline import notebook_parameters
+from corea.workflow.notebooks import notebook_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"n_questions": 12, "n_samples": 2, "n_steps": 30}
@@ -22,16 +24,6 @@ SMALL = {"n_questions": 12, "n_samples": 2, "n_steps": 30}
 @pytest.fixture
 def l1(tmp_path):
     return fake_run(tmp_path / "l1", system="L1-SLM", method="l1", **SMALL)
-
-
-def change(run, name, function):
-    """Rewrite one CSV table of a run."""
-    path = Path(run, name)
-    function(pd.read_csv(path)).to_csv(path, index=False)
-
-
-def interval(estimate, low, high):
-    return Interval(estimate, low, high, 0.95, 100, 0)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -67,88 +59,58 @@ def test_base_models_are_left_out_of_what_was_trained(tmp_path, l1):
     assert set(dynamics.named_records(models)["informed"]) == {True}
 
 
+DYNAMICS, VALIDATION = dynamics.dynamics_table, dynamics.validation_table
+
+
 @pytest.mark.parametrize(
-    ("name", "read", "wrong", "said"),
+    ("read", "name", "wrong", "said"),
     [
-        (
-            "dynamics.csv",
-            dynamics.dynamics_table,
-            lambda t: t.drop(columns=["ece", "auroc"]),
-            r"dynamics.csv: lacks the column\(s\) ece, auroc",
-        ),
-        (
-            "dynamics.csv",
-            dynamics.dynamics_table,
-            lambda t: t.astype({"ece": object}).assign(ece=["0.3", "much", *["0.1"] * 28]),
-            r"dynamics.csv: row 2, field ece: found 'much', expected a number",
-        ),
-        (
-            "dynamics.csv",
-            dynamics.dynamics_table,
-            lambda t: t.assign(step=[1, 2, 2, *range(4, 31)]),
-            r"dynamics.csv: row 3, field step: found 2 after 2, expected a later step",
-        ),
-        (
-            "dynamics.csv",
-            dynamics.dynamics_table,
-            lambda t: t.iloc[:0],
-            r"dynamics.csv: no rows; expected one for each training step",
-        ),
-        (
-            "validation.csv",
-            dynamics.validation_table,
-            lambda t: t.drop(columns="confidence"),
-            r"validation.csv: lacks the column\(s\) confidence",
-        ),
-        (
-            "validation.csv",
-            dynamics.validation_table,
-            lambda t: t.assign(confidence=[0.5, 95.0, *t["confidence"][2:]]),
-            r"validation.csv: row 2, field confidence: found 95.0, expected a number in \[0, 1\]",
-        ),
-        (
-            "validation.csv",
-            dynamics.validation_table,
-            lambda t: t.assign(confidence=["high", *map(str, t["confidence"][1:])]),
-            r"validation.csv: row 1, field confidence: found 'high', expected a number",
-        ),
-        (
-            "validation.csv",
-            dynamics.validation_table,
-            lambda t: t.assign(correct=[True, True, "maybe", *t["correct"][3:]]),
-            r"validation.csv: row 3, field correct: found 'maybe', expected true, false, 0 or 1",
-        ),
-        (
-            "validation.csv",
-            dynamics.validation_table,
-            lambda t: t.iloc[:0],
-            r"validation.csv: no rows; expected one for each rollout",
-        ),
+        (DYNAMICS, "dynamics.csv", lambda t: t.drop(columns=["ece", "auroc"]),
+         r"lacks the column\(s\) ece, auroc"),
+        (DYNAMICS, "dynamics.csv",
+         lambda t: t.astype({"ece": object}).assign(ece=["0.3", "much", *["0.1"] * 28]),
+         "row 2, field ece: found 'much', expected a number"),
+        (DYNAMICS, "dynamics.csv", lambda t: t.assign(step=[1, 2, 2, *range(4, 31)]),
+         "row 3, field step: found 2, expected a later step than in the row before"),
+        (DYNAMICS, "dynamics.csv", lambda t: t.assign(step=[None, *range(2, 31)]),
+         "row 1, field step: found nan, expected a later step"),
+        (DYNAMICS, "dynamics.csv", lambda t: t.iloc[:0], "no rows; expected one for each"),
+        (VALIDATION, "validation.csv", lambda t: t.drop(columns="confidence"),
+         r"lacks the column\(s\) confidence"),
+        (VALIDATION, "validation.csv",
+         lambda t: t.assign(confidence=[0.5, 95.0, *t["confidence"][2:]]),
+         r"row 2, field confidence: found 95.0, expected a number in \[0, 1\]"),
+        (VALIDATION, "validation.csv",
+         lambda t: t.assign(confidence=["high", *map(str, t["confidence"][1:])]),
+         "row 1, field confidence: found 'high', expected a number"),
+        (VALIDATION, "validation.csv",
+         lambda t: t.assign(correct=[True, True, "maybe", *t["correct"][3:]]),
+         "row 3, field correct: found 'maybe', expected true, false, 0 or 1"),
+        (VALIDATION, "validation.csv", lambda t: t.iloc[:0], "no rows; expected one for each"),
+        (dynamics.sample_table, "samples.parquet", lambda t: t.drop(columns="gold"),
+         r"lacks the column\(s\) gold"),
     ],
-)
-def test_a_bad_table_is_named_with_row_and_field(l1, name, read, wrong, said):
+)  # fmt: skip
+def test_a_bad_table_is_named_with_row_and_field(l1, read, name, wrong, said):
     models = dynamics.named_models([l1])
-    read(models)
-    change(l1, name, wrong)
-    with pytest.raises(RunError, match=said):
+    assert read(models)["system"].unique().tolist() == ["L1-SLM"]
+    path = Path(l1, name)
+    if path.suffix == ".csv":
+        wrong(pd.read_csv(path)).to_csv(path, index=False)
+    else:
+        wrong(pd.read_parquet(path)).to_parquet(path)
+    with pytest.raises(RunError, match=f"{name}: {said}"):
+        read(models)
+    path.unlink()
+    with pytest.raises(RunError, match=f"l1/{name}: not there"):
         read(models)
 
 
-@pytest.mark.parametrize("name", ["dynamics.csv", "validation.csv", "samples.parquet"])
-def test_a_table_that_is_not_there_is_named(l1, name):
-    read = {
-        "dynamics.csv": dynamics.dynamics_table,
-        "validation.csv": dynamics.validation_table,
-        "samples.parquet": dynamics.sample_table,
-    }[name]
-    Path(l1, name).unlink()
-    with pytest.raises(RunError, match=rf"l1/{name}: not there"):
-        read(dynamics.named_models([l1]))
-
-
 def test_numbers_may_be_missing_where_they_are_not_defined(l1):
-    change(l1, "dynamics.csv", lambda t: t.assign(auroc=np.nan, reward_confidence=np.nan))
-    change(l1, "validation.csv", lambda t: t.assign(confidence=np.nan, correct=t["correct"] * 1))
+    missing = {"dynamics": ["auroc", "reward_confidence"], "validation": ["confidence"]}
+    for name, columns in missing.items():
+        path = Path(l1, f"{name}.csv")
+        pd.read_csv(path).assign(**dict.fromkeys(columns, np.nan)).to_csv(path, index=False)
     models = dynamics.named_models([l1])
     assert dynamics.dynamics_table(models)["auroc"].isna().all()
     validation = dynamics.validation_table(models)
@@ -170,16 +132,6 @@ def test_alarms_are_those_of_the_runs_that_have_any(tmp_path, l1):
     alarms.drop(columns="detail").to_csv(Path(other, "alarms.csv"), index=False)
     with pytest.raises(RunError, match=r"rlvr/alarms.csv: lacks the column\(s\) detail"):
         dynamics.alarm_table(models)
-
-
-def test_samples_need_their_columns(l1):
-    path = Path(l1, "samples.parquet")
-    samples = pd.read_parquet(path)
-    models = dynamics.named_models([l1], lambda _: "after")
-    assert dynamics.sample_table(models)["system"].unique().tolist() == ["after"]
-    samples.drop(columns="gold").to_parquet(path)
-    with pytest.raises(RunError, match=r"samples.parquet: lacks the column\(s\) gold"):
-        dynamics.sample_table(models)
 
 
 # --- curves -----------------------------------------------------------------------------------
@@ -348,40 +300,34 @@ def test_the_commonest_confidence_is_the_lowest_of_several():
 # --- words ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def verdict():
+    """The rule of the chapter on self-knowledge, from its cell."""
+    cells = json.loads((ROOT / "notebooks" / "self_knowledge.ipynb").read_text("utf-8"))["cells"]
+    (cell,) = [c for c in cells if c["id"] == "self_knowledge-rule"]
+    namespace = {}
+    exec("".join(cell["source"]), namespace)
+    return namespace["verdict"]
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "gain", "verdict"),
+    ("before", "after", "gain", "said"),
     [
-        ((0.6, 0.55, 0.65), (0.8, 0.7, 0.9), (0.2, 0.1, 0.3), "amplified"),
-        ((0.6, 0.55, 0.65), (0.65, 0.6, 0.7), (0.05, -0.01, 0.1), "no change shown"),
-        ((0.6, 0.55, 0.65), (0.5, 0.45, 0.55), (-0.1, -0.2, -0.01), "lost"),
-        ((0.5, 0.45, 0.55), (0.7, 0.6, 0.8), (0.2, 0.1, 0.3), dynamics.GAINED),
-        ((0.4, 0.35, 0.45), (0.5, 0.48, 0.52), (0.1, 0.05, 0.2), "no change shown"),
-        ((0.5, 0.45, 0.55), (0.5, 0.5, 0.5), (0.0, -0.05, 0.05), "no change shown"),
-        ((0.5, 0.45, 0.55), (0.4, 0.35, 0.45), (-0.1, -0.2, -0.05), "no change shown"),
+        ((0.55, 0.65), (0.7, 0.9), (0.1, 0.3), "amplified"),
+        ((0.55, 0.65), (0.6, 0.7), (-0.01, 0.1), "no change shown"),
+        ((0.55, 0.65), (0.45, 0.55), (-0.2, -0.01), "lost"),
+        ((0.45, 0.55), (0.6, 0.8), (0.1, 0.3), "gained, none shown before"),
+        ((0.35, 0.45), (0.48, 0.52), (0.05, 0.2), "no change shown"),
+        ((0.45, 0.55), (0.5, 0.5), (-0.05, 0.05), "no change shown"),
+        ((0.45, 0.55), (0.35, 0.45), (-0.2, -0.05), "no change shown"),
     ],
 )
-def test_verdicts_follow_the_intervals(before, after, gain, verdict):
-    given = [interval(*numbers) for numbers in (before, after, gain)]
-    assert dynamics.self_knowledge_verdict(*given) == verdict
+def test_verdicts_follow_the_intervals(verdict, before, after, gain, said):
+    given = [SimpleNamespace(low=low, high=high) for low, high in (before, after, gain)]
+    assert verdict(*given) == said
     for place in range(3):
         lacking = [None if i == place else value for i, value in enumerate(given)]
-        assert dynamics.self_knowledge_verdict(*lacking) == "not defined"
-
-
-@pytest.mark.parametrize(
-    ("informed", "uninformed", "said"),
-    [
-        ({"amplified"}, {"no change shown"}, "amplified what was voiced and is not seen to create"),
-        ({dynamics.GAINED}, {"lost", "no change shown"}, "helped where pretraining had informed"),
-        ({"amplified"}, {dynamics.GAINED, "no change shown"}, "created self-knowledge"),
-        ({"amplified"}, {"amplified"}, "voiced some already, so these runs do not decide it"),
-        ({"no change shown"}, {"no change shown"}, "these runs do not decide it"),
-        ({"amplified"}, {"not defined"}, "these runs do not decide it"),
-        (set(), set(), "these runs do not decide it"),
-    ],
-)
-def test_the_conclusion_follows_the_verdicts(informed, uninformed, said):
-    assert said in dynamics.self_knowledge_conclusion(informed, uninformed)
+        assert verdict(*lacking) == "not defined"
 
 
 def test_best_and_intervals_in_words_where_there_is_nothing():

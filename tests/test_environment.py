@@ -151,21 +151,21 @@ def test_make_installs_once_what_is_pinned(clone):
     )
     arguments = ("book", "PROFILE=smoke", "PYTHON=./python3")
     assert make(clone, *arguments).returncode == 0
-    assert calls(clone) == ["-m venv .venv", install, "-m corea.workflow.pipeline build smoke"]
+    assert calls(clone) == ["-m venv .venv", install, "-m corea build smoke"]
     assert make(clone, *arguments).returncode == 0
-    assert calls(clone) == ["-m corea.workflow.pipeline build smoke"]
+    assert calls(clone) == ["-m corea build smoke"]
     pins = (clone / "constraints.txt").read_text()
     for text in (pins + "six==1.0\n", pins):  # there and back: .venv no longer holds the first
         (clone / "constraints.txt").write_text(text)
         assert make(clone, *arguments).returncode == 0
-        assert calls(clone) == [install, "-m corea.workflow.pipeline build smoke"]
+        assert calls(clone) == [install, "-m corea build smoke"]
     assert make(clone, "test", "PYTHON=./python3").returncode == 0
     tests = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
     assert calls(clone) == [install.replace(",train]", ",train,cluster,test]"), tests]
     assert make(clone, "cluster", "PYTHON=./python3").returncode == 0
     assert calls(clone) == [install.replace(",train]", ",train,cluster]")]
     assert make(clone, "publish", "PROFILE=laptop-full", "PYTHON=./python3").returncode == 0
-    assert calls(clone) == ["-m corea.book.full_run laptop-full"]
+    assert calls(clone) == ["-m corea publish laptop-full"]
 
 
 def test_make_installs_vllm_beside_and_runs_its_tests(clone):

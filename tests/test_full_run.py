@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from corea.book import full_run
-from corea.workflow.pipeline import PipelineError, load_profile, seal_result
+from corea.workflow import PipelineError, publish
+from corea.workflow.execute import seal_result
+from corea.workflow.profiles import load_profile
 
 TITLE = ("markdown", "# What is this?")
 GIVEN = 'profile = "tiny"\nseed = 0\noutput_dir = ""\n'
@@ -68,7 +70,7 @@ def test_nothing_is_published_at_first(executed):
 
 
 def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
-    written = full_run.publish(load_profile("tiny"))
+    written = publish.publish(load_profile("tiny"))
     assert [path.relative_to(full_run.FOLDER).as_posix() for path in written] == [
         "alone/one.csv", "alone/provenance.json", "alone/two.csv", "compare/provenance.json",
         "compare/standalone.csv",
@@ -89,11 +91,11 @@ def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
 
 
 def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
-    full_run.publish(load_profile("tiny"))
+    publish.publish(load_profile("tiny"))
     before = snapshot()
     shutil.rmtree("build/tiny/tables/alone")
     executed("alone", 7, commit="fed", tables={"one.csv": "x\n3\n"})
-    written = full_run.publish(load_profile("tiny"), ["alone"])
+    written = publish.publish(load_profile("tiny"), ["alone"])
     assert [path.name for path in written] == ["one.csv", "provenance.json"]
     assert full_run.published("alone", "two") is None
     assert full_run.published("alone", "one")["x"].tolist() == [3]
@@ -151,11 +153,11 @@ def snapshot():
     ],
 )
 def test_what_is_wrong_is_named_and_nothing_changes(executed, wrong, complaints):
-    full_run.publish(load_profile("tiny"))
+    publish.publish(load_profile("tiny"))
     before = snapshot()
     wrong(executed)
     with pytest.raises(PipelineError) as caught:
-        full_run.publish(load_profile("tiny"))
+        publish.publish(load_profile("tiny"))
     head, *told = str(caught.value).splitlines()
     assert head == "nothing was published:"
     assert len(told) == len(complaints)
@@ -166,12 +168,12 @@ def test_what_is_wrong_is_named_and_nothing_changes(executed, wrong, complaints)
 
 def test_largest_table_is_published(executed):
     executed("alone", 5, tables={"one.csv": "xx\n\n" + "1\n" * 32766})
-    full_run.publish(load_profile("tiny"), ["alone"])
+    publish.publish(load_profile("tiny"), ["alone"])
     assert (full_run.FOLDER / "alone/one.csv").stat().st_size == full_run.LARGEST
 
 
 def test_earlier_run_is_back_when_the_new_one_cannot_be_put_in_place(executed, monkeypatch):
-    full_run.publish(load_profile("tiny"))
+    publish.publish(load_profile("tiny"))
     before = snapshot()
     rename = Path.rename
 
@@ -182,24 +184,24 @@ def test_earlier_run_is_back_when_the_new_one_cannot_be_put_in_place(executed, m
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(PermissionError):
-        full_run.publish(load_profile("tiny"), ["alone"])
+        publish.publish(load_profile("tiny"), ["alone"])
     assert snapshot() == before
     assert [path.name for path in full_run.FOLDER.parent.iterdir()] == ["full_run"]
 
 
 def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(executed, capsys):
-    assert full_run.main(["tiny", "compare"]) == 0
+    assert publish.main(["tiny", "compare"]) == 0
     *files, commit = capsys.readouterr().out.splitlines()
     assert [Path(file).name for file in files] == ["provenance.json", "standalone.csv"]
     assert commit == "made from commit abc"
-    assert full_run.main(["tiny", "alone"]) == 0
+    assert publish.main(["tiny", "alone"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nobody else has that source")
-    assert full_run.main(["tiny", "alone", "gone"]) == 1
+    assert publish.main(["tiny", "alone", "gone"]) == 1
     assert capsys.readouterr().out == "profile tiny has no run gone\n"
     Path("corea/book/full_run.py").unlink()
-    assert full_run.main(["tiny"]) == 1
+    assert publish.main(["tiny"]) == 1
     assert capsys.readouterr().out == "no notebook of profile tiny imports corea.book.full_run\n"
-    assert full_run.main(["none"]) == 1
+    assert publish.main(["none"]) == 1
 
 
 def test_what_is_in_the_package_is_whole():

@@ -13,15 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-KILLS = 12
+KILLS = 10
 # what each process of a build is known by in its command line, the first before what it starts
 KINDS = {
-    "build": r"-m corea\.workflow\.pipeline build",
+    "build": r"-m corea build",
     "snakemake": r"-m snakemake",
-    "execute": r"-m corea\.workflow\.pipeline execute",
-    "papermill": r"-m papermill",
+    "execute": r"-m corea execute",
     "kernel": r"ipykernel_launcher",
-    "render": r"-m corea\.workflow\.pipeline render",
+    "render": r"-m corea render",
 }
 MODEL = """\
 import time
@@ -47,6 +46,8 @@ Path(output_dir, "read.csv").write_text(text);"""
 # pages as soon as there are results: a real book would take most of the time
 RENDER = """\
 def render(profile):
+    from corea.store import seal
+    from corea.workflow.render import assemble
     assemble(profile)
     profile.index.parent.mkdir(parents=True, exist_ok=True)
     for run in profile.runs:
@@ -64,13 +65,12 @@ def repository(tmp_path, make_repository):
     path = make_repository(tmp_path, {"model": [("code", MODEL)], "reader": [("code", READ)]})
     profile = path / "profiles/tiny.yaml"
     profile.write_text(
-        "profile: tiny\nseed: 0\nruns:\n  model: {parameters: {size: 3}}\n"
-        "  reader: {parameters: {of: '{tables}/model'}}\n"
+        "profile: tiny\nseed: 0\nruns: {reader: {parameters: {of: '{tables}/model'}}}\n"
     )
     notebook = path / "notebooks/reader.ipynb"
     notebook.write_text(notebook.read_text().replace("size = 3", "of = ''"))
-    pipeline = path / "corea/workflow/pipeline.py"
-    pipeline.write_text(pipeline.read_text().replace("if __name__ ==", RENDER, 1))
+    commands = path / "corea/__main__.py"
+    commands.write_text(commands.read_text().replace("if __name__ ==", RENDER, 1))
     return path
 
 
@@ -78,7 +78,7 @@ def start(repository):
     log = (repository / "said").open("w")
     with log:
         return subprocess.Popen(
-            [sys.executable, "-m", "corea.workflow.pipeline", "build", "tiny"],
+            [sys.executable, "-m", "corea", "build", "tiny"],
             cwd=repository, stdout=log, stderr=log,
             env={**os.environ, "COREA_TEST": str(repository)},
         )  # fmt: skip

@@ -32,8 +32,10 @@ from safetensors.torch import load_file
 
 from corea import stages
 from corea.decisions import trainer as decision_trainer
-from corea.decisions.trainer import DecisionSettings, train_decisions
-from corea.rlcc.trainer import GRPOSettings, train_grpo
+from corea.decisions.settings import DecisionSettings
+from corea.decisions.trainer import train_decisions
+from corea.rlcc.settings import GRPOSettings
+from corea.rlcc.trainer import train_grpo
 from corea.tasks.questions import Question
 from corea.training import launch, loop
 from corea.training.launch import Job
@@ -475,7 +477,7 @@ def test_the_slurm_script_starts_the_server_and_the_training_on_their_nodes(slur
     assert "serve Qwen/Qwen2.5-7B-Instruct --host 0.0.0.0 --port 8000" in server
     assert "--logprobs-mode processed_logprobs" in server
     assert any("http://node3:8000/health" in line for line in log if line.startswith("curl"))
-    assert "python -m corea.workflow.pipeline execute paper train_l1" in log
+    assert "python -m corea execute paper train_l1" in log
     (training,) = [line for line in log if "--nodelist=node1,node2" in line]
     assert training.startswith("srun --nodes=2 --ntasks=2 ")
     launched = (  # the server writes its line when it gets to it

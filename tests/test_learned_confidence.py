@@ -11,10 +11,10 @@ from corea.records import pair
 from corea.rlcc.learned_confidence import (
     Probe,
     ProbeSettings,
+    prompted_rows,
     route,
     router_rows,
     train_probe,
-    train_router,
 )
 from corea.rlcc.learned_confidence import _probability as probability
 from corea.tasks.questions import ROUTER_INSTRUCTION, Question
@@ -239,6 +239,7 @@ def router(tmp_path_factory):
 
     from corea.engines.models import load_model
     from corea.training.settings import SFTSettings
+    from corea.training.sft import train_sft
 
     letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))
@@ -262,7 +263,8 @@ def router(tmp_path_factory):
     settings = SFTSettings(
         steps=100, batch=32, micro_batch=32, checkpoint_every=100, learning_rate=1e-2
     )
-    train_router(model, tokenizer, QUESTIONS, make_records(QUESTIONS), settings, folder)
+    rows = prompted_rows(tokenizer, QUESTIONS, make_records(QUESTIONS))
+    train_sft(model, tokenizer, rows, settings, folder)
     yield load_model(folder / "model", device="cpu")
     torch.set_num_threads(n_threads)
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP  # noqa: E402
 
-from corea.decisions.trainer import DecisionSettings, train_decisions  # noqa: E402
+from corea.decisions.settings import DecisionSettings  # noqa: E402
+from corea.decisions.trainer import train_decisions  # noqa: E402
 from corea.engines.evaluation import evaluate, read_samples  # noqa: E402
 from corea.engines.generate import (  # noqa: E402
     Sampling,
@@ -25,7 +26,8 @@ from corea.engines.generate import (  # noqa: E402
     open_model,
 )
 from corea.engines.models import chat_prompt, load_model, load_tokenizer  # noqa: E402
-from corea.rlcc.trainer import GRPOSettings, train_grpo  # noqa: E402
+from corea.rlcc.settings import GRPOSettings  # noqa: E402
+from corea.rlcc.trainer import train_grpo  # noqa: E402
 from corea.tasks import microworld  # noqa: E402
 from corea.training import grpo, loop, sft  # noqa: E402
 from corea.training.checkpoints import keep_model, merged, weights_of  # noqa: E402
@@ -174,7 +176,7 @@ def test_adapters_of_decisions_are_merged(decider, adapter, tmp_path):
 
 def test_without_more_the_adapters_are_those_of_the_paper(hub):
     model, _ = load_model(hub, device="cpu")
-    config = GRPOSettings(lora_rank=16).adapter
+    config = loop.adapter(GRPOSettings(lora_rank=16))
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.1)
     names = {
         name for name, w in get_peft_model(model, config).named_parameters() if w.requires_grad
@@ -273,7 +275,7 @@ def trainer(hub, tmp_path, monkeypatch):
         class Built(Exception):
             pass
 
-        def stop(made, directory):
+        def stop(made, directory, **_):
             raise Built(made)
 
         monkeypatch.setattr(loop, "run", stop)
@@ -409,7 +411,9 @@ def test_what_vllm_is_too_far_off_for_is_logged(trainer, monkeypatch):
 
 def test_giving_merged_weights_to_vllm_leaves_no_rounding(hub):
     model, _ = load_model(hub, device="cpu", dtype="bfloat16")
-    adapted = get_peft_model(model, GRPOSettings(lora_rank=4, lora_targets="all-linear").adapter)
+    adapted = get_peft_model(
+        model, loop.adapter(GRPOSettings(lora_rank=4, lora_targets="all-linear"))
+    )
 
     class Made:
         model = adapted

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from corea.workflow.pipeline import GIVEN, load_profile, notebook_parameters, table_of_contents
+from corea.workflow.notebooks import GIVEN, notebook_parameters
+from corea.workflow.profiles import load_profile
+from corea.workflow.render import table_of_contents
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -36,6 +38,8 @@ def test_every_notebook_is_in_every_profile_and_every_run_is_a_page(monkeypatch,
     }
     for page in listed:
         assert page.startswith("notebooks/") or Path(f"{page}.md").is_file()
+    for run in profile.runs.values():
+        assert set(run.parameters) == set(notebook_parameters(run.notebook)) - {"output_dir"}
     used = {run.notebook.stem for run in profile.runs.values()}
     assert {p.stem for p in NOTEBOOKS} - used <= (MADE if used & FETCHED else FETCHED)
 
@@ -44,20 +48,11 @@ def test_the_profiles_are_those_that_the_book_needs():
     assert {"laptop", "smoke", "gpu", "paper"} <= set(PROFILES)
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_profile_names_exactly_the_parameters_of_each_notebook(monkeypatch, name):
-    monkeypatch.chdir(ROOT)
-    for run in load_profile(name).runs.values():
-        assert set(run.parameters) == set(notebook_parameters(ROOT / run.notebook)) - {"output_dir"}
-
-
 @each_notebook
-def test_defaults_are_those_of_its_first_run_in_the_laptop_or_gpu_profile(monkeypatch, path):
-    monkeypatch.chdir(ROOT)
-    profile = load_profile("gpu" if path.stem in FETCHED else "laptop")
-    runs = [run for run in profile.runs.values() if run.notebook.name == path.name]
-    assert runs
-    assert notebook_parameters(path) == {**runs[0].parameters, "output_dir": ""}
+def test_defaults_are_those_of_the_laptop_or_gpu_profile(path):
+    defaults = notebook_parameters(path)
+    assert defaults["profile"] == ("gpu" if path.stem in FETCHED else "laptop")
+    assert (defaults["seed"], defaults["output_dir"]) == (0, "")
 
 
 @each_notebook
@@ -82,7 +77,8 @@ def test_committed_without_outputs(path):
 def test_metadata_are_those_of_any_python_3(path):
     notebook = read(path)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
-    assert notebook["metadata"] == {
+    work = {"corea": notebook["metadata"]["corea"]} if "corea" in notebook["metadata"] else {}
+    assert notebook["metadata"] == work | {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
     }

@@ -1,4 +1,5 @@
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -78,3 +79,40 @@ def test_analysing_records_needs_none_of_the_book():
     )
     book = {"matplotlib", "seaborn", "plotly", "papermill", "IPython", "snakemake"}
     assert not book & loaded_by("; ".join(f"import corea.{name}" for name in core))
+
+
+# Low to high: a module imports from its own room and from lower ones.
+ROOMS = (
+    *("checks helper_process sources", "records store", "metrics", "confidence adapters"),
+    *("tasks", "runs", "engines", "training", "rlcc", "decisions", "stages", "book", "workflow"),
+)
+RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms.split()}
+
+
+def arrows():
+    """What imports what in the package, inside functions as well: (module, imported module)."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Import(names=names):
+                    targets = [alias.name for alias in names]
+                case ast.ImportFrom(module=str(module), names=names):
+                    targets = [f"{module}.{alias.name}" for alias in names] + [module]
+                case _:
+                    continue
+            for target in targets:
+                if target.removeprefix("corea.") in MODULES:
+                    yield name, target.removeprefix("corea.")
+
+
+def test_rooms_import_only_from_lower_rooms_and_modules_not_in_a_circle():
+    upward = [
+        f"{name} imports {target}"
+        for name, target in arrows()
+        if RANK[target.split(".")[0]] > RANK[name.split(".")[0]]
+    ]
+    assert not upward
+    imports = {name: set() for name in MODULES}
+    for name, target in arrows():
+        imports[name].add(target)
+    graphlib.TopologicalSorter(imports).prepare()

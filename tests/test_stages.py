@@ -13,7 +13,7 @@ from corea import stages
 from corea.engines.evaluation import read_samples
 from corea.engines.generate import Sampling
 from corea.engines.models import ModelError
-from corea.rlcc.trainer import GRPOSettings
+from corea.rlcc.settings import GRPOSettings
 from corea.tasks import microworld
 from corea.training.settings import SFTSettings
 

@@ -23,11 +23,11 @@ from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from corea.metrics import calibration  # noqa: E402
 from corea.rlcc import rewards  # noqa: E402
+from corea.rlcc.settings import GRPOSettings  # noqa: E402
 from corea.rlcc.trainer import (  # noqa: E402
     COMPONENTS,
     REWARD_FUNCTIONS,
     ROLLOUT_METRICS,
-    GRPOSettings,
     RLCCTrainer,
     collapse,
     rollout_metrics,

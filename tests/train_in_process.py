@@ -32,7 +32,8 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from corea.rlcc import trainer
-from corea.rlcc.trainer import GRPOSettings, RLCCTrainer, rollout_metrics, train_grpo
+from corea.rlcc.settings import GRPOSettings
+from corea.rlcc.trainer import RLCCTrainer, rollout_metrics, train_grpo
 from corea.tasks import microworld
 from corea.tasks.questions import Question
 from corea.training import checkpoints, grpo, loop, sft

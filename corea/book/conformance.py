@@ -28,7 +28,6 @@ the right, like scikit-learn's, but it has 20 bins.
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 import warnings
@@ -36,14 +35,15 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from corea.checks import one_of
 from corea.metrics import calibration
 from corea.tasks.papers import load_questions
 from corea.tasks.verify import verify_batch
@@ -65,28 +65,16 @@ Metric = Callable[[NDArray[Any], NDArray[np.int64]], float]
 
 @dataclass(frozen=True)
 class Vector:
-    """Answers that every library scores.
-
-    Attributes:
-        name: What it is called in tables.
-        confidence: In [0, 1], float32 or float64, shape (n,).
-        correct: 0 or 1, shape (n,).
-        tests: What it is there to show.
-    """
+    """Answers that every library scores."""
 
     name: str
-    confidence: NDArray[Any]
-    correct: NDArray[np.int64]
-    tests: str
+    confidence: NDArray[Any]  # in [0, 1], float32 or float64, shape (n,)
+    correct: NDArray[np.int64]  # 0 or 1, shape (n,)
+    tests: str  # what it is there to show
 
 
 def vectors() -> list[Vector]:
-    """The fixed vectors, small ones first.
-
-    Example:
-        >>> [vector.name for vector in vectors()][:2]
-        ['issue 3510', 'one answer']
-    """
+    """The fixed vectors, small ones first."""
     random = np.random.default_rng(20260321)
     twentieths = np.arange(21) / 20
     thirds = np.arange(21) % 3 == 0
@@ -120,50 +108,30 @@ def vectors() -> list[Vector]:
 def metrics_of(library: str) -> dict[str, Metric]:
     """What a library has of :data:`METRICS`, with ten bins where it bins.
 
-    Args:
-        library: One of :data:`LIBRARIES`.
-
-    Returns:
-        Name of the metric to a function of (confidence, correct).
-
     Raises:
         ImportError: If the library is not installed.
-        ValueError: If it is not one of :data:`LIBRARIES`.
     """
-    match library:
-        case "corea":
-            return {
-                "ECE": calibration.expected_calibration_error,
-                "ECE, equal mass": lambda c, y: calibration.expected_calibration_error(
-                    c, y, binning="equal_mass"
-                ),
-                "maximum error": calibration.maximum_calibration_error,
-                "Brier score": calibration.brier_score,
-                "AUROC": calibration.auroc,
-                "smooth ECE": calibration.smooth_ece,
-            }
-        case "scikit-learn":
-            return _scikit_learn()
-        case "relplot":
-            from relplot import smECE
-            from relplot.metrics import binnedECE
+    one_of(library, "library", LIBRARIES)
+    return {
+        "corea": _corea,
+        "scikit-learn": _scikit_learn,
+        "relplot": _relplot,
+        "np.digitize": _np_digitize,
+        "torchmetrics": _torchmetrics,
+        "netcal": _netcal,
+    }[library]()
 
-            return {"ECE": lambda c, y: float(binnedECE(c, y, N_BINS)), "smooth ECE": smECE}
-        case "np.digitize":
-            edges = np.linspace(0, 1, N_BINS + 1)
-            return {"ECE": lambda c, y: _error_in_bins(c, y, np.digitize(c, edges[1:-1]))}
-        case "torchmetrics":
-            return _torchmetrics()
-        case "netcal":
-            from netcal.metrics import ECE, MCE
 
-            equal_mass = ECE(bins=N_BINS, equal_intervals=False)
-            return {
-                "ECE": ECE(bins=N_BINS).measure,
-                "ECE, equal mass": equal_mass.measure,
-                "maximum error": MCE(bins=N_BINS).measure,
-            }
-    raise ValueError(f"library is {library!r}; expected one of {', '.join(LIBRARIES)}")
+def _corea() -> dict[str, Metric]:
+    error = calibration.expected_calibration_error
+    return {
+        "ECE": error,
+        "ECE, equal mass": lambda c, y: error(c, y, binning="equal_mass"),
+        "maximum error": calibration.maximum_calibration_error,
+        "Brier score": calibration.brier_score,
+        "AUROC": calibration.auroc,
+        "smooth ECE": calibration.smooth_ece,
+    }
 
 
 def _scikit_learn() -> dict[str, Metric]:
@@ -181,6 +149,24 @@ def _scikit_learn() -> dict[str, Metric]:
     }
 
 
+def _relplot() -> dict[str, Metric]:
+    from relplot import smECE
+    from relplot.metrics import binnedECE
+
+    return {"ECE": lambda c, y: float(binnedECE(c, y, N_BINS)), "smooth ECE": smECE}
+
+
+def _np_digitize() -> dict[str, Metric]:
+    inner = np.linspace(0, 1, N_BINS + 1)[1:-1]
+
+    def error(confidence: NDArray[Any], correct: NDArray[np.int64]) -> float:
+        residual = correct - confidence.astype(np.float64)
+        gaps = np.bincount(np.digitize(confidence, inner), residual)
+        return float(np.abs(gaps).sum() / len(correct))
+
+    return {"ECE": error}
+
+
 def _torchmetrics() -> dict[str, Metric]:
     import torch
     from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
@@ -195,34 +181,21 @@ def _torchmetrics() -> dict[str, Metric]:
     }
 
 
-def _error_in_bins(
-    confidence: NDArray[Any], correct: NDArray[np.int64], part: NDArray[np.intp]
-) -> float:
-    gaps = np.bincount(part, correct - confidence.astype(np.float64))
-    return float(np.abs(gaps).sum() / len(part))
+def _netcal() -> dict[str, Metric]:
+    from netcal.metrics import ECE, MCE
+
+    return {
+        "ECE": ECE(bins=N_BINS).measure,
+        "ECE, equal mass": ECE(bins=N_BINS, equal_intervals=False).measure,
+        "maximum error": MCE(bins=N_BINS).measure,
+    }
 
 
 def run(library: str) -> pd.DataFrame:
     """Score every vector with a library, and probe where it puts the edges of ten bins.
 
-    Args:
-        library: One of :data:`LIBRARIES`.
-
-    Returns:
-        One row per vector and metric the library has: ``library, version, vector, metric,
-        value, note``. A metric that raised has no value, and its note is the error; a
-        warning is noted too. Where the library bins, the metrics ``counted in bin`` and
-        ``averaged in bin`` have a row per tenth and dtype ("0.3 float32").
-
-    Raises:
-        ImportError: If the library is not installed.
-        ValueError: If it is not one of :data:`LIBRARIES`.
-
-    Example:
-        >>> table = run("corea")
-        >>> row = table[(table["vector"] == "issue 3510") & (table["metric"] == "ECE")]
-        >>> round(float(row["value"].iloc[0]), 3)  # |1/2 - 0.975|
-        0.475
+    A row per vector and metric: a metric that raised has no value, and its error as a note. Where
+    the library bins, ``counted in bin`` and ``averaged in bin`` have a row per tenth and dtype.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what importing says is not a result
@@ -233,39 +206,31 @@ def run(library: str) -> pd.DataFrame:
         for name in METRICS
         if name in metrics
     ]
-    for dtype in (np.float32, np.float64):
-        for tenth in range(N_BINS + 1):
-            landing = _landing(metrics, tenth, dtype)
-            name = f"{tenth / 10:.1f} {dtype.__name__}"
-            rows += [
-                (name, f"{what} in bin", float(part), "" if part <= N_BINS else "a bin of its own")
-                for what, part in zip(("counted", "averaged"), landing, strict=True)
-            ]
+    for dtype, tenth in product((np.float32, np.float64), range(N_BINS + 1)):
+        landing = _landing(metrics, tenth, dtype)
+        name = f"{tenth / 10:.1f} {dtype.__name__}"
+        rows += [
+            (name, f"{what} in bin", float(part), "" if part <= N_BINS else "a bin of its own")
+            for what, part in zip(("counted", "averaged"), landing, strict=True)
+        ]
     table = pd.DataFrame(rows, columns=["vector", "metric", "value", "note"])
     table.insert(0, "library", library)
-    table.insert(1, "version", _version(library))
+    table.insert(1, "version", version("numpy" if library.startswith("np.") else library))
     return table
-
-
-def _version(library: str) -> str:
-    return version("numpy" if library.startswith("np.") else library)
 
 
 def _scored(
     metric: Metric, confidence: NDArray[Any], correct: NDArray[np.int64]
 ) -> tuple[float, str]:
-    """A metric's value and what it said; an error is a result too."""
+    """A metric's value and the first line of its warning or error; an error is a result too."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             value = float(metric(confidence, correct))
         except Exception as error:
-            return np.nan, _first_line(error)
-    return value, _first_line(caught[0].message) if caught else ""
-
-
-def _first_line(said: Warning | str | Exception) -> str:
-    return f"{type(said).__name__}: {said}".splitlines()[0]
+            return np.nan, f"{type(error).__name__}: {error}".splitlines()[0]
+    notes = [f"{type(each.message).__name__}: {each.message}" for each in caught]
+    return value, notes[0].splitlines()[0] if notes else ""
 
 
 def _landing(metrics: Mapping[str, Metric], tenth: int, dtype: type) -> tuple[int, int]:
@@ -312,73 +277,38 @@ def results() -> pd.DataFrame:
 
     Recorded even where torch is installed, so that a page is the same everywhere; the
     tests compare what is recorded with what the libraries say.
-
-    Returns:
-        The tables of :func:`run`, with a column ``source``: "live" or "recorded".
-
-    Raises:
-        ImportError: If a library that is not in :data:`RECORDED` is not installed.
     """
     live = [run(name).assign(source="live") for name in LIBRARIES if name not in RECORDED]
     return pd.concat([*live, recorded().assign(source="recorded")], ignore_index=True)
 
 
 def landings(table: pd.DataFrame) -> pd.DataFrame:
-    """Where each library puts the edges of ten bins.
-
-    Args:
-        table: From :func:`results` or :func:`run`.
-
-    Returns:
-        One row per library, dtype and confidence: ``library, dtype, confidence, counted,
-        averaged``, bins from 1; :data:`OWN_BIN` is a bin beyond the last.
-    """
+    """The bin, from 1, that each library counts and averages each tenth in, by dtype."""
     probes = table[table["metric"].isin(["counted in bin", "averaged in bin"])]
     wide = probes.pivot_table(
         index=["library", "vector"], columns="metric", values="value", sort=False
-    ).reset_index()
-    name = wide["vector"].str.split(" ")
-    return pd.DataFrame(
-        {
-            "library": wide["library"],
-            "dtype": name.str[1],
-            "confidence": name.str[0].astype(float),
-            "counted": wide["counted in bin"].astype(int),
-            "averaged": wide["averaged in bin"].astype(int),
-        }
     )
+    found = wide.rename(columns=lambda name: name.removesuffix(" in bin")).astype(int)
+    found = found.reset_index().rename_axis(columns=None)
+    found[["confidence", "dtype"]] = found["vector"].str.split(" ", expand=True)
+    found = found.astype({"confidence": float})
+    return found[["library", "dtype", "confidence", "counted", "averaged"]]
 
 
 def edge_table(edges: pd.DataFrame) -> pd.DataFrame:
-    """Lay landings out for reading: a row a dtype and confidence, a column a library.
-
-    Args:
-        edges: From :func:`landings`.
-
-    Returns:
-        Text: the bin; "own" for a bin beyond the last; "7 and 8" where a confidence is
-        counted in one bin and averaged in another.
-    """
+    """Landings for reading, a column a library: the bin, "own" for one beyond the last, or both."""
     counted, averaged = (
         edges[what].astype(str).replace(str(OWN_BIN), "own") for what in ("counted", "averaged")
     )
-    said = counted.where(counted == averaged, counted + " and " + averaged)
-    wide = edges.assign(bin=said).pivot(
+    text = counted.where(counted == averaged, counted + " and " + averaged)
+    wide = edges.assign(bin=text).pivot(
         index=["dtype", "confidence"], columns="library", values="bin"
     )
     return wide[list(dict.fromkeys(edges["library"]))]
 
 
 def side_by_side(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric laid out for reading: a row a vector, a column a library.
-
-    Args:
-        table: From :func:`results`.
-        metric: One of :data:`METRICS`.
-
-    Returns:
-        Values, indexed by vector name, for the libraries that have the metric.
-    """
+    """One metric laid out for reading: a row a vector, a column a library."""
     rows = table[table["metric"] == metric]
     wide = rows.pivot(index="vector", columns="library", values="value")
     order = list(dict.fromkeys(rows["vector"])), list(dict.fromkeys(rows["library"]))
@@ -386,16 +316,7 @@ def side_by_side(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def differences(table: pd.DataFrame, tolerance: float = 1e-6) -> pd.DataFrame:
-    """Every value that is not ours.
-
-    Args:
-        table: From :func:`results`.
-        tolerance: Largest distance that is no difference; both undefined is none either.
-
-    Returns:
-        One row per metric, vector and library: ``metric, vector, library, value, corea,
-        note``, sorted by metric.
-    """
+    """Every value that is not ours; both undefined is no difference."""
     scores = table[table["metric"].isin(METRICS)]
     ours = scores[scores["library"] == "corea"].set_index(["metric", "vector"])["value"]
     both = scores[scores["library"] != "corea"].join(ours.rename("corea"), on=["metric", "vector"])
@@ -414,14 +335,6 @@ def error_in_bins_of(confidence: ArrayLike, correct: ArrayLike, edges: pd.DataFr
     .. math:: \frac{1}{n}\sum_m |\{i: i \text{ is counted in } m\}| \cdot |g_m|
 
     Only exact tenths are taken from ``edges``; others are in the bin around them.
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        edges: The rows of :func:`landings` of one library and the dtype of ``confidence``.
-
-    Returns:
-        The error, in [0, 1].
 
     Example:
         >>> edges = landings(run("np.digitize")).query("dtype == 'float64'")
@@ -444,16 +357,7 @@ def error_in_bins_of(confidence: ArrayLike, correct: ArrayLike, edges: pd.DataFr
 
 
 def errors_of_records(table: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
-    """ECE of real records with edges where each library puts them.
-
-    Args:
-        table: Records, of which those with a confidence count.
-        edges: From :func:`landings`, with rows for the confidences' dtype.
-
-    Returns:
-        One row per dataset and system: ``dataset, system, on_edge`` (share of confidences
-        that are tenths), and a column per library by :func:`error_in_bins_of`.
-    """
+    """ECE of real records with edges where each library puts them."""
     stated = table.dropna(subset="confidence")
     same_dtype = edges[edges["dtype"] == stated["confidence"].dtype.name]
     rules = list(same_dtype.groupby("library", sort=False))
@@ -469,49 +373,20 @@ def errors_of_records(table: pd.DataFrame, edges: pd.DataFrame) -> pd.DataFrame:
 def explain(table: pd.DataFrame) -> pd.DataFrame:
     """Recompute each library's ECE from nothing but where it puts the edges.
 
-    Args:
-        table: From :func:`results`.
-
-    Returns:
-        One row per library and vector, but for the computed 0.3, which is no tenth:
-        ``library, vector, corea, value`` (the library's ECE), ``from_bins`` (by
-        :func:`error_in_bins_of`) and ``unexplained``, the distance of the last two.
+    The computed 0.3 is left out, for it is no tenth; ``unexplained`` is the distance of the
+    library's value and the one recomputed.
     """
     edges = dict(list(landings(table).groupby(["library", "dtype"])))
     ece = table[table["metric"] == "ECE"].set_index(["library", "vector"])["value"]
-    rows = [
-        {
-            "library": library,
-            "vector": vector.name,
-            "corea": ece["corea", vector.name],
-            "value": ece[library, vector.name],
-            "from_bins": error_in_bins_of(
-                vector.confidence, vector.correct, edges[library, vector.confidence.dtype.name]
-            ),
-        }
-        for library in dict.fromkeys(ece.index.get_level_values("library"))
-        for vector in vectors()
-        if vector.name != "0.1 + 0.2"
-    ]
-    explained = pd.DataFrame(rows)
-    return explained.assign(unexplained=(explained["value"] - explained["from_bins"]).abs())
-
-
-@dataclass(frozen=True)
-class Convention:
-    """Two texts that math-verify takes for the same answer by a default of its own.
-
-    Attributes:
-        name: What it is called in tables.
-        answer: An example, right by this convention.
-        gold: Its gold.
-        plain: What the convention leaves of a text.
-    """
-
-    name: str
-    answer: str
-    gold: str
-    plain: Callable[[str], str]
+    rows = []
+    for library, vector in product(ece.index.unique("library"), vectors()):
+        if vector.name != "0.1 + 0.2":
+            own_edges = edges[library, vector.confidence.dtype.name]
+            from_bins = error_in_bins_of(vector.confidence, vector.correct, own_edges)
+            ours, value = ece["corea", vector.name], ece[library, vector.name]
+            rows.append((library, vector.name, ours, value, from_bins, abs(value - from_bins)))
+    columns = ["library", "vector", "corea", "value", "from_bins", "unexplained"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _without(pattern: str, instead: str = "") -> Callable[[str], str]:
@@ -530,46 +405,52 @@ def _six_decimals(text: str) -> str:
     return text if value.doit() == Rational(rounded) else rounded
 
 
-CONVENTIONS = (
-    Convention(
-        "units do not count",
-        r"5\text{ m}",
-        r"5\text{ cm}",
-        _without(r"\\(text|mbox)\s*\{[^}]*\}(\^\{?\d\}?)?$|\^\{?\\circ\}?|^\\\$"),
-    ),
-    Convention("percent is the number or its hundredth", "50", r"50\%", _without(r"\s*\\?%")),
-    Convention("six decimals are enough", "0.333333", r"\frac{1}{3}", _six_decimals),
-    Convention(
-        "letters in either case",
-        "3r^2",
-        "3R^2",
-        lambda text: re.sub(r"(?<![\\a-zA-Z])[A-Z](?![a-zA-Z])", lambda m: m[0].lower(), text),
-    ),
-    Convention("a base may be left out", "204", "204_5", _without(r"(?<=\d)_\{?\d+\}?")),
-    Convention(
-        "a name before the value may be left out",
-        "5",
-        "x=5",
-        _without(r"^(\$?)[^,=]*=([^,=]*)$", r"\1\2"),
-    ),
-    Convention(
-        "a list is its set",
-        r"\{1,2\}",
-        "1,2",
-        _without(r"^\$?(-?[^(){}\[\],]+(?:,-?[^(){}\[\],]+)+)\$?$", r"\{\1\}"),
-    ),
-    Convention(
-        "words behind a number",
-        "5",
-        r"5\text{ million}",
-        _without(r"\\text\s*\{\s*(thousand|\w*illion|dozen)s?\s*\}"),
-    ),
-    Convention(
-        "a.m. and p.m.",
-        r"10:30\text{ p.m.}",
-        r"10:30\text{ a.m.}",
-        _without(r"[ap]\.?m\.?(?=\}?$)"),
-    ),
+def _lower_case(text: str) -> str:
+    return re.sub(r"(?<![\\a-zA-Z])[A-Z](?![a-zA-Z])", lambda letter: letter[0].lower(), text)
+
+
+class Convention(NamedTuple):
+    """Two texts that math-verify takes for the same answer by a default of its own."""
+
+    name: str
+    answer: str  # an example, right by this convention
+    gold: str
+    plain: Callable[[str], str]  # what the convention leaves of a text
+
+
+CONVENTIONS = tuple(
+    Convention(*row)
+    for row in [
+        (
+            "units do not count",
+            *(r"5\text{ m}", r"5\text{ cm}"),
+            _without(r"\\(text|mbox)\s*\{[^}]*\}(\^\{?\d\}?)?$|\^\{?\\circ\}?|^\\\$"),
+        ),
+        ("percent is the number or its hundredth", "50", r"50\%", _without(r"\s*\\?%")),
+        ("six decimals are enough", "0.333333", r"\frac{1}{3}", _six_decimals),
+        ("letters in either case", "3r^2", "3R^2", _lower_case),
+        ("a base may be left out", "204", "204_5", _without(r"(?<=\d)_\{?\d+\}?")),
+        (
+            "a name before the value may be left out",
+            *("5", "x=5"),
+            _without(r"^(\$?)[^,=]*=([^,=]*)$", r"\1\2"),
+        ),
+        (
+            "a list is its set",
+            *(r"\{1,2\}", "1,2"),
+            _without(r"^\$?(-?[^(){}\[\],]+(?:,-?[^(){}\[\],]+)+)\$?$", r"\{\1\}"),
+        ),
+        (
+            "words behind a number",
+            *("5", r"5\text{ million}"),
+            _without(r"\\text\s*\{\s*(thousand|\w*illion|dozen)s?\s*\}"),
+        ),
+        (
+            "a.m. and p.m.",
+            *(r"10:30\text{ p.m.}", r"10:30\text{ a.m.}"),
+            _without(r"[ap]\.?m\.?(?=\}?$)"),
+        ),
+    ]
 )
 """What stays as math-verify has it."""
 
@@ -579,47 +460,32 @@ def count_conventions(folder: str | Path) -> pd.DataFrame:
 
     A gold is touched if what the convention leaves of it differs and is right. Answers are the
     other golds of the set, each to each question; one is touched if it is right, is another
-    text than the gold, and is the same to the convention. Texts are not kept.
-
-    Args:
-        folder: Where the sets are, as for :func:`corea.tasks.papers.load_questions`, each with
-            ``SOURCE.tsv`` (columns ``file, repo, commit``).
-
-    Returns:
-        One row per convention and set: ``convention, dataset, golds, answers, n_golds,
-        n_answers, source, version`` (math-verify's).
-
-    Raises:
-        TaskError: If a set cannot be read.
-        OSError: If there is no ``SOURCE.tsv``.
+    text than the gold, and is the same to the convention. Texts are not kept. ``folder`` is as
+    for :func:`corea.tasks.papers.load_questions`, with a ``SOURCE.tsv`` in each set.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for dataset in _SETS:
-        with Path(folder, dataset, "SOURCE.tsv").open(encoding="utf-8", newline="") as stream:
-            listed = {row["file"]: row for row in csv.DictReader(stream, delimiter="\t")}
-        source = "{repo}@{commit}".format(**listed["test.jsonl"])
+        listed = pd.read_csv(Path(folder, dataset, "SOURCE.tsv"), sep="\t", dtype=str)
+        origin = listed.set_index("file").loc["test.jsonl"]
         golds = [question.gold for question in load_questions(dataset, "test", folder=folder)]
-        for convention in CONVENTIONS:
-            plain = [(convention.plain(gold), gold) for gold in golds]
-            changed = [pair for pair in plain if pair[0] != pair[1] and pair[0].strip()]
+        totals = {
+            "n_golds": len(golds),
+            "n_answers": len(golds) * (len(golds) - 1),
+            "source": f"{origin['repo']}@{origin['commit']}",
+            "version": version("math-verify"),
+        }
+        for name, _, _, plain in CONVENTIONS:
+            left = [(plain(gold), gold) for gold in golds]
+            changed = [pair for pair in left if pair[0] != pair[1] and pair[0].strip()]
             alike = defaultdict(list)
-            for left, gold in plain:
-                alike[left].append(gold)
+            for text, gold in left:
+                alike[text].append(gold)
             same = [(a, g) for group in alike.values() for a, g in permutations(group, 2) if a != g]
             asked = changed + same
             right = verify_batch([a for a, _ in asked], [g for _, g in asked], "math")
-            rows.append(
-                {
-                    "convention": convention.name,
-                    "dataset": dataset,
-                    "golds": right[: len(changed)].count(True),
-                    "answers": right[len(changed) :].count(True),
-                    "n_golds": len(golds),
-                    "n_answers": len(golds) * (len(golds) - 1),
-                    "source": source,
-                    "version": version("math-verify"),
-                }
-            )
+            counts = {"golds": right[: len(changed)], "answers": right[len(changed) :]}
+            row: dict[str, object] = {"convention": name, "dataset": dataset}
+            rows.append(row | {what: part.count(True) for what, part in counts.items()} | totals)
     return pd.DataFrame(rows)
 
 
@@ -629,26 +495,13 @@ def counted() -> pd.DataFrame:
 
 
 def conventions(counts: pd.DataFrame) -> pd.DataFrame:
-    """What stays as math-verify has it, with an example's verdict and the counts.
-
-    Args:
-        counts: From :func:`counted` or :func:`count_conventions`.
-
-    Returns:
-        One row per convention: ``convention, gold, answer, verdict`` (live), and of each
-        dataset the golds it touches and, in the last column, the answers of all.
-    """
+    """Each convention's example, its verdict now, and the golds and answers that it touches."""
     names = [convention.name for convention in CONVENTIONS]
-    golds = counts.pivot(index="convention", columns="dataset", values="golds").loc[names]
-    table = pd.DataFrame(
-        {
-            "convention": names,
-            "gold": [convention.gold for convention in CONVENTIONS],
-            "answer": [convention.answer for convention in CONVENTIONS],
-        }
-    )
+    table = pd.DataFrame(CONVENTIONS)[["name", "gold", "answer"]]
+    table = table.rename(columns={"name": "convention"})
     verdicts = verify_batch(table["answer"], table["gold"], "math")
     table["verdict"] = ["right" if verdict else "wrong" for verdict in verdicts]
+    golds = counts.pivot(index="convention", columns="dataset", values="golds").loc[names]
     for dataset in _SETS:
         table[dataset] = golds[dataset].to_numpy()
     table["answers"] = counts.groupby("convention")["answers"].sum().loc[names].to_numpy()
@@ -656,11 +509,7 @@ def conventions(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(folder: str | Path = "") -> None:
-    """Write the results of the libraries that need torch, or counts of conventions.
-
-    Args:
-        folder: Where the question sets are; empty: the libraries' results.
-    """
+    """Write the results of the libraries that need torch, or the counts of sets in a folder."""
     if folder:
         counts = count_conventions(folder)
         counts.to_csv(_VERDICTS, index=False, lineterminator="\n")

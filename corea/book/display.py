@@ -48,14 +48,6 @@ class Html:
 def visible(text: object) -> str:
     r"""Text with control and formatting characters made visible.
 
-    Args:
-        text: Anything; its ``str`` is used.
-
-    Returns:
-        The text, with C0 controls as their Unicode pictures and other control,
-        formatting (bidirectional overrides, zero-width) and surrogate code points
-        as ``\u{...}``.
-
     Example:
         >>> visible("red: \x1b[31m")
         'red: ␛[31m'
@@ -145,17 +137,6 @@ def paragraphs(*texts: object) -> Html:
 def reading(*templates: str, **values: object) -> Html:
     """Sentences whose numbers are computed in the page.
 
-    Args:
-        *templates: ``str.format`` templates written in the page, one a paragraph. A text that
-            holds a name or another value is none: see :func:`paragraphs`.
-        **values: The values the templates name. Strings are shown as text.
-
-    Returns:
-        The paragraphs as HTML.
-
-    Raises:
-        KeyError: If a template names a value that was not given.
-
     Example:
         >>> print(reading("ECE is {ece:.2f}.", ece=0.123).data)
         <p class="corea-reading">ECE is 0.12.</p>
@@ -172,28 +153,7 @@ def table(
     missing: str = "–",
     longest: int = 2000,
 ) -> Html:
-    """A captioned table; every cell and header is escaped.
-
-    Args:
-        frame: What to show. An :class:`corea.metrics.calibration.Interval` is shown on two lines.
-            A named or non-default index is shown as columns first.
-        caption: One or two sentences: what is shown, n, seeds, resamples.
-        formats: Column name to a format spec (``".3f"``) or a function of the
-            value. Floats without one are shown with three decimals.
-        missing: Shown where a value is missing.
-        longest: Characters of a cell or header that are shown; a longer one loses its middle.
-
-    Returns:
-        The table as HTML.
-
-    Raises:
-        KeyError: If ``formats`` names a column that the table lacks.
-
-    Example:
-        >>> import pandas as pd
-        >>> ">0.500</td>" in table(pd.DataFrame({"ece": [0.5]}), "One value.").data
-        True
-    """
+    """A captioned table; every cell and header is escaped."""
     import pandas as pd
 
     from corea.metrics.calibration import Interval
@@ -258,15 +218,7 @@ def _heading(name: object, longest: int) -> str:
 
 
 def figure(drawing: Figure, caption: str) -> Html:
-    """A captioned static figure, as SVG inside an image (so nothing in it can run).
-
-    Args:
-        drawing: The matplotlib figure; it is closed.
-        caption: What is shown, n, seeds, resamples. Also the alternative text.
-
-    Returns:
-        The figure as HTML.
-    """
+    """A captioned static figure, as SVG inside an image (so nothing in it can run)."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 

@@ -19,13 +19,12 @@ and as sample outputs in appendix B; its figures are not in the text at hand, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -33,33 +32,14 @@ from matplotlib.ticker import MaxNLocator
 
 from corea.book.compare import as_interval
 from corea.book.display import as_label
-from corea.book.figures import REFERENCE, colors, style
-from corea.metrics.calibration import (
-    Interval,
-    bootstrap_interval,
-    describe_stated,
-    reliability_curve,
-)
+from corea.book.figures import REFERENCE, colors, label_edges, panels, style
+from corea.metrics.calibration import bootstrap_interval, describe_stated, reliability_curve
 from corea.metrics.report import calibration_metrics
-from corea.runs import RunError, TrainedModel, read_model, run_file, run_records, run_table
+from corea.runs import RunError, TrainedModel, read_model, run_file, run_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-DYNAMICS = (
-    *("step", "reward", "reward_correctness", "reward_confidence", "reward_format"),
-    *("pass_at_1", "ece", "auroc", "confidence_output_ratio", "mean_confidence"),
-    *("distinct_confidences", "share_at_0", "share_at_1", "groups_without_variance"),
-)
-"""Columns of ``dynamics.csv`` that the chapters draw."""
-
-VALIDATION = ("step", "question_id", "sample", "correct", "confidence", "format")
-ALARMS = ("step", "alarm", "detail")
-SAMPLES = (
-    *("dataset", "question_id", "level", "prompt", "gold"),
-    *("completion", "answer", "confidence", "correct"),
-)
 
 LABELS: Mapping[str, str] = {
     "reward": "reward",
@@ -82,9 +62,15 @@ LABELS: Mapping[str, str] = {
 }
 """What the columns are called in a figure."""
 
-GAINED = "gained, none shown before"
-"""The verdict on a model whose stated confidence came to tell something."""
+DYNAMICS = ("step", *list(LABELS)[:13])
+"""Columns of ``dynamics.csv`` that the chapters draw."""
 
+VALIDATION = ("step", "question_id", "sample", "correct", "confidence", "format")
+ALARMS = ("step", "alarm", "detail")
+SAMPLES = (
+    *("dataset", "question_id", "level", "prompt", "gold"),
+    *("completion", "answer", "confidence", "correct"),
+)
 CHECKPOINTS = ("before", "half way", "selected", "last")
 
 
@@ -94,20 +80,10 @@ CHECKPOINTS = ("before", "half way", "selected", "last")
 def named_models(
     runs: Sequence[str | Path], name: Callable[[TrainedModel], str] | None = None
 ) -> dict[str, TrainedModel]:
-    """What each run trained, under a name of one's own choice.
-
-    Chapters that compare backbones or group sizes need names that tell those apart.
-
-    Args:
-        runs: Folders of runs.
-        name: What a system is called; its own name by default.
-
-    Returns:
-        Folder to model, in order, ``system`` being the name.
+    """Folder of each run to what it trained, ``system`` being ``name`` of it where that is given.
 
     Raises:
-        RunError: If no run is named, one was not made yet, or two are the same system with the
-            same seed.
+        RunError: If no run is named, or two are the same system with the same seed.
     """
     if not runs:
         raise RunError("no runs were named; expected folders of training runs")
@@ -126,38 +102,16 @@ def named_models(
 
 
 def named_records(models: Mapping[str, TrainedModel]) -> pd.DataFrame:
-    """Records of several runs under the names given to them.
-
-    Args:
-        models: From :func:`named_models`.
-
-    Returns:
-        As :func:`corea.runs.run_records`, with ``informed`` behind.
-
-    Raises:
-        RunError: If a run has no records.
-    """
-    return pd.concat(
-        [
-            run_records([run]).assign(system=model.system, informed=model.informed)
-            for run, model in models.items()
-        ],
-        ignore_index=True,
-    )
+    """Records of several runs under the names given to them, with ``informed`` behind."""
+    tables = [
+        run_records([run]).assign(system=model.system, informed=model.informed)
+        for run, model in models.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def trained(models: Mapping[str, TrainedModel]) -> dict[str, TrainedModel]:
-    """Those models that reinforcement trained, base models left out.
-
-    Args:
-        models: From :func:`named_models`.
-
-    Returns:
-        Those whose method is not ``"base"``, in order.
-
-    Raises:
-        RunError: If there is none.
-    """
+    """Those models that reinforcement trained, base models left out; there must be one."""
     found = {run: model for run, model in models.items() if model.method != "base"}
     if not found:
         raise RunError(f"nothing was trained by reinforcement in any of {', '.join(models)}")
@@ -165,134 +119,80 @@ def trained(models: Mapping[str, TrainedModel]) -> dict[str, TrainedModel]:
 
 
 def dynamics_table(models: Mapping[str, TrainedModel]) -> pd.DataFrame:
-    """Training metrics of several runs, one row a run and step.
-
-    Args:
-        models: From :func:`named_models`, base models left out.
-
-    Returns:
-        The rows of every ``dynamics.csv`` behind ``system``, ``method`` and ``seed``.
-
-    Raises:
-        RunError: If a table is missing, lacks a column of :data:`DYNAMICS`, holds something
-            other than numbers there, or its steps do not rise.
-    """
-    tables = [_checked_dynamics(run).assign(system=m.system) for run, m in models.items()]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _checked_dynamics(run: str | Path) -> pd.DataFrame:
-    path = Path(run, "dynamics.csv").as_posix()
-    table = run_table([run], "dynamics")
-    _require(path, table, DYNAMICS)
-    if table.empty:
-        raise RunError(f"{path}: no rows; expected one for each training step")
-    for name in DYNAMICS:
-        if not pd.api.types.is_numeric_dtype(table[name]) and table[name].notna().any():
-            row, value = next((i, v) for i, v in enumerate(table[name], 1) if not _is_number(v))
-            raise RunError(f"{path}: row {row}, field {name}: found {value!r}, expected a number")
-    later = table["step"].diff().iloc[1:]
-    if (fallen := np.flatnonzero(~(later > 0))).size:
-        row = int(fallen[0]) + 2
-        step, before = table["step"].iloc[row - 1], table["step"].iloc[row - 2]
-        raise RunError(
-            f"{path}: row {row}, field step: found {step} after {before}, expected a later step"
-        )
-    return table
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return True
+    """Training metrics of several runs, one row a run and step, behind system, method and seed."""
+    tables = []
+    for run in models:
+        path, table = _read(run, "dynamics.csv", DYNAMICS)
+        for name in DYNAMICS:
+            numbers = pd.to_numeric(table[name], errors="coerce")
+            _refuse(path, table[name], table[name].notna() & numbers.isna(), "a number")
+        step = table["step"]
+        _refuse(path, step, step.isna() | (step.diff() <= 0), "a later step than in the row before")
+        tables.append(table)
+    return _stack(models, tables)
 
 
 def validation_table(models: Mapping[str, TrainedModel]) -> pd.DataFrame:
-    """Held-out rollouts of several runs at the steps evaluated.
+    """Held-out rollouts of several runs at the steps evaluated, behind system, method and seed.
 
-    Args:
-        models: From :func:`named_models`, base models left out.
-
-    Returns:
-        The rows of every ``validation.csv`` behind ``system``, ``method`` and ``seed``;
-        ``dataset`` is ``"validation"``, ``correct`` is boolean, a confidence that could not be
-        read is missing.
-
-    Raises:
-        RunError: If a table is missing, lacks a column of :data:`VALIDATION`, or holds a
-            confidence outside [0, 1] or a verdict other than true or false.
+    ``correct`` is boolean, and a confidence that could not be read is missing.
     """
-    tables = [_checked_validation(run).assign(system=m.system) for run, m in models.items()]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _checked_validation(run: str | Path) -> pd.DataFrame:
-    path = Path(run, "validation.csv").as_posix()
-    table = run_table([run], "validation")
-    _require(path, table, VALIDATION)
-    if table.empty:
-        raise RunError(f"{path}: no rows; expected one for each rollout on held-out questions")
-    confidence = pd.to_numeric(table["confidence"], errors="coerce")
-    unread = table["confidence"].notna() & ~confidence.between(0, 1)
-    _refuse(path, table["confidence"], unread, "a number in [0, 1], or nothing")
-    known = {"true": True, "false": False, "1": True, "0": False}
-    correct = table["correct"].astype(str).str.lower().map(known)
-    _refuse(path, table["correct"], correct.isna(), "true, false, 0 or 1")
-    return table.assign(dataset="validation", confidence=confidence, correct=correct.astype("bool"))
+    words = {"true": True, "false": False, "1": True, "0": False}
+    tables = []
+    for run in models:
+        path, table = _read(run, "validation.csv", VALIDATION)
+        confidence = pd.to_numeric(table["confidence"], errors="coerce")
+        unread = table["confidence"].notna() & ~confidence.between(0, 1)
+        _refuse(path, table["confidence"], unread, "a number in [0, 1], or nothing")
+        correct = table["correct"].astype(str).str.lower().map(words)
+        _refuse(path, table["correct"], correct.isna(), "true, false, 0 or 1")
+        read = {"confidence": confidence, "correct": correct.astype("bool")}
+        tables.append(table.assign(dataset="validation", **read))
+    return _stack(models, tables)
 
 
 def alarm_table(models: Mapping[str, TrainedModel]) -> pd.DataFrame:
-    """Alarms that fired in training.
-
-    Args:
-        models: From :func:`named_models`.
-
-    Returns:
-        Columns ``system, seed, step, alarm, detail``; no row where none fired.
-
-    Raises:
-        RunError: If an ``alarms.csv`` lacks a column.
-    """
+    """Alarms that fired in training; no row where none fired."""
+    options: dict[str, Any] = {"dtype": {"alarm": str, "detail": str}, "keep_default_na": False}
+    tables = {
+        run: _read(run, "alarms.csv", ALARMS, may_be_empty=True, **options)[1]
+        for run in models
+        if Path(run, "alarms.csv").is_file()
+    }
+    # left out where empty: its dtypes would become those of all
+    fired = {run: table for run, table in tables.items() if len(table)}
     columns = ["system", "seed", *ALARMS]
-    tables = []
-    for run, model in models.items():
-        path = Path(run, "alarms.csv")
-        if path.is_file():
-            text = {"alarm": str, "detail": str}
-            table = pd.read_csv(path, dtype=text, keep_default_na=False)
-            _require(path.as_posix(), table, ALARMS)
-            if len(table):
-                tables.append(table.assign(system=model.system, seed=model.seed)[columns])
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    if not fired:
+        return pd.DataFrame(columns=columns)
+    return _stack({run: models[run] for run in fired}, list(fired.values()))[columns]
 
 
 def sample_table(models: Mapping[str, TrainedModel]) -> pd.DataFrame:
-    """Completions that runs kept to be read by people.
+    """Completions that runs kept to be read by people."""
+    tables = [_read(run, "samples.parquet", SAMPLES, may_be_empty=True)[1] for run in models]
+    return _stack(models, tables)[["system", "seed", *SAMPLES]]
 
-    Args:
-        models: From :func:`named_models`.
 
-    Returns:
-        Columns ``system, seed`` and those of :data:`SAMPLES`.
+def _read(
+    run: str, name: str, columns: Sequence[str], *, may_be_empty: bool = False, **options: Any
+) -> tuple[str, pd.DataFrame]:
+    """A table of a run and its path, refused if it lacks columns or rows."""
+    path = run_file(run, name)
+    read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+    table = read(path, **options)
+    if lacking := [column for column in columns if column not in table]:
+        raise RunError(f"{path.as_posix()}: lacks the column(s) {', '.join(lacking)}")
+    if table.empty and not may_be_empty:
+        raise RunError(f"{path.as_posix()}: no rows; expected one for each step or rollout")
+    return path.as_posix(), table
 
-    Raises:
-        RunError: If a table is missing or lacks a column of :data:`SAMPLES`.
-    """
-    tables = []
-    for run, model in models.items():
-        path = run_file(run, "samples.parquet")
-        table = pd.read_parquet(path)
-        _require(path.as_posix(), table, SAMPLES)
-        table = table.assign(system=model.system, seed=model.seed)
-        tables.append(table[["system", "seed", *SAMPLES]])
+
+def _stack(models: Mapping[str, TrainedModel], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of runs below each other, behind columns of what was trained."""
+    for model, table in zip(models.values(), tables, strict=True):
+        for column in ("seed", "method", "system"):
+            table.insert(0, column, getattr(model, column))
     return pd.concat(tables, ignore_index=True)
-
-
-def _require(path: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
-    if missing := [name for name in columns if name not in table]:
-        raise RunError(f"{path}: lacks the column(s) {', '.join(missing)}")
 
 
 def _refuse(path: str, column: pd.Series, wrong: pd.Series, expected: str) -> None:
@@ -316,17 +216,6 @@ def prepare_curves(table: pd.DataFrame, metrics: Sequence[str], *, window: int =
 
     Source: choice 1 of the module; paper A, Figure 3(a) and (b).
 
-    Args:
-        table: One row per (system, seed, step) with a column per metric.
-        metrics: Which columns.
-        window: Number of rows w, odd, from 1; 1 smooths nothing.
-
-    Returns:
-        Columns ``system, seed, metric, step, value, smooth``.
-
-    Raises:
-        ValueError: If the window is not an odd number from 1, or a metric is not a column.
-
     Example:
         >>> table = pd.DataFrame({"system": "L1", "seed": 0, "step": [1, 2, 3],
         ...     "ece": [0.3, 0.6, 0.0]})
@@ -347,18 +236,10 @@ def prepare_curves(table: pd.DataFrame, metrics: Sequence[str], *, window: int =
 
 
 def validation_metrics(validation: pd.DataFrame, *, n_bins: int = 10) -> pd.DataFrame:
-    """Accuracy and calibration on held-out questions at each evaluated step.
+    """Accuracy and calibration on held-out questions at each evaluated step, in ``n`` rollouts.
 
-    Source: paper A, section 4.3 (the metrics) and Figure 3(b).
-
-    Args:
-        validation: From :func:`validation_table`.
-        n_bins: Bins of the expected calibration error, of equal width.
-
-    Returns:
-        One row per (system, method, seed, step): ``n`` rollouts and the metrics by their
-        names in ``dynamics.csv``. Where nothing stated a confidence, those that need one are
-        missing; so is AUROC where all rollouts are correct or none is.
+    Source: paper A, section 4.3 (the metrics) and Figure 3(b). Missing where nothing stated a
+    confidence; so is AUROC where all rollouts are correct or none is.
 
     Example:
         >>> validation = pd.DataFrame({"system": "L1", "method": "l1", "seed": 0, "step": 0,
@@ -383,23 +264,7 @@ def validation_metrics(validation: pd.DataFrame, *, n_bins: int = 10) -> pd.Data
 
 
 def over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
-    """Mean and range over seeds of each smoothed curve.
-
-    Source: choice 2 of the module.
-
-    Args:
-        curves: From :func:`prepare_curves`.
-
-    Returns:
-        One row per (system, metric, step) at which any seed has a value: ``mean``, ``low``
-        and ``high`` (the lowest and the highest seed), ``seeds`` (how many).
-
-    Example:
-        >>> curves = pd.DataFrame({"system": "L1", "seed": [0, 1], "metric": "ece", "step": 5,
-        ...     "value": [0.1, 0.3], "smooth": [0.1, 0.3]})
-        >>> over_seeds(curves)[["mean", "low", "high", "seeds"]].round(2).values.tolist()
-        [[0.2, 0.1, 0.3, 2.0]]
-    """
+    """Mean of each smoothed curve over the seeds that have a value, and the lowest and highest."""
     groups = curves.dropna(subset="smooth").groupby(["system", "metric", "step"], sort=False)
     return groups["smooth"].agg(mean="mean", low="min", high="max", seeds="size").reset_index()
 
@@ -408,30 +273,11 @@ def over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def checkpoint_steps(validation: pd.DataFrame, models: Mapping[str, TrainedModel]) -> pd.DataFrame:
-    """The evaluated steps that stand for the course of each run.
-
-    Source: choice 3 of the module; paper A, Figure 3(c).
-
-    Args:
-        validation: From :func:`validation_table`.
-        models: From :func:`named_models`, for the selected steps.
-
-    Returns:
-        One row per (system, seed, checkpoint of :data:`CHECKPOINTS`) with its ``step``.
-
-    Raises:
-        RunError: If a selected step was never evaluated.
-
-    Example:
-        >>> validation = pd.DataFrame({"system": "L1", "seed": 0, "step": [0, 10, 20, 30]})
-        >>> model = TrainedModel("L1", "l1", "small", "qwen2", True, 8, 0, 100, 20, "", "papers")
-        >>> checkpoint_steps(validation, {"run": model})["step"].tolist()
-        [0, 10, 20, 30]
-    """
+    """The evaluated steps that stand for the course of each run (choice 3 of the module)."""
     rows = []
     for model in models.values():
-        here = (validation["system"] == model.system) & (validation["seed"] == model.seed)
-        steps = np.unique(validation.loc[here, "step"])
+        mask = (validation["system"] == model.system) & (validation["seed"] == model.seed)
+        steps = np.unique(validation.loc[mask, "step"])
         if model.selected_step not in steps:
             raise RunError(
                 f"{model.system}, seed {model.seed}: selected step {model.selected_step} is not "
@@ -439,28 +285,18 @@ def checkpoint_steps(validation: pd.DataFrame, models: Mapping[str, TrainedModel
             )
         middle = steps[np.abs(steps - steps[-1] / 2).argmin()]
         chosen = steps[0], middle, model.selected_step, steps[-1]
-        for name, step in zip(CHECKPOINTS, chosen, strict=True):
-            rows.append(
-                {"system": model.system, "seed": model.seed, "checkpoint": name, "step": int(step)}
-            )
-    return pd.DataFrame(rows)
+        rows += [
+            (model.system, model.seed, name, int(step))
+            for name, step in zip(CHECKPOINTS, chosen, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["system", "seed", "checkpoint", "step"])
 
 
 def prepare_alignment(validation: pd.DataFrame, checkpoints: pd.DataFrame) -> pd.DataFrame:
-    """How often each confidence is stated, and how often it is right.
+    """How often each confidence is stated and how often it is right; a row of count 0 if none is.
 
     Source: paper A, Figure 3(c). Intervals are Wilson's, for independent answers; several
     rollouts of one question are not independent, and the intervals are then too narrow.
-
-    Args:
-        validation: From :func:`validation_table`.
-        checkpoints: From :func:`checkpoint_steps`.
-
-    Returns:
-        One row per (system, checkpoint, distinct confidence), seeds pooled: ``steps`` (text),
-        ``confidence``, ``count``, ``share`` of the rollouts with a confidence, ``accuracy``,
-        ``accuracy_low``, ``accuracy_high``. Where none is stated, one row of count 0 with the
-        other numbers missing.
 
     Example:
         >>> validation = pd.DataFrame({"system": "L1", "seed": 0, "step": 0,
@@ -503,20 +339,6 @@ def level_table(
     Seeds and samples of one question are pooled, and questions are resampled with all of them.
     Rows without a confidence are left out, as are questions without a level.
 
-    Args:
-        records: Records of several runs with a column ``level``.
-        columns: Confidence signals, each its own quantity.
-        n_resamples: Bootstrap resamples, by question.
-        seed: Of the resampling.
-
-    Returns:
-        One row per (dataset, system, level, quantity), levels rising, with ``n`` answers and
-        ``estimate``, ``low``, ``high`` (missing where no answer states one); the quantity is
-        ``accuracy`` or a signal's column.
-
-    Raises:
-        ValueError: If the records have no column ``level``.
-
     Example:
         >>> records = pd.DataFrame({"dataset": "d", "question_id": ["a", "b"], "system": "s",
         ...     "level": [1, 1], "correct": [True, False], "confidence": [0.9, 0.7]})
@@ -527,43 +349,37 @@ def level_table(
     if "level" not in records:
         raise ValueError("the records lack the column level")
     metrics = calibration_metrics()
-    options = {"n_resamples": n_resamples, "seed": seed}
     graded = records[records["level"].notna()].sort_values("level", kind="stable")
     order = records[["dataset", "system"]].drop_duplicates()
+    quantities = [("accuracy", "pass@1", "confidence")]
+    quantities += [(name, "mean confidence", name) for name in columns]
     rows = []
     for dataset, system in order.itertuples(index=False):
         part = graded[(graded["dataset"] == dataset) & (graded["system"] == system)]
-        for level, group in part.groupby("level"):
-            stated = group[group["confidence"].notna()]
-            quantities = {"accuracy": (stated, "pass@1", "confidence")}
-            quantities |= {
-                name: (group[group[name].notna()], "mean confidence", name) for name in columns
-            }
-            for quantity, (answers, metric, column) in quantities.items():
-                row = {"dataset": dataset, "system": system, "level": int(level)}
-                row |= {"quantity": quantity, "n": len(answers)}
-                if len(answers):
-                    interval = bootstrap_interval(
-                        metrics[metric], answers, columns=(column, "correct"), **options
-                    )
-                    row |= {name: getattr(interval, name) for name in ("estimate", "low", "high")}
-                rows.append(row)
-    columns = ["dataset", "system", "level", "quantity", "n", "estimate", "low", "high"]
-    return pd.DataFrame(rows).reindex(columns=columns)
+        for (level, group), (quantity, metric, column) in product(
+            part.groupby("level"), quantities
+        ):
+            answers = group[group[column].notna()]
+            row = {"dataset": dataset, "system": system, "level": int(level)}
+            row |= {"quantity": quantity, "n": len(answers)}
+            if len(answers):
+                interval = bootstrap_interval(
+                    metrics[metric],
+                    answers,
+                    columns=(column, "correct"),
+                    n_resamples=n_resamples,
+                    seed=seed,
+                )
+                row |= {name: getattr(interval, name) for name in ("estimate", "low", "high")}
+            rows.append(row)
+    names = ["dataset", "system", "level", "quantity", "n", "estimate", "low", "high"]
+    return pd.DataFrame(rows).reindex(columns=names)
 
 
 def stated_confidences(records: pd.DataFrame) -> pd.DataFrame:
-    """How spread out the stated confidences of each system are, and which is the commonest.
+    """How spread out each system's stated confidences are; of equally common ones the lowest.
 
     Source: paper A, Limitations (confidences stay discrete) and appendix D (nearly all 0).
-
-    Args:
-        records: Records of several runs; seeds are pooled.
-
-    Returns:
-        One row per (dataset, system): ``n`` answers with a confidence, ``distinct``
-        confidences, ``share_at_0``, ``share_at_1``, the ``commonest`` confidence (the lowest
-        of several) and its ``share_of_commonest``; missing where none is stated.
 
     Example:
         >>> records = pd.DataFrame({"dataset": "d", "system": "s", "confidence": [1, 1, 0, 0.5]})
@@ -592,14 +408,6 @@ def stated_confidences(records: pd.DataFrame) -> pd.DataFrame:
 def best(values: pd.Series, *, highest: bool = True) -> str:
     """Names of the best values, for a sentence.
 
-    Args:
-        values: Named numbers; missing ones are never best.
-        highest: Whether the highest is best, or the lowest.
-
-    Returns:
-        The name, or several joined by "and" where they are equal but for rounding error;
-        ``"none"`` where all are missing.
-
     Example:
         >>> best(pd.Series({"L1": 0.1, "KL": 0.1, "L2": 0.3, "Brier": np.nan}), highest=False)
         'L1 and KL'
@@ -614,13 +422,6 @@ def best(values: pd.Series, *, highest: bool = True) -> str:
 def in_words(row: Mapping[Any, Any], spec: str = ".3f") -> str:
     """An interval for a sentence, also where it does not exist.
 
-    Args:
-        row: With ``value``, ``low`` and ``high``, as of :func:`corea.book.compare.intervals`.
-        spec: Format of each number.
-
-    Returns:
-        The estimate and its interval, or ``"not defined"`` where the value is missing.
-
     Example:
         >>> in_words({"value": 0.5, "low": 0.4, "high": 0.6}, ".1f")
         '0.5 [0.4, 0.6]'
@@ -629,114 +430,18 @@ def in_words(row: Mapping[Any, Any], spec: str = ".3f") -> str:
     return "not defined" if interval is None else format(interval, spec)
 
 
-def self_knowledge_verdict(
-    before: Interval | None, after: Interval | None, gain: Interval | None
-) -> str:
-    """What training did to self-knowledge, as far as intervals show.
-
-    Self-knowledge is an AUROC of the stated confidence above 0.5, where it tells nothing. It is
-    shown to be voiced before training if the interval of the AUROC then lies above 0.5. That it
-    is not shown does not say that there is none: for that one has to know the base model.
-
-    Source: ours; paper A has no base model whose confidence is known to be uninformed.
-
-    Args:
-        before: AUROC before training; None where it is not defined.
-        after: AUROC after it.
-        gain: Paired difference, after less before.
-
-    Returns:
-        ``"amplified"`` if it was voiced before and the interval of the gain lies above 0;
-        :data:`GAINED` if it was not shown to be voiced, and those of the gain and of the AUROC
-        after lie above 0 and 0.5; ``"lost"`` if it was voiced before and that
-        of the gain lies below 0; ``"not defined"`` where an AUROC is not; otherwise ``"no
-        change shown"``.
-
-    Example:
-        >>> def about(x): return Interval(x, x - 0.05, x + 0.05, 0.95, 100, 0)
-        >>> self_knowledge_verdict(about(0.6), about(0.8), about(0.2))
-        'amplified'
-        >>> self_knowledge_verdict(about(0.5), about(0.52), about(0.02))
-        'no change shown'
-    """
-    if before is None or after is None or gain is None:
-        return "not defined"
-    voiced = before.low > 0.5
-    if voiced and gain.low > 0:
-        return "amplified"
-    if not voiced and gain.low > 0 and after.low > 0.5:
-        return GAINED
-    if voiced and gain.high < 0:
-        return "lost"
-    return "no change shown"
-
-
-def self_knowledge_conclusion(informed: Collection[str], uninformed: Collection[str]) -> str:
-    """What verdicts on both kinds of base model say about creating self-knowledge.
-
-    Args:
-        informed: Verdicts of :func:`self_knowledge_verdict` on what was trained from base models
-            whose stated confidence was informed in pretraining.
-        uninformed: The same from base models whose stated confidence was not.
-
-    Returns:
-        A clause for a sentence. Created: something was gained from an uninformed base model.
-        Amplified, and not seen to create: what an informed one voiced was amplified, and from
-        the uninformed ones nothing was gained. Where only what the informed ones gained is
-        shown, not that they voiced it before, the clause says that.
-
-    Example:
-        >>> self_knowledge_conclusion(["amplified"], [])
-        'these runs do not decide it'
-    """
-    if GAINED in uninformed:
-        return "reinforcement created self-knowledge that the base model did not voice"
-    if "amplified" in uninformed:
-        return "the uninformed model voiced some already, so these runs do not decide it"
-    nothing_gained = uninformed and set(uninformed) <= {"no change shown", "lost"}
-    if nothing_gained and "amplified" in informed:
-        return "reinforcement amplified what was voiced and is not seen to create what was not"
-    if nothing_gained and GAINED in informed:
-        return (
-            "reinforcement helped where pretraining had informed the confidence and is not seen "
-            "to help where it had not"
-        )
-    return "these runs do not decide it"
-
-
 # --- sample outputs ---------------------------------------------------------------------------
 
 
 def confidently_wrong(
     samples: pd.DataFrame, system: str, *, min_confidence: float = 0.9
 ) -> pd.DataFrame:
-    """The first question of each dataset and level that a system gets confidently wrong.
+    """All systems' first completions to the questions that ``system`` gets confidently wrong.
 
-    The rule by which sample outputs are chosen, instead of by hand: of the questions that
-    every system in the table answered, in the order they come in, the first of each (dataset,
-    level) to which ``system`` gave a wrong answer with a confidence of at least
-    ``min_confidence``. Of several completions of a question, each system's first counts.
-
-    Source: ours; paper A's appendix B shows one problem and does not say how it was chosen.
-
-    Args:
-        samples: From :func:`sample_table`, of one seed.
-        system: Whose mistakes choose the questions, such as the base model.
-        min_confidence: The lowest confidence that is called confident.
-
-    Returns:
-        The first completion of every system to each chosen question: the table's columns,
-        question by question, systems in the table's order. No row if no question qualifies.
-
-    Raises:
-        ValueError: If the system is not among the samples, or a system comes with several seeds.
-
-    Example:
-        >>> samples = pd.DataFrame({"system": ["SLM", "L1-SLM"], "seed": 0, "dataset": "d",
-        ...     "question_id": "q", "level": 1, "correct": [False, True],
-        ...     "confidence": [1.0, 0.8]})
-        >>> confidently_wrong(samples, "SLM")["system"].tolist()
-        ['SLM', 'L1-SLM']
+    A rule instead of a choice by hand: of the questions that every system answered, in their
+    order, the first of each dataset and level to which ``system``'s first completion is wrong
+    with a confidence of at least ``min_confidence``. Paper A's appendix B shows one problem and
+    does not say how it was chosen.
     """
     systems = list(samples["system"].unique())
     if system not in systems:
@@ -762,6 +467,7 @@ def confidently_wrong(
 # --- figures ----------------------------------------------------------------------------------
 
 
+@style()
 def plot_curves(
     curves: pd.DataFrame,
     *,
@@ -769,40 +475,27 @@ def plot_curves(
     selected: pd.DataFrame | None = None,
     columns: int = 2,
 ) -> Figure:
-    """Metrics over training steps: a panel a metric, a colour a system.
-
-    Args:
-        curves: From :func:`prepare_curves`.
-        points: Further values to draw as points, such as held-out ones; the same columns.
-        selected: Columns ``system`` and ``step``: steps marked at the bottom of each panel.
-        columns: Panels side by side, at most.
-
-    Returns:
-        The figure.
-    """
+    """Metrics over training steps: a panel a metric, a colour a system."""
     metrics = list(curves["metric"].unique())
     shade = colors(curves["system"])
     columns = min(columns, len(metrics))
     n_rows = -(-len(metrics) // columns)
-    with style():
-        drawing, grid = plt.subplots(
-            n_rows, columns, figsize=(3.6 * columns, 2.3 * n_rows), sharex=True, squeeze=False
-        )
-        for axes in grid.flat[len(metrics) :]:
-            axes.set_visible(False)
-        for place, (axes, metric) in enumerate(zip(grid.flat, metrics, strict=False)):
-            _draw_curves(axes, curves[curves["metric"] == metric], shade)
-            if points is not None:
-                _draw_points(axes, points[points["metric"] == metric], shade)
-            if selected is not None:
-                _mark_steps(axes, selected, shade)
-            axes.set_title(LABELS.get(metric, metric))
-            if place + columns >= len(metrics):
-                axes.set_xlabel("training step")
-                axes.tick_params(labelbottom=True)
-        lines = [Line2D([], [], color=color, linewidth=2) for color in shade.values()]
-        names = [as_label(name) for name in shade]
-        drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), 4))
+    drawing, grid = panels(n_rows, columns, 3.6 * columns, 2.3 * n_rows, sharex=True)
+    for axes in grid.flat[len(metrics) :]:
+        axes.set_visible(False)
+    for place, (axes, metric) in enumerate(zip(grid.flat, metrics, strict=False)):
+        _draw_curves(axes, curves[curves["metric"] == metric], shade)
+        if points is not None:
+            _draw_points(axes, points[points["metric"] == metric], shade)
+        if selected is not None:
+            _mark_steps(axes, selected, shade)
+        axes.set_title(LABELS.get(metric, metric))
+        if place + columns >= len(metrics):
+            axes.set_xlabel("training step")
+            axes.tick_params(labelbottom=True)
+    lines = [Line2D([], [], color=color, linewidth=2) for color in shade.values()]
+    names = [as_label(name) for name in shade]
+    drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), 4))
     return drawing
 
 
@@ -835,35 +528,20 @@ def _mark_steps(axes: Axes, selected: pd.DataFrame, shade: Mapping[str, str]) ->
         )  # fmt: skip
 
 
+@style()
 def plot_alignment(alignment: pd.DataFrame) -> Figure:
-    """Share and accuracy of each stated confidence: a row a system, a column a checkpoint.
-
-    Args:
-        alignment: From :func:`prepare_alignment`.
-
-    Returns:
-        The figure. Bars are shares of the answers, points their accuracy.
-    """
+    """Share and accuracy of each stated confidence: a row a system, a column a checkpoint."""
     systems = list(alignment["system"].unique())
     shade = colors(systems)
-    with style():
-        drawing, grid = plt.subplots(
-            len(systems),
-            len(CHECKPOINTS),
-            figsize=(2.3 * len(CHECKPOINTS), 0.3 + 2.2 * len(systems)),
-            sharex=True,
-            sharey=True,
-            squeeze=False,
-        )
-        for (i, system), (j, name) in product(enumerate(systems), enumerate(CHECKPOINTS)):
-            here = (alignment["system"] == system) & (alignment["checkpoint"] == name)
-            _draw_alignment(grid[i, j], alignment[here], shade[system])
-            steps = ", ".join(alignment.loc[here, "steps"].unique())
-            grid[i, j].set_title(f"{name} (step {steps})" if steps else name, fontsize="medium")
-            if j == 0:
-                grid[i, j].set_ylabel(as_label(system))
-            if i == len(systems) - 1:
-                grid[i, j].set_xlabel("stated confidence")
+    n_rows, n_columns = len(systems), len(CHECKPOINTS)
+    size = 2.3 * n_columns, 0.3 + 2.2 * n_rows
+    drawing, grid = panels(n_rows, n_columns, *size, sharex=True, sharey=True)
+    label_edges(grid, rows=systems, below="stated confidence")
+    for (i, system), (j, name) in product(enumerate(systems), enumerate(CHECKPOINTS)):
+        rows = alignment[(alignment["system"] == system) & (alignment["checkpoint"] == name)]
+        _draw_alignment(grid[i, j], rows, shade[system])
+        steps = ", ".join(rows["steps"].unique())
+        grid[i, j].set_title(f"{name} (step {steps})" if steps else name, fontsize="medium")
     return drawing
 
 
@@ -878,103 +556,62 @@ def _draw_alignment(axes: Axes, rows: pd.DataFrame, color: str) -> None:
     )  # fmt: skip
 
 
+@style()
 def plot_levels(levels: pd.DataFrame) -> Figure:
-    """Accuracy and mean confidence by difficulty: a row a dataset, a column a system.
-
-    Args:
-        levels: From :func:`level_table`.
-
-    Returns:
-        The figure. Accuracy is grey and dashed, confidence in the system's colour; further
-        signals are dotted.
-    """
+    """Accuracy and mean confidence by difficulty: a row a dataset, a column a system."""
     datasets, systems = list(levels["dataset"].unique()), list(levels["system"].unique())
     shade = colors(systems)
     looks = {"accuracy": "--", "confidence": "-"}
-    with style():
-        drawing, grid = plt.subplots(
-            len(datasets),
-            len(systems),
-            figsize=(0.6 + 2.3 * len(systems), 0.4 + 2.1 * len(datasets)),
-            sharex="row",
-            sharey=True,
-            squeeze=False,
-        )
-        for (i, dataset), (j, system) in product(enumerate(datasets), enumerate(systems)):
-            axes = grid[i, j]
-            here = levels[(levels["dataset"] == dataset) & (levels["system"] == system)]
-            for name, rows in here.groupby("quantity", sort=False):
-                color = "0.45" if name == "accuracy" else shade[system]
-                mark = "s" if name == "accuracy" else "o"
-                line = mark + looks.get(str(name), ":")
-                axes.vlines(rows["level"], rows["low"], rows["high"], color=color, linewidth=1)
-                axes.plot(rows["level"], rows["estimate"], line, color=color, markersize=4)
-            axes.set(ylim=(-0.03, 1.03))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if i == 0:
-                axes.set_title(as_label(system))
-            if i == len(datasets) - 1:
-                axes.set_xlabel("level")
-            if j == 0:
-                axes.set_ylabel(as_label(dataset))
+    n_rows, n_columns = len(datasets), len(systems)
+    size = 0.6 + 2.3 * n_columns, 0.4 + 2.1 * n_rows
+    drawing, grid = panels(n_rows, n_columns, *size, sharex="row", sharey=True)
+    label_edges(grid, columns=systems, rows=datasets, below="level")
+    for (i, dataset), (j, system) in product(enumerate(datasets), enumerate(systems)):
+        axes = grid[i, j]
+        part = levels[(levels["dataset"] == dataset) & (levels["system"] == system)]
+        for name, rows in part.groupby("quantity", sort=False):
+            color = "0.45" if name == "accuracy" else shade[system]
+            mark = "s" if name == "accuracy" else "o"
+            line = mark + looks.get(str(name), ":")
+            axes.vlines(rows["level"], rows["low"], rows["high"], color=color, linewidth=1)
+            axes.plot(rows["level"], rows["estimate"], line, color=color, markersize=4)
+        axes.set(ylim=(-0.03, 1.03))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return drawing
 
 
+@style()
 def plot_grouped(
     values: pd.DataFrame, *, x: str, hue: str, columns: str, rows: str, paper: str = "paper"
 ) -> Figure:
-    """Estimates with their intervals side by side: a panel for each of rows and columns.
-
-    Args:
-        values: One row per panel, x and hue with ``estimate``, ``low`` and ``high``.
-        x: Column whose values stand along the axis, in order of appearance.
-        hue: Column whose values get a colour each and stand beside each other.
-        columns: Column whose values get a column of panels each.
-        rows: Column whose values get a row of panels each; they share an axis.
-        paper: Value of ``hue`` that is a reference: grey, joined by a dashed line.
-
-    Returns:
-        The figure.
-    """
+    """Estimates with their intervals side by side: a panel for each of rows and columns."""
     xs, hues = list(values[x].unique()), list(values[hue].unique())
     across, down = list(values[columns].unique()), list(values[rows].unique())
     shade = colors(name for name in hues if name != paper)
-    with style():
-        drawing, grid = plt.subplots(
-            len(down),
-            len(across),
-            figsize=(0.7 + 2.3 * len(across), 0.9 + 1.9 * len(down)),
-            sharex=True,
-            sharey="row",
-            squeeze=False,
-        )
-        for (i, row), (j, column) in product(enumerate(down), enumerate(across)):
-            axes = grid[i, j]
-            here = values[(values[rows] == row) & (values[columns] == column)]
-            for place, name in enumerate(hues):
-                part = here[here[hue] == name].dropna(subset="estimate")
-                at = np.array([xs.index(value) for value in part[x]], dtype=float)
-                at += 0.6 * ((place + 0.5) / len(hues) - 0.5)
-                if name == paper:
-                    axes.plot(at, part["estimate"], marker="D", markersize=3.5, **REFERENCE)
-                else:
-                    # an interval by resampling need not hold the estimate
-                    axes.vlines(at, part["low"], part["high"], color=shade[name], linewidth=1.4)
-                    axes.plot(at, part["estimate"], "o", color=shade[name], markersize=4)
-            axes.set_xlim(-0.5, len(xs) - 0.5)
-            axes.set_xticks(
-                range(len(xs)), [as_label(value) for value in xs], rotation=40, ha="right"
-            )
-            if i == 0:
-                axes.set_title(as_label(column))
-            if j == 0:
-                axes.set_ylabel(as_label(row))
-        marks = [
-            Line2D([], [], marker="D", markersize=3.5, **REFERENCE)
-            if name == paper
-            else Line2D([], [], marker="o", color=shade[name], linestyle="")
-            for name in hues
-        ]
-        names = [as_label(name) for name in hues]
-        drawing.legend(marks, names, loc="outside lower center", ncols=min(len(names), 4))
+    size = 0.7 + 2.3 * len(across), 0.9 + 1.9 * len(down)
+    drawing, grid = panels(len(down), len(across), *size, sharex=True, sharey="row")
+    label_edges(grid, columns=across, rows=down)
+    for (i, row), (j, column) in product(enumerate(down), enumerate(across)):
+        axes = grid[i, j]
+        in_panel = values[(values[rows] == row) & (values[columns] == column)]
+        for place, name in enumerate(hues):
+            part = in_panel[in_panel[hue] == name].dropna(subset="estimate")
+            at = np.array([xs.index(value) for value in part[x]], dtype=float)
+            at += 0.6 * ((place + 0.5) / len(hues) - 0.5)
+            if name == paper:
+                axes.plot(at, part["estimate"], marker="D", markersize=3.5, **REFERENCE)
+            else:
+                # an interval by resampling need not hold the estimate
+                axes.vlines(at, part["low"], part["high"], color=shade[name], linewidth=1.4)
+                axes.plot(at, part["estimate"], "o", color=shade[name], markersize=4)
+        axes.set_xlim(-0.5, len(xs) - 0.5)
+        axes.set_xticks(range(len(xs)), [as_label(value) for value in xs], rotation=40, ha="right")
+    marks = [
+        Line2D([], [], marker="D", markersize=3.5, **REFERENCE)
+        if name == paper
+        else Line2D([], [], marker="o", color=shade[name], linestyle="")
+        for name in hues
+    ]
+    names = [as_label(name) for name in hues]
+    drawing.legend(marks, names, loc="outside lower center", ncols=min(len(names), 4))
     return drawing

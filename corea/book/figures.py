@@ -7,8 +7,8 @@ metric and cascade modules prepared, and compute nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 from corea.book.display import as_label, as_plotly, short
 from corea.metrics.cascade import at_threshold
@@ -48,32 +49,49 @@ _METHODS = (
 _KNOWN = {name: place for place, names in enumerate(_METHODS) for name in names}
 
 
-def style() -> AbstractContextManager[None]:
-    """The look of static figures, as a context to draw in.
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of static figures, as a context to draw in or a decorator of what draws.
 
     Text is never parsed as mathematics, since names come from strangers' files.
     """
     look = sns.axes_style("whitegrid") | sns.plotting_context("paper", font_scale=1.1)
-    return mpl.rc_context(
-        look
-        | {
-            "text.parse_math": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.constrained_layout.use": True,
-            "legend.frameon": False,
-        }
-    )
+    look |= {
+        "text.parse_math": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+        "legend.frameon": False,
+    }
+    with mpl.rc_context(look):
+        yield
+
+
+def panels(
+    n_rows: int, n_columns: int, width: float, height: float, **options: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure of that size in inches, and its axes as a table."""
+    return plt.subplots(n_rows, n_columns, figsize=(width, height), squeeze=False, **options)
+
+
+def label_edges(
+    grid: NDArray[Any],
+    *,
+    columns: Iterable[object] = (),
+    rows: Iterable[object] = (),
+    below: str = "",
+) -> None:
+    """Name the columns of panels above them, the rows beside them, and the axis below them."""
+    for axes, name in zip(grid[0], columns, strict=False):
+        axes.set_title(as_label(name))
+    for axes, name in zip(grid[:, 0], rows, strict=False):
+        axes.set_ylabel(as_label(name))
+    for axes in grid[-1] if below else ():
+        axes.set_xlabel(below)
 
 
 def colors(systems: Iterable[str]) -> dict[str, str]:
     """A colour for each system: the method's own where it is known.
-
-    Args:
-        systems: Names; others than the papers' get the colours left, in order.
-
-    Returns:
-        Name to colour (hex). With more than ten systems colours repeat.
 
     Example:
         >>> colors(["Base", "mine"])["Base"] == colors(["SLM"])["SLM"]
@@ -87,138 +105,86 @@ def colors(systems: Iterable[str]) -> dict[str, str]:
     return {name: PALETTE[_KNOWN.get(name, places.get(name, 0))] for name in names}
 
 
+@style()
 def plot_reliability(curves: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Figure:
-    """Reliability diagrams, one a system, with the number of answers in each bin below.
-
-    Args:
-        curves: System to the table of :func:`corea.metrics.calibration.reliability_curve`.
-        columns: Diagrams side by side, at most.
-
-    Returns:
-        The figure.
-    """
+    """Reliability diagrams, one a system, with the number of answers in each bin below."""
     shade = colors(curves)
     columns = min(columns, len(curves))
     n_rows = -(-len(curves) // columns)
-    with style():
-        drawing, grid = plt.subplots(
-            2 * n_rows,
-            columns,
-            figsize=(2.6 * columns, 3.3 * n_rows),
-            height_ratios=[3, 1] * n_rows,
-            sharex=True,
-            squeeze=False,
-        )
-        for axes in grid.flat:
-            axes.set_visible(False)
-        for i, (name, curve) in enumerate(curves.items()):
-            row, column = divmod(i, columns)
-            above, below = grid[2 * row, column], grid[2 * row + 1, column]
-            above.set_visible(True)
-            below.set_visible(True)
-            _draw_reliability(above, curve, shade[name])
-            width = (curve["upper"] - curve["lower"]).clip(lower=0.01)
-            below.bar(curve["lower"], curve["count"], width, align="edge", color=shade[name])
-            above.set_title(as_label(name))
-            above.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-            above.tick_params(labelbottom=False)
-            below.set_xlabel("confidence")
-            below.tick_params(labelbottom=True)
-            if column == 0:
-                above.set_ylabel("accuracy")
-                below.set_ylabel("answers")
+    size, ratios = (2.6 * columns, 3.3 * n_rows), [3, 1] * n_rows
+    drawing, grid = panels(2 * n_rows, columns, *size, height_ratios=ratios, sharex=True)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for i, (name, curve) in enumerate(curves.items()):
+        row, column = divmod(i, columns)
+        above, below = grid[2 * row, column], grid[2 * row + 1, column]
+        above.set_visible(True)
+        below.set_visible(True)
+        _draw_reliability(above, curve, shade[name])
+        width = (curve["upper"] - curve["lower"]).clip(lower=0.01)
+        below.bar(curve["lower"], curve["count"], width, align="edge", color=shade[name])
+        above.set_title(as_label(name))
+        above.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        above.tick_params(labelbottom=False)
+        below.set_xlabel("confidence")
+        below.tick_params(labelbottom=True)
+        if column == 0:
+            above.set_ylabel("accuracy")
+            below.set_ylabel("answers")
     return drawing
 
 
 def _draw_reliability(axes: Axes, curve: pd.DataFrame, color: str) -> None:
     filled = curve[curve["count"] > 0]
+    accuracy = filled["accuracy"]
+    error = [accuracy - filled["accuracy_low"], filled["accuracy_high"] - accuracy]
     axes.plot([0, 1], [0, 1], **REFERENCE)
     axes.errorbar(
-        filled["confidence"],
-        filled["accuracy"],
-        yerr=[
-            filled["accuracy"] - filled["accuracy_low"],
-            filled["accuracy_high"] - filled["accuracy"],
-        ],
-        color=color,
-        marker="o",
-        markersize=4,
-        linewidth=1,
-        elinewidth=1,
-    )
+        filled["confidence"], accuracy, yerr=error, color=color, marker="o", markersize=4,
+        linewidth=1, elinewidth=1,
+    )  # fmt: skip
 
 
+@style()
 def plot_risk_coverage(curves: Mapping[str, pd.DataFrame]) -> Figure:
-    """Error rate among the answers given against the share of questions answered.
-
-    Args:
-        curves: System to the table of :func:`corea.metrics.calibration.risk_coverage_curve`.
-
-    Returns:
-        The figure.
-    """
+    """Error rate among the answers given against the share of questions answered."""
     shade = colors(curves)
-    with style():
-        drawing, axes = plt.subplots(figsize=(5.6, 3.2))
-        for name, curve in curves.items():
-            few = "o-" if len(curve) <= 30 else "-"
-            axes.plot(
-                curve["coverage"],
-                curve["risk"],
-                few,
-                markersize=4,
-                color=shade[name],
-                label=as_label(name),
-            )
-        axes.set(xlabel="share of questions answered", ylabel="error rate of those")
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize="small")
+    drawing, axes = plt.subplots(figsize=(5.6, 3.2))
+    for name, curve in curves.items():
+        look: dict[str, Any] = {"color": shade[name], "label": as_label(name), "markersize": 4}
+        axes.plot(curve["coverage"], curve["risk"], "o-" if len(curve) <= 30 else "-", **look)
+    axes.set(xlabel="share of questions answered", ylabel="error rate of those")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
     return drawing
 
 
+@style()
 def plot_deferral(
     curves: Mapping[str, pd.DataFrame],
     *,
     references: Mapping[str, tuple[float, float]],
     lines: Mapping[str, pd.DataFrame],
 ) -> Figure:
-    """Pass@1 against cost: a line a system, references grey.
-
-    Args:
-        curves: System to its :func:`corea.metrics.cascade.deferral_curve`.
-        references: Name to (cost, pass@1) of a single point, such as always large.
-        lines: Name to a table ``cost, pass_at_1``, such as random deferral.
-
-    Returns:
-        The figure.
-    """
+    """Pass@1 against cost: a line a system, references grey."""
     shade = colors(curves)
-    with style():
-        drawing, axes = plt.subplots(figsize=(6.4, 4.0))
-        # cycled, so that none is left out however many there are
-        for dashes, (name, line) in zip(cycle(_DASHES), lines.items(), strict=False):
-            axes.plot(
-                line["cost"],
-                line["pass_at_1"],
-                **{**REFERENCE, "linestyle": dashes},
-                label=as_label(name),
-            )
-        for name, curve in curves.items():
-            axes.plot(
-                curve["cost"], curve["pass_at_1"], "-", color=shade[name], label=as_label(name)
-            )
-            few = curve if len(curve) <= 30 else curve.iloc[:0]
-            axes.plot(few["cost"], few["pass_at_1"], "o", markersize=4, color=shade[name])
-        for marker, (name, (cost, accuracy)) in zip(
-            cycle("sD^v"), references.items(), strict=False
-        ):
-            axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=as_label(name))
-        axes.set(xlabel="mean cost of a question", ylabel="pass@1")
-        if len(curves) + len(lines) + len(references) <= 6:
-            axes.legend(loc="lower right", fontsize="small")
-        else:  # more than the corner below the curves holds
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize="small")
+    drawing, axes = plt.subplots(figsize=(6.4, 4.0))
+    # cycled, so that none is left out however many there are
+    for dashes, (name, line) in zip(cycle(_DASHES), lines.items(), strict=False):
+        look = {**REFERENCE, "linestyle": dashes, "label": as_label(name)}
+        axes.plot(line["cost"], line["pass_at_1"], **look)
+    for name, curve in curves.items():
+        axes.plot(curve["cost"], curve["pass_at_1"], "-", color=shade[name], label=as_label(name))
+        few = curve if len(curve) <= 30 else curve.iloc[:0]
+        axes.plot(few["cost"], few["pass_at_1"], "o", markersize=4, color=shade[name])
+    for marker, (name, (cost, accuracy)) in zip(cycle("sD^v"), references.items(), strict=False):
+        axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=as_label(name))
+    axes.set(xlabel="mean cost of a question", ylabel="pass@1")
+    if len(curves) + len(lines) + len(references) <= 6:
+        axes.legend(loc="lower right", fontsize="small")
+    else:  # more than the corner below the curves holds
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize="small")
     return drawing
 
 
@@ -233,16 +199,7 @@ def threshold_explorer(
 ) -> go.Figure:
     """A slider over the threshold: pass@1, cost, deferral rate and saving at each.
 
-    Args:
-        curve: From :func:`corea.metrics.cascade.deferral_curve`.
-        small: Mean cost and pass@1 of the small model alone.
-        large: Mean cost and pass@1 of the large model alone.
-        oracle: The oracle's curve, for comparison.
-        title: Shown above; escaped here. The slider starts at the paper's threshold.
-        step: Distance between the slider's thresholds, which run from 0 past 1.
-
-    Returns:
-        The plotly figure. Its numbers are the exact curve's at each threshold.
+    It starts at the paper's threshold; ``small`` and ``large`` are (mean cost, pass@1) alone.
     """
     import plotly.graph_objects as go
 
@@ -251,7 +208,7 @@ def threshold_explorer(
     rows = [at_threshold(curve, threshold) for threshold in thresholds]
     active = int(np.abs(thresholds - large_pass_at_1).argmin())  # the paper's threshold
 
-    def said(position: int) -> str:
+    def readout(position: int) -> str:
         row = rows[position]
         return (
             f"threshold <b>{thresholds[position]:.2f}</b>: pass@1 {row['pass_at_1']:.1%}, "
@@ -260,7 +217,7 @@ def threshold_explorer(
             f"pass@1 against always large: {100 * (row['pass_at_1'] - large_pass_at_1):+.1f} points"
         )
 
-    def here(position: int) -> tuple[list[float], list[float]]:
+    def point(position: int) -> tuple[list[float], list[float]]:
         return [float(rows[position]["cost"])], [float(rows[position]["pass_at_1"])]
 
     heading = f"{as_plotly(short(title, 120))}<br>"
@@ -288,21 +245,20 @@ def threshold_explorer(
                 hovertemplate="pass@1 %{y:.1%}<br>cost %{x:,.3~r}<extra></extra>",
             ),
             go.Scatter(
-                x=here(active)[0], y=here(active)[1], name="this threshold", mode="markers",
+                x=point(active)[0], y=point(active)[1], name="this threshold", mode="markers",
                 marker={"color": PALETTE[1], "size": 15, "line": {"color": "#222", "width": 1.5}},
                 hoverinfo="skip",
             ),
         ]
     )  # fmt: skip
-    moving = len(drawing.data) - 1
     steps = [
         {
             "method": "update",
             "label": f"{threshold:.2f}",
             "args": [
-                {"x": [here(i)[0]], "y": [here(i)[1]]},
-                {"title.text": heading + said(i)},
-                [moving],
+                {"x": [point(i)[0]], "y": [point(i)[1]]},
+                {"title.text": heading + readout(i)},
+                [len(drawing.data) - 1],
             ],
         }
         for i, threshold in enumerate(thresholds)
@@ -311,7 +267,7 @@ def threshold_explorer(
         template="plotly_white",
         # three lines above as many rows of the legend, on a narrow page
         title={
-            "text": heading + said(active), "font": {"size": 14},
+            "text": heading + readout(active), "font": {"size": 14},
             "x": 0.02, "y": 0.97, "yanchor": "top",
         },
         xaxis={"title": "mean cost of a question", "rangemode": "tozero"},
@@ -334,136 +290,82 @@ def _cost(cost: float) -> str:
     return f"{cost:,.0f}" if cost >= 100 else f"{cost:.2f}"
 
 
+@style()
 def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str) -> Figure:
-    """Estimates with their intervals: a panel a group, a row a system.
-
-    Args:
-        values: One row per (panel, label) with ``estimate``, ``low`` and ``high``.
-        label: Column of the systems' names, drawn from top to bottom as they come.
-        panel: Column whose values get a panel each.
-        measure: What is measured, for the axis.
-
-    Returns:
-        The figure.
-    """
+    """Estimates with their intervals: a panel a group, a row a system."""
     names = list(values[label].unique())
     groups = list(values[panel].unique())
     shade = colors(names)
-    with style():
-        drawing, grid = plt.subplots(
-            1,
-            len(groups),
-            figsize=(1.6 + 2.8 * len(groups), 0.3 * len(names) + 0.9),
-            sharey=True,
-            squeeze=False,
-        )
-        for axes, group in zip(grid[0], groups, strict=True):
-            for row in values[values[panel] == group].to_dict("records"):
-                name, height = row[label], names.index(row[label])
-                axes.plot([row["low"], row["high"]], [height] * 2, color=shade[name], linewidth=2)
-                axes.plot(row["estimate"], height, "o", color=shade[name])
-            axes.set_title(as_label(group))
-            axes.set_xlabel(measure)
-            axes.set_yticks(range(len(names)), [as_label(name) for name in names])
-            axes.set_ylim(len(names) - 0.5, -0.5)
+    size = 1.6 + 2.8 * len(groups), 0.3 * len(names) + 0.9
+    drawing, grid = panels(1, len(groups), *size, sharey=True)
+    label_edges(grid, columns=groups, below=measure)
+    for axes, group in zip(grid[0], groups, strict=True):
+        for row in values[values[panel] == group].to_dict("records"):
+            name, height = row[label], names.index(row[label])
+            axes.plot([row["low"], row["high"]], [height] * 2, color=shade[name], linewidth=2)
+            axes.plot(row["estimate"], height, "o", color=shade[name])
+        axes.set_yticks(range(len(names)), [as_label(name) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
     return drawing
 
 
+@style()
 def plot_shares(shares: pd.DataFrame, *, label: str, value: str) -> Figure:
-    """Shares of a whole as bars, with their percentages.
-
-    Args:
-        shares: One row a part.
-        label: Column of the parts' names, drawn from top to bottom as they come.
-        value: Column of the shares, of which the whole is 1.
-
-    Returns:
-        The figure.
-    """
-    with style():
-        drawing, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 0.7))
-        names = [as_label(name) for name in shares[label]]
-        bars = axes.barh(range(len(names)), shares[value], height=0.65, tick_label=names)
-        axes.bar_label(bars, [f"{share:.1%}" for share in shares[value]], padding=3)
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.grid(visible=False, axis="y")
+    """Shares of a whole as bars, with their percentages."""
+    drawing, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 0.7))
+    names = [as_label(name) for name in shares[label]]
+    bars = axes.barh(range(len(names)), shares[value], height=0.65, tick_label=names)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares[value]], padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(visible=False, axis="y")
     return drawing
 
 
+@style()
 def plot_cost_accuracy(points: pd.DataFrame, *, row: str, column: str) -> Figure:
-    """Pass@1 against cost, a point a system, with intervals: a grid of panels.
-
-    Args:
-        points: One row per panel and ``system``: ``cost`` and ``pass_at_1``, each with its
-            ``_low`` and ``_high`` (missing for none), ``together`` (drawn as a circle, others
-            as squares), and the columns of the panels.
-        row: Column whose values get a row of panels each.
-        column: Column whose values get a column of panels each.
-
-    Returns:
-        The figure.
-    """
+    """Pass@1 against cost, a point a system, with intervals; circles are cascades."""
     rows, columns = list(points[row].unique()), list(points[column].unique())
     shade = colors(points["system"])
-    with style():
-        drawing, grid = plt.subplots(
-            len(rows),
-            len(columns),
-            figsize=(0.6 + 3.0 * len(columns), 1.0 + 2.5 * len(rows)),
-            squeeze=False,
-            sharex=True,
-        )
-        for axes, (high, across) in zip(grid.flat, product(rows, columns), strict=True):
-            here = points[(points[row] == high) & (points[column] == across)]
-            for at in here.to_dict("records"):
-                x, y, look = at["cost"], at["pass_at_1"], {"color": shade[at["system"]]}
-                axes.plot([at["cost_low"], at["cost_high"]], [y, y], lw=1, **look)
-                axes.plot([x, x], [at["pass_at_1_low"], at["pass_at_1_high"]], lw=1, **look)
-                marker = "o" if at["together"] else "s"
-                axes.plot(x, y, marker, markersize=5, label=as_label(at["system"]), **look)
-            axes.set_title(as_label(f"{across}: {high}"))
-            axes.tick_params(labelbottom=True)
-            if high == rows[-1]:
-                axes.set_xlabel("cost (large model alone = 100)")
-            if across == columns[0]:
-                axes.set_ylabel("pass@1 (%)")
-        labels: dict[str, Any] = {}
-        for axes in grid.flat:
-            handles, names = axes.get_legend_handles_labels()
-            labels |= dict(zip(names, handles, strict=True))
-        drawing.legend(labels.values(), labels, loc="outside lower center", ncols=5)
+    size = 0.6 + 3.0 * len(columns), 1.0 + 2.5 * len(rows)
+    drawing, grid = panels(len(rows), len(columns), *size, sharex=True)
+    label_edges(grid, rows=["pass@1 (%)"] * len(rows), below="cost (large model alone = 100)")
+    for axes, (high, across) in zip(grid.flat, product(rows, columns), strict=True):
+        in_panel = points[(points[row] == high) & (points[column] == across)]
+        for at in in_panel.to_dict("records"):
+            x, y, look = at["cost"], at["pass_at_1"], {"color": shade[at["system"]]}
+            axes.plot([at["cost_low"], at["cost_high"]], [y, y], lw=1, **look)
+            axes.plot([x, x], [at["pass_at_1_low"], at["pass_at_1_high"]], lw=1, **look)
+            marker = "o" if at["together"] else "s"
+            axes.plot(x, y, marker, markersize=5, label=as_label(at["system"]), **look)
+        axes.set_title(as_label(f"{across}: {high}"))
+        axes.tick_params(labelbottom=True)
+    labels: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles, names = axes.get_legend_handles_labels()
+        labels |= dict(zip(names, handles, strict=True))
+    drawing.legend(labels.values(), labels, loc="outside lower center", ncols=5)
     return drawing
 
 
+@style()
 def plot_threshold_curves(
     values: pd.DataFrame, *, labels: Mapping[str, str], banded: Collection[str]
 ) -> Figure:
-    """Metrics against the threshold: a panel a metric, a line a system.
-
-    Args:
-        values: One row per ``system``, ``metric`` and ``threshold``: ``value``, ``low`` and
-            ``high``.
-        labels: Metric to the name of its axis; a panel each, in order.
-        banded: Systems whose interval is drawn, as a band; bands of all would hide each other.
-
-    Returns:
-        The figure.
-    """
+    """Metrics against the threshold: a panel a metric, a line a system, bands of those named."""
     shade = colors(values["system"])
-    with style():
-        drawing, grid = plt.subplots(1, len(labels), figsize=(3.4 * len(labels), 3.6))
-        for axes, (metric, label) in zip(np.atleast_1d(grid), labels.items(), strict=True):
-            part = values[values["metric"] == metric]
-            for name, rows in part.groupby("system", sort=False):
-                line = rows.sort_values("threshold")
-                color = shade[str(name)]
-                axes.plot(line["threshold"], line["value"], color=color, label=as_label(name))
-                if name in banded:
-                    ends = line["low"], line["high"]
-                    axes.fill_between(line["threshold"], *ends, color=color, alpha=0.2, lw=0)
-            axes.set(xlabel="threshold", ylabel=label)
-        handles, names = np.atleast_1d(grid)[0].get_legend_handles_labels()
-        drawing.legend(handles, names, loc="outside lower center", ncols=4)
+    drawing, grid = panels(1, len(labels), 3.4 * len(labels), 3.6)
+    for axes, (metric, label) in zip(grid[0], labels.items(), strict=True):
+        part = values[values["metric"] == metric]
+        for name, rows in part.groupby("system", sort=False):
+            line = rows.sort_values("threshold")
+            color = shade[str(name)]
+            axes.plot(line["threshold"], line["value"], color=color, label=as_label(name))
+            if name in banded:
+                ends = line["low"], line["high"]
+                axes.fill_between(line["threshold"], *ends, color=color, alpha=0.2, lw=0)
+        axes.set(xlabel="threshold", ylabel=label)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    drawing.legend(handles, names, loc="outside lower center", ncols=4)
     return drawing

@@ -27,9 +27,9 @@ size, all pretrained on the same corpus, are compared. What is decided:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from corea.book.compare import BOOTSTRAP, said
 from corea.book.display import as_label
-from corea.book.figures import REFERENCE, colors, style
+from corea.book.figures import REFERENCE, colors, label_edges, panels, style
 from corea.tasks.microworld import World, questions, sampler_accuracy
 
 POOLED = "Student's t, spread over seeds pooled over sizes"
@@ -52,22 +52,10 @@ Floats = NDArray[np.float64]
 def trends(
     measurements: pd.DataFrame, lines: Mapping[str, Mapping[str, float]], *, seed: int = 0
 ) -> pd.DataFrame:
-    """How metrics move with size (points 2 to 4 of this module).
+    """Slope, interval and rank correlation of metrics over sizes (points 2 to 4 of this module).
 
-    Args:
-        measurements: As for :func:`corea.book.compare.intervals`.
-        lines: Name of each line to its systems, with the size of each.
-        seed: Of the permutations.
-
-    Returns:
-        One row per line, dataset and metric that two sizes or more have: ``line, dataset,
-        metric, value`` (the slope, for ten times the weights), ``low`` and ``high`` (95 %),
-        ``n_sizes, n_runs, interval`` (:data:`POOLED` or
-        :data:`corea.book.compare.BOOTSTRAP`), ``rank_correlation`` and ``p_value``, missing
-        where all values are alike.
-
-    Raises:
-        ValueError: If a system was not measured.
+    ``lines`` has each line's systems with their sizes; a row per line, dataset and metric that
+    two sizes or more have.
 
     Example:
         Two sizes, a factor of 100 apart, and one run of each; 1 becomes 3:
@@ -84,8 +72,8 @@ def trends(
     resamples = range(int(measurements["resample"].max()) + 1)
     found = []
     for name, sizes in lines.items():
-        own = measurements[measurements["system"].isin(list(sizes))]
-        for (dataset, metric), part in own.groupby(["dataset", "metric"], sort=False):
+        line = measurements[measurements["system"].isin(list(sizes))]
+        for (dataset, metric), part in line.groupby(["dataset", "metric"], sort=False):
             runs: dict[float, list[Floats]] = {}
             for (system, _), rows in part.groupby(["system", "seed"], sort=False):
                 # where a metric is not defined in a resample there may be no row
@@ -120,14 +108,8 @@ def _slope(runs: Mapping[float, Sequence[Floats]]) -> dict[str, object]:
         tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
         low, high = np.quantile(resampled, tails) if len(resampled) else (np.nan, np.nan)
         kind = BOOTSTRAP
-    return {
-        "value": slope,
-        "low": float(low),
-        "high": float(high),
-        "n_sizes": len(n),
-        "n_runs": int(n.sum()),
-        "interval": kind,
-    }
+    interval = {"value": slope, "low": float(low), "high": float(high)}
+    return interval | {"n_sizes": len(n), "n_runs": int(n.sum()), "interval": kind}
 
 
 def _ranks(runs: Mapping[float, Sequence[Floats]], seed: int) -> dict[str, float]:
@@ -154,42 +136,26 @@ def learner(world: World, dataset: str, n: int, temperature: float) -> dict[str,
     Its answer to each question is right with a known probability
     (:func:`corea.tasks.microworld.sampler_accuracy`), and that is the confidence it states.
 
-    Args:
-        world: The world whose corpus was learnt.
-        dataset: One of the world's.
-        n: Test questions.
-        temperature: At which it answers.
-
-    Returns:
-        ``pass_at_1`` in percent, ``ece`` (0) and ``auroc``, both expected values; the last
-        missing where every answer is right, or none.
-
     Example:
         >>> known = learner(World(), "chains", 8, 0.6)
         >>> known["ece"], 0.5 < known["auroc"] < 1
         (0.0, True)
     """
+    from sklearn.metrics import roc_auc_score
+
     asked = questions(world, dataset, "test", n)
     right = np.array([sampler_accuracy(world, question, temperature) for question in asked])
-    order = right.argsort(kind="stable")
-    confidence, right = right[order], right[order]
-    wrong = 1 - right
-    # of a right and a wrong answer, how often the right one has the higher confidence
-    above = (confidence[:, None] > confidence) + 0.5 * (confidence[:, None] == confidence)
-    pairs = right.sum() * wrong.sum()
-    auroc = float(right @ above @ wrong / pairs) if pairs > 0 else np.nan
+    n_right = right.sum()
+    auroc = np.nan
+    if 0 < n_right < len(right):
+        # each answer is right with the weight of its chance, and wrong with the rest
+        outcome, weight = np.repeat([1, 0], len(right)), np.concatenate([right, 1 - right])
+        auroc = float(roc_auc_score(outcome, np.tile(right, 2), sample_weight=weight))
     return {"pass_at_1": 100 * float(right.mean()), "ece": 0.0, "auroc": auroc}
 
 
 def direction(row: Mapping[Any, Any]) -> str:
     """What a trend or a difference says, in a word.
-
-    Args:
-        row: With ``low`` and ``high``, as of :func:`trends`.
-
-    Returns:
-        ``"rises"`` or ``"falls"`` where the whole interval lies on that side of 0, otherwise
-        ``"not certain"``.
 
     Example:
         >>> direction({"low": 0.1, "high": 0.2}), direction({"low": -0.1, "high": 0.2})
@@ -200,13 +166,6 @@ def direction(row: Mapping[Any, Any]) -> str:
 
 def verdict(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None) -> str:
     """Whether a trend is that of sizes, or one size by itself makes it.
-
-    Args:
-        over_all: The trend over all sizes, with ``low`` and ``high``; None where there is none.
-        larger: The trend without the smallest size.
-
-    Returns:
-        What both say, for a sentence.
 
     Example:
         >>> verdict({"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.1})
@@ -221,13 +180,6 @@ def verdict(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None
 
 def in_words(row: Mapping[Any, Any] | None, spec: str = "+.3f") -> str:
     """A trend for a sentence: what changes, and whether the interval leaves doubt.
-
-    Args:
-        row: With ``value``, ``low`` and ``high``; None where there is no trend.
-        spec: Format of the three numbers.
-
-    Returns:
-        The numbers and the :func:`direction`, or ``"not measured"``.
 
     Example:
         >>> in_words({"value": 0.1, "low": 0.05, "high": 0.15}, "+.2f")
@@ -246,6 +198,7 @@ def short_number(weights: float) -> str:
     return f"{weights / 1e3:.0f}k" if weights < 999_500 else f"{weights / 1e6:.1f}M"
 
 
+@style()
 def plot_sizes(
     values: pd.DataFrame,
     *,
@@ -254,61 +207,35 @@ def plot_sizes(
     rows: str,
     reference: str = "perfect learner",
 ) -> Figure:
-    """Estimates with their intervals against size: a panel for each of rows and columns.
-
-    Args:
-        values: One row per panel, line and size with ``parameters``, ``estimate``, ``low`` and
-            ``high``.
-        line: Column whose values get a colour and a line each.
-        columns: Column whose values get a column of panels each; they share an axis.
-        rows: Column whose values get a row of panels each.
-        reference: Value of ``line`` that is grey and dashed, without intervals.
-
-    Returns:
-        The figure, sizes on a logarithmic axis.
-    """
+    """Estimates with their intervals against size: a panel for each of rows and columns."""
     names = list(values[line].unique())
     across, down = list(values[columns].unique()), list(values[rows].unique())
     shade = colors(name for name in names if name != reference)
     sizes = np.sort(values["parameters"].unique())
-    with style():
-        drawing, grid = plt.subplots(
-            len(down),
-            len(across),
-            figsize=(0.7 + 2.9 * len(across), 0.9 + 2.4 * len(down)),
-            sharex=True,
-            sharey="col",
-            squeeze=False,
-        )
-        for i, row in enumerate(down):
-            for j, column in enumerate(across):
-                axes = grid[i, j]
-                here = values[(values[rows] == row) & (values[columns] == column)]
-                axes.set_xscale("log")
-                for place, name in enumerate(names):
-                    part = here[here[line] == name].sort_values("parameters")
-                    part = part.dropna(subset="estimate")
-                    if name == reference:
-                        axes.plot(part["parameters"], part["estimate"], **REFERENCE)
-                        continue
-                    # side by side, so that intervals do not hide each other
-                    at = part["parameters"] * 1.05 ** (place - (len(names) - 1) / 2)
-                    axes.plot(at, part["estimate"], "o-", color=shade[name], ms=4, lw=1.2)
-                    axes.vlines(at, part["low"], part["high"], color=shade[name], lw=1.2)
-                axes.set_xticks(sizes, [short_number(size) for size in sizes], rotation=40)
-                axes.minorticks_off()
-                if i == 0:
-                    axes.set_title(as_label(column))
-                if i == len(down) - 1:
-                    axes.set_xlabel("weights")
-                if j == 0:
-                    axes.set_ylabel(as_label(row))
-        marks = [
-            Line2D([], [], **REFERENCE)
-            if name == reference
-            else Line2D([], [], marker="o", color=shade[name], markersize=4)
-            for name in names
-        ]
-        labels = [as_label(name) for name in names]
-        drawing.legend(marks, labels, loc="outside lower center", ncols=len(names))
+    figure_size = 0.7 + 2.9 * len(across), 0.9 + 2.4 * len(down)
+    drawing, grid = panels(len(down), len(across), *figure_size, sharex=True, sharey="col")
+    label_edges(grid, columns=across, rows=down, below="weights")
+    for axes, (row, column) in zip(grid.flat, product(down, across), strict=True):
+        in_panel = values[(values[rows] == row) & (values[columns] == column)]
+        axes.set_xscale("log")
+        for place, name in enumerate(names):
+            part = in_panel[in_panel[line] == name].sort_values("parameters")
+            part = part.dropna(subset="estimate")
+            if name == reference:
+                axes.plot(part["parameters"], part["estimate"], **REFERENCE)
+                continue
+            # side by side, so that intervals do not hide each other
+            at = part["parameters"] * 1.05 ** (place - (len(names) - 1) / 2)
+            axes.plot(at, part["estimate"], "o-", color=shade[name], ms=4, lw=1.2)
+            axes.vlines(at, part["low"], part["high"], color=shade[name], lw=1.2)
+        axes.set_xticks(sizes, [short_number(size) for size in sizes], rotation=40)
+        axes.minorticks_off()
+    marks = [
+        Line2D([], [], **REFERENCE)
+        if name == reference
+        else Line2D([], [], marker="o", color=shade[name], markersize=4)
+        for name in names
+    ]
+    labels = [as_label(name) for name in names]
+    drawing.legend(marks, labels, loc="outside lower center", ncols=len(names))
     return drawing

@@ -29,74 +29,65 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
-QUESTIONS: Mapping[str, int] = MappingProxyType(
-    {
-        "DeepMath500": 500,
-        "Math500": 500,
-        "GSM8K": 1319,
-        "OlympiadBench": 675,
-        "GPQA": 448,
-        "CommonsenseQA": 1221,
-    }
-)
+QUESTIONS: Mapping[str, int] = {
+    "DeepMath500": 500,
+    "Math500": 500,
+    "GSM8K": 1319,
+    "OlympiadBench": 675,
+    "GPQA": 448,
+    "CommonsenseQA": 1221,
+}
 """Questions per dataset of paper A. Source: paper A, section 4.1 (DeepMath500, GPQA,
 CommonsenseQA); the sizes of the public test sets for the other three."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "DeepMath500": ("DeepMath500",),
-        "OOD Math": ("Math500", "GSM8K", "OlympiadBench"),
-        "OOD Non-Math": ("GPQA", "CommonsenseQA"),
-    }
-)
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "DeepMath500": ("DeepMath500",),
+    "OOD Math": ("Math500", "GSM8K", "OlympiadBench"),
+    "OOD Non-Math": ("GPQA", "CommonsenseQA"),
+}
 """Datasets behind each column group of paper A's Tables 1 and 11. Source: section 4.1."""
 
-SMALL_MODEL: Mapping[str, str] = MappingProxyType(
-    {
-        "SLM-Verb": "SLM",
-        "RLVR-SLM-Verb": "RLVR-SLM",
-        "RLVR-SLM-AvgProb": "RLVR-SLM",
-        "RLVR-SLM-Probe": "RLVR-SLM",
-        "Router+RLVR-SLM": "RLVR-SLM",
-        "Brier-SLM-Verb": "Brier-SLM",
-        "COREA": "L1-SLM",
-    }
-)
+SMALL_MODEL: Mapping[str, str] = {
+    "SLM-Verb": "SLM",
+    "RLVR-SLM-Verb": "RLVR-SLM",
+    "RLVR-SLM-AvgProb": "RLVR-SLM",
+    "RLVR-SLM-Probe": "RLVR-SLM",
+    "Router+RLVR-SLM": "RLVR-SLM",
+    "Brier-SLM-Verb": "Brier-SLM",
+    "COREA": "L1-SLM",
+}
 """Small model inside each of paper A's collaborative systems. Source: section 4.2."""
 
 LARGE_MODEL = "Baseline LLM"
 ROUTER = "Router+RLVR-SLM"
 
-TABLES: Mapping[tuple[str, int], str] = MappingProxyType(
-    {
-        ("A", 1): "standalone and collaborative systems, in and out of domain",
-        ("A", 5): "systems on DeepMath500",
-        ("A", 6): "systems on Math500",
-        ("A", 7): "systems on GSM8K",
-        ("A", 8): "systems on OlympiadBench",
-        ("A", 9): "systems on GPQA",
-        ("A", 10): "systems on CommonsenseQA",
-        ("A", 11): "systems with a 1.5B small model",
-        ("A", 12): "confidence rewards on DeepMath500, Math500 and GSM8K",
-        ("A", 13): "confidence rewards on OlympiadBench, GPQA and CommonsenseQA",
-        ("A", 14): "rollout sizes on DeepMath500, Math500 and GSM8K",
-        ("A", 15): "rollout sizes on OlympiadBench, GPQA and CommonsenseQA",
-        ("B", 1): "accuracy and ECE of base, SFT and GRPO models",
-        ("B", 2): "share of sampled decisions with a probability above 0.99",
-        ("B", 3): "share of decisions that flip with swapped reasoning",
-        ("B", 4): "accuracy and ECE of base, SFT, GRPO and the proposed models",
-        ("B", 5): "ECE after post-hoc calibration",
-        ("B", 6): "static and marginal calibration error",
-        ("B", 7): "AUROC for selective prediction",
-        ("B", 8): "weight of the calibration loss",
-        ("B", 9): "weight of the KL penalty in GRPO",
-    }
-)
+TABLES: Mapping[tuple[str, int], str] = {
+    ("A", 1): "standalone and collaborative systems, in and out of domain",
+    ("A", 5): "systems on DeepMath500",
+    ("A", 6): "systems on Math500",
+    ("A", 7): "systems on GSM8K",
+    ("A", 8): "systems on OlympiadBench",
+    ("A", 9): "systems on GPQA",
+    ("A", 10): "systems on CommonsenseQA",
+    ("A", 11): "systems with a 1.5B small model",
+    ("A", 12): "confidence rewards on DeepMath500, Math500 and GSM8K",
+    ("A", 13): "confidence rewards on OlympiadBench, GPQA and CommonsenseQA",
+    ("A", 14): "rollout sizes on DeepMath500, Math500 and GSM8K",
+    ("A", 15): "rollout sizes on OlympiadBench, GPQA and CommonsenseQA",
+    ("B", 1): "accuracy and ECE of base, SFT and GRPO models",
+    ("B", 2): "share of sampled decisions with a probability above 0.99",
+    ("B", 3): "share of decisions that flip with swapped reasoning",
+    ("B", 4): "accuracy and ECE of base, SFT, GRPO and the proposed models",
+    ("B", 5): "ECE after post-hoc calibration",
+    ("B", 6): "static and marginal calibration error",
+    ("B", 7): "AUROC for selective prediction",
+    ("B", 8): "weight of the calibration loss",
+    ("B", 9): "weight of the KL penalty in GRPO",
+}
 """What each transcribed table shows, by paper and number."""
 
 _LABELS = ["block", "dataset", "model", "system", "setting", "metric", "unit", "note"]
@@ -165,20 +156,6 @@ def published_table(paper: str, table: int) -> pd.DataFrame:
 
     Source: paper A, Tables 1 and 5-15; paper B, Tables 1-9.
 
-    Args:
-        paper: ``"A"`` (COREA) or ``"B"`` (calibration-aware RL for decision tokens).
-        table: The table's number in the paper.
-
-    Returns:
-        Columns ``paper, table, block, dataset, model, system, setting, metric`` (empty
-        text where the table has no such heading; ``dataset`` may be a group of
-        datasets), ``value`` and ``spread`` (the number behind ±) in ``unit``,
-        ``decimals`` as printed in the cell, ``half_unit`` (half of the last digit that
-        the column is rounded to, in ``unit``) and ``note``. A lost number is missing.
-
-    Raises:
-        ValueError: If the paper or the table is not one of :data:`TABLES`.
-
     Example:
         >>> rows = published_table("A", 1)
         >>> corea = rows[(rows["system"] == "COREA") & (rows["dataset"] == "OOD Math")]
@@ -200,18 +177,6 @@ def published_table(paper: str, table: int) -> pd.DataFrame:
 
 def lay_out_table(paper: str, table: int) -> pd.DataFrame:
     """One printed table in the paper's own wide layout, cells as printed.
-
-    Args:
-        paper: ``"A"`` or ``"B"``.
-        table: The table's number in the paper.
-
-    Returns:
-        Text cells such as ``"60.3 (-8.6)"`` or ``"56.3±0.9"``, row headings as index,
-        column headings (two levels where the paper has two) as columns. A lost cell is
-        missing.
-
-    Raises:
-        ValueError: If the paper or the table is not one of :data:`TABLES`.
 
     Example:
         >>> lay_out_table("A", 5).loc[("Collaborative", "COREA"), "Total Cost"]
@@ -254,17 +219,6 @@ def weighted_mean_over_datasets(
     Source: not stated in paper A; its Table 1 follows from its Tables 5-10 this way
     (:func:`cross_check_table1`).
 
-    Args:
-        values: One column per dataset, any rows.
-        weights: Dataset to weight, positive; exactly the columns of ``values``.
-
-    Returns:
-        One mean per row of ``values``.
-
-    Raises:
-        ValueError: If the datasets differ, a value is missing or a weight is not a
-            positive number.
-
     Example:
         >>> values = pd.DataFrame({"easy": [90.0], "hard": [30.0]}, index=["SLM"])
         >>> float(weighted_mean_over_datasets(values, {"easy": 100, "hard": 200})["SLM"])
@@ -286,19 +240,6 @@ def cross_check_table1(weights: Mapping[str, float] = QUESTIONS) -> pd.DataFrame
 
     Source: paper A, Table 1 and Tables 5-10. A change is recomputed from the weighted
     means, not from the printed cells of Table 1.
-
-    Args:
-        weights: Questions of each of the six datasets.
-
-    Returns:
-        One row per printed number: ``dataset`` (a group), ``system``, ``metric``,
-        ``printed``, ``recomputed``, ``difference``, ``tolerance`` (what rounding can
-        explain), ``agrees``.
-
-    Example:
-        >>> checked = cross_check_table1()
-        >>> len(checked)
-        150
     """
     detail = _tables("A", _PER_DATASET)
     recomputed = []
@@ -323,10 +264,6 @@ def cross_check_changes() -> pd.DataFrame:
     Source: paper A, Tables 1 and 5-11: the numbers in parentheses are differences in
     pass@1 (percentage points) and relative differences in cost (%) from the Baseline
     LLM.
-
-    Returns:
-        One row per printed change: ``table, dataset, system, metric, printed,
-        recomputed, difference, tolerance, agrees``.
     """
     rows = _tables("A", (1, *_PER_DATASET, 11))
     recomputed = []
@@ -346,10 +283,6 @@ def cross_check_cost_sums() -> pd.DataFrame:
     Source: paper A, Tables 5-10 and section 4.3: a cascade always pays the small model,
     and the large one for deferred questions. The router system pays its router as well
     and is left to :func:`router_cost`.
-
-    Returns:
-        One row per system and dataset: ``table, dataset, system, metric, printed,
-        recomputed, difference, tolerance, agrees``.
     """
     rows = _tables("A", _PER_DATASET)
     rows = rows[rows["system"] != ROUTER]
@@ -367,11 +300,6 @@ def router_cost() -> pd.DataFrame:
     """What the router itself costs: total less small-model and large-model cost.
 
     Source: paper A, Tables 5-10, system ``Router+RLVR-SLM``; section 4.3.
-
-    Returns:
-        One row per dataset: ``cost, small_cost, large_cost, router_cost`` (SLM input
-        tokens per question), ``tolerance`` of ``router_cost`` (rounding of the three)
-        and ``share`` of the total, a fraction.
     """
     rows = _tables("A", _PER_DATASET)
     router = rows[rows["system"] == ROUTER]
@@ -394,11 +322,6 @@ def cross_check_repeats() -> pd.DataFrame:
     The one computed row is the large model's cost in paper A's Table 11: costs count
     input tokens of the small model, so the same runs cost 7/1.5 times as much beside a
     1.5B model as beside a 7B one.
-
-    Returns:
-        One row per number: ``check, dataset, model, system, metric, printed`` (the
-        first table named), ``recomputed`` (the second), ``difference, tolerance,
-        agrees``.
     """
     rewards, rollouts = _tables("A", (12, 13)), _tables("A", (14, 15))
     detail = _tables("A", _PER_DATASET)
@@ -450,11 +373,6 @@ def compare_evaluations() -> pd.DataFrame:
     Source: paper A, Tables 12-13 (with a spread) against Tables 5-10 (without one).
     Section 4.4: results are averages of 10 runs; what the number behind ± is, the paper
     does not say.
-
-    Returns:
-        One row per model and dataset: ``dataset, system, metric, printed`` (Tables
-        12-13), ``recomputed`` (Tables 5-10), ``difference``, ``tolerance`` (the spread
-        and the rounding of both, percentage points) and ``agrees``.
     """
     systems = {"SLM": "SLM", "RLVR": "RLVR-SLM", "L1": "L1-SLM", "Brier": "Brier-SLM"}
     rewards = _where(_tables("A", (12, 13)), metric="pass_at_1")
@@ -477,13 +395,6 @@ def deferral_selectivity() -> pd.DataFrame:
     :math:`(1-r) p_{small} + r\,p_{large}`.
 
     Source: paper A, Tables 5-10; the relations follow from section 4.3.
-
-    Returns:
-        One row per collaborative system and dataset: ``dataset, system,
-        deferral_rate`` (%), ``cost_ratio`` with the interval ``cost_ratio_low`` to
-        ``cost_ratio_high`` that rounding allows (missing where nothing is deferred; the
-        upper end is infinite where the rate may be zero), ``pass_at_1, random_pass_at_1``
-        (%), ``gain`` and its ``gain_tolerance`` (percentage points).
     """
     rows = _tables("A", _PER_DATASET)
     wide = rows.pivot(index=["dataset", "system"], columns="metric", values="value")
@@ -517,21 +428,6 @@ def recompute_lost_table(table: int) -> pd.DataFrame:
     them. Spreads cannot be recomputed: they depend on how datasets vary together.
 
     Source: paper A, Tables 2-4 (headings) and 12-15 (numbers).
-
-    Args:
-        table: 2 (methods; three of seven rows need tables the paper does not have),
-            3 (confidence rewards) or 4 (rollout sizes).
-
-    Returns:
-        Rows as in the paper's table, columns ``pass_at_1`` (%), ``ece`` and ``auroc``
-        (fractions), not rounded.
-
-    Raises:
-        ValueError: If ``table`` is not 2, 3 or 4.
-
-    Example:
-        >>> round(float(recompute_lost_table(4).loc["32", "pass_at_1"]), 1)
-        68.3
     """
     if table not in (2, 3, 4):
         raise ValueError(f"table of paper A: found {table!r}, expected 2, 3 or 4")
@@ -564,12 +460,6 @@ def check_claims() -> pd.DataFrame:
 
     Source: paper A, abstract and sections 5.1, 5.3 and 5.4.3; paper B, abstract,
     sections 3.3 and 5.1, appendices B.2 and B.3.
-
-    Returns:
-        One row per claim: ``paper, section, claim, relation`` (how the recomputed
-        number should stand to the claimed one), ``claimed, recomputed, tolerance``
-        (rounding of the claim and of the inputs), ``unit`` (``cells``: in how many of
-        them it holds) and ``agrees``.
     """
     columns = ["paper", "section", "claim", "relation", "claimed", "recomputed"]
     claims = pd.DataFrame(_claims_a() + _claims_b(), columns=[*columns, "tolerance", "unit"])
@@ -683,13 +573,6 @@ def _with_changes(systems: pd.DataFrame) -> pd.DataFrame:
 
     A cost change is a ratio: its tolerance is the farther end of the interval that the
     rounded costs allow.
-
-    Args:
-        systems: One row per system, columns ``pass_at_1`` (%), ``cost`` and whatever
-            else is averaged, rounded as in Table 1.
-
-    Returns:
-        Columns ``system, metric, recomputed, input_tolerance``.
     """
     half = published_table("A", 1).groupby("metric")["half_unit"].first()
     large = systems.loc[LARGE_MODEL]

@@ -11,8 +11,6 @@ and ``benchmarks/bench_server.py --publish`` the fourth:
 
 - ``server``: ``step``, ``logprobs`` whether log-probabilities were asked for, ``way`` to ask
   (``"corea"``, or ``"vllm bench serve"``, the server's own benchmark), ``tokens``, ``seconds``
-
-The chapters compute every number they state from these and from the reader's own runs.
 """
 
 from __future__ import annotations
@@ -25,59 +23,33 @@ import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap
 
+from corea import checks
+
 FOLDER = Path(__file__).parents[1] / "data" / "speed"
 TABLES = {"steps": "training", "parts": "training", "rollouts": "training", "server": "server"}
 """Table to what was measured."""
 
 
 def measured(table: str) -> pd.DataFrame:
-    """A table of the committed measurements.
-
-    Args:
-        table: One of :data:`TABLES`.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If there is no such table.
-    """
-    if table not in TABLES:
-        raise ValueError(f"table is {table!r}; expected one of {', '.join(TABLES)}")
+    """A table of the committed measurements, one of :data:`TABLES`."""
+    checks.one_of(table, "table", TABLES)
     return pd.read_csv(FOLDER / f"{table}.csv")
 
 
-def facts(of: str) -> dict[str, str]:
-    """Where committed measurements come from, and with which settings they were made.
-
-    Args:
-        of: What was measured, ``"training"`` or ``"server"``.
-
-    Returns:
-        Field name to value, in reading order.
-    """
-    content: dict[str, str] = json.loads((FOLDER / f"{of}.json").read_text("utf-8"))
+def facts(subject: str) -> dict[str, str]:
+    """Where measurements of ``"training"`` or ``"server"`` come from, with which settings."""
+    content: dict[str, str] = json.loads((FOLDER / f"{subject}.json").read_text("utf-8"))
     return content
 
 
-def publish(of: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, str]) -> None:
-    """Write measurements into the package.
-
-    Args:
-        of: What was measured, ``"training"`` or ``"server"``.
-        tables: All of its tables.
-        facts: What :func:`facts` is to return.
-
-    Raises:
-        ValueError: If the tables are not those.
-    """
-    expected = [name for name, measured in TABLES.items() if measured == of]
+def publish(subject: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, str]) -> None:
+    """Write all tables of a subject into the package, and what :func:`facts` is to return."""
+    expected = [name for name, measured in TABLES.items() if measured == subject]
     if sorted(tables) != sorted(expected):
         raise ValueError(f"tables are {', '.join(tables)}; expected {', '.join(expected)}")
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         rows.to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.6g")
-    (FOLDER / f"{of}.json").write_text(json.dumps(dict(facts), indent=1) + "\n", "utf-8")
+    (FOLDER / f"{subject}.json").write_text(json.dumps(dict(facts), indent=1) + "\n", "utf-8")
 
 
 def overhead(
@@ -90,18 +62,9 @@ def overhead(
 ) -> tuple[float, float, float]:
     """By how much a step done in one way is longer than the same step done in another.
 
-    Args:
-        steps: Table with ``step``, ``way`` and ``seconds``; each step in both ways.
-        way: Which is compared.
-        base: With which.
-        n_resamples: Bootstrap resamples of the pairs.
-        seed: Of the resampling.
-
     Returns:
-        Median over the pairs of its time / the other's - 1, and the 95 % interval (percentiles).
-
-    Raises:
-        ValueError: If a step was not measured in both ways, or fewer than two were.
+        Median over the pairs of its time / the other's - 1, and the 95 % interval (percentiles of
+        a bootstrap of the pairs).
 
     Example:
         >>> pair = {"way": ["corea", "trl"] * 2, "seconds": [1.03, 1.0, 2.06, 2.0]}
@@ -125,14 +88,7 @@ def overhead(
 
 
 def step_parts(parts: pd.DataFrame) -> pd.DataFrame:
-    """Where the time of a step goes.
-
-    Args:
-        parts: Table with ``step``, ``part`` and ``seconds``.
-
-    Returns:
-        One row a part, in the order of the table: ``part``, ``milliseconds`` (median over
-        steps) and ``share`` of the sum of these.
+    """Where the time of a step goes: ``part``, ``milliseconds`` (median over steps), ``share``.
 
     Example:
         >>> parts = pd.DataFrame({"step": [1, 1], "part": ["a", "b"], "seconds": [0.3, 0.1]})
@@ -150,14 +106,7 @@ def step_parts(parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def token_rates(rollouts: pd.DataFrame) -> pd.DataFrame:
-    """Completion tokens a second of each way to make them.
-
-    Args:
-        rollouts: Table with ``way``, ``tokens`` and ``seconds``.
-
-    Returns:
-        One row a way: ``way``, and the quartiles over steps ``low``, ``tokens_per_second``
-        (the median) and ``high``.
+    """Completion tokens a second of each ``way``: quartiles over steps, from ``low`` to ``high``.
 
     Example:
         >>> rollouts = pd.DataFrame({"way": ["x"] * 2, "tokens": [10, 30], "seconds": [1, 1]})

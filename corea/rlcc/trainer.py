@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,16 +25,14 @@ from transformers import PreTrainedTokenizerBase
 
 from corea.engines.models import chat_prompt
 from corea.metrics.calibration import describe_stated
-from corea.rlcc.rewards import CONFIDENCE_REWARDS, confidence_reward, well_formed
+from corea.rlcc.rewards import confidence_reward, well_formed
+from corea.rlcc.settings import GRPOSettings
 from corea.tasks.parsing import parse_completion
 from corea.tasks.questions import Question
 from corea.tasks.verify import score_answers
 from corea.training.alarms import report_alarm
 from corea.training.grpo import RolloutTrainer, digest, reinforce
-from corea.training.settings import Floats, RolloutSettings, TrainingError, from_zero, one_of
-
-if TYPE_CHECKING:
-    import pandas as pd
+from corea.training.settings import Floats, TrainingError
 
 COMPONENTS = ("correctness", "confidence", "format")
 ROLLOUT_METRICS = (
@@ -44,45 +41,6 @@ ROLLOUT_METRICS = (
 )
 COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
 VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
-
-
-@dataclass(frozen=True)
-class GRPOSettings(RolloutSettings):
-    """GRPO with a confidence reward; the rest is that of :class:`RolloutSettings`.
-
-    Attributes:
-        confidence_reward: Name in :data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`; ``"none"`` is
-            RLVR.
-        confidence_weight: Weight of the confidence reward.
-        format_weight: Weight of the format reward.
-
-    Example:
-        >>> GRPOSettings("l1", group_size=8, batch=100)
-        Traceback (most recent call last):
-            ...
-        ValueError: batch is 100; expected a multiple of group_size, 8
-    """
-
-    confidence_reward: str = one_of("l1", tuple(CONFIDENCE_REWARDS))
-    confidence_weight: float = from_zero(1.0)
-    format_weight: float = from_zero(1.0)
-
-    @property
-    def reward_weights(self) -> list[float]:
-        """Weights of correctness, confidence and format."""
-        return [1.0, self.confidence_weight, self.format_weight]
-
-    def earned(self, rollouts: pd.DataFrame) -> dict[str, Floats]:
-        """Correctness, format, and confidence if it is rewarded."""
-        rewards = super().earned(rollouts)
-        if self.confidence_reward != "none":
-            rewards["confidence"] = confidence_reward(
-                self.confidence_reward,
-                rollouts["confidence"].to_numpy(),
-                rewards["correctness"],
-                self.group_size,
-            )
-        return rewards | {"format": rollouts["format"].to_numpy()}
 
 
 def read_components(

@@ -103,7 +103,7 @@ def select_checkpoint(validation: pd.DataFrame, settings: RolloutSettings) -> pd
         ...     "correct": [0, 0, 1, 0, 1, 0, 1, 1]})
         >>> choice = select_checkpoint(rollouts, RolloutSettings(group_size=2))
         >>> choice[["step", "correctness", "worst", "selected"]].round(2).values.tolist()
-        [[10, 0.25, 2.0, False], [20, 0.75, 0.0, True]]
+        [[10, 0.25, 2.83, False], [20, 0.75, 0.0, True]]
     """
     steps = [step for step in sorted(validation["step"].unique()) if step > 0]
     if not steps:

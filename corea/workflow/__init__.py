@@ -1,1 +1,5 @@
-"""From a profile to executed notebooks to the book, and what that will take."""
+"""Profiles, and how their notebooks are planned, executed and made a book."""
+
+
+class PipelineError(Exception):
+    """What a person must know and can mend: shown without a traceback."""

@@ -186,7 +186,7 @@ say "   $runs runs in $(submitted) jobs, $((SECONDS - began)) s; book of $pages 
 say "2. its decision chapters made anew, with a node that is lost in the middle"
 rm -r build/store/decision* build/store/swap* build/smoke/_build
 .venv/bin/python - <<'END'
-from corea.workflow.pipeline import load_profile
+from corea.workflow.profiles import load_profile
 profile = load_profile("smoke")
 for run in profile.runs:
     if any(name.startswith("decision_") for name in [run, *profile.all_needs(run)]):

@@ -1,0 +1,520 @@
+"""A profile: which notebooks run with which parameters, and what they read from each other.
+
+``profiles/<profile>.yaml`` states what differs from the notebooks, whose parameters cells hold
+the defaults::
+
+    profile: smoke
+    seed: 0
+    defaults: {n_resamples: 20}          # for every run whose notebook has this parameter
+    runs:
+      calibration:                       # name of the run, and of its page
+        parameters: {n_bins: 5}
+      train:                             # one run for each variant and seed: train_l1_s0, ...
+        parameters: {base: "{tables}/pretrain"}
+        variants:                        # what each changes
+          l1: {}
+          rlvr: {confidence_reward: none}
+        seeds: [0, 1]                    # in place of the profile's
+      base_train:
+        notebook: train                  # by default the name of the entry
+
+1. A parameter is that of the variant, or else of the entry, of the profile's ``defaults``, of the
+   notebook. ``profile``, ``seed`` and ``output_dir`` are the pipeline's: a notebook writes its
+   tables to the last, and none when it is empty.
+2. A chapter of ``_toc.yml`` is a run of its notebook, which a profile need not name. Other runs are
+   sections of the page ``book/<entry>.md`` or, where there is none, ``book/<notebook>.md``.
+3. A run reads what another one wrote, and runs after it, by naming its folder in a parameter.
+   ``{tables}`` is ``build/<profile>/tables``, also where a notebook's default names that of
+   another profile. A run with seeds that is named without one stands for the run of the same seed
+   and, as an item of a list, for those of all seeds.
+4. ``kernel`` names the Jupyter kernel of the notebooks, python3 by default. ``resources`` is what
+   runs that train or generate ask of a cluster (their notebooks import :mod:`corea.stages`); an
+   entry may ask otherwise, and any other run asks for what :class:`Resources` says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import graphlib
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from corea.book.display import visible
+from corea.decisions.settings import DecisionSettings
+from corea.rlcc.settings import GRPOSettings
+from corea.training.settings import (
+    RolloutSettings,
+    SFTSettings,
+    TrainingError,
+    accumulation,
+    validation_batch,
+)
+from corea.workflow import PipelineError
+from corea.workflow.notebooks import (
+    FULL_RUN,
+    GIVEN,
+    STAGES,
+    imported_modules,
+    notebook_parameters,
+    own_imports,
+)
+
+KERNEL = "python3"  # of the environment that the pipeline runs in
+# a folder of results in a parameter, with or without a file in it
+TABLES = re.compile(r"build/(?P<profile>[^/]+)/tables(?:/(?P<run>[^/]*)(?P<file>/.*)?)?")
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+def _different(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("expected different seeds")
+    return seeds
+
+
+_Name = Annotated[str, Field(pattern=r"^\w+$")]
+_Seed = Annotated[int, Field(ge=0)]
+_Parameters = Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Resources(_Strict):
+    """What a run asks of a cluster; by default the least that a run can ask."""
+
+    gpus: Annotated[int, Field(ge=0)] = 0  # all on one node
+    cpus: Annotated[int, Field(ge=1)] = 1  # cores, and threads
+    memory_gb: Annotated[int, Field(ge=1)] = 4  # of 1,000 MB
+    minutes: Annotated[int, Field(ge=1)] = 60  # then it is ended; run again, a training goes on
+
+
+class _Entry(_Strict):
+    notebook: _Name = ""
+    parameters: _Parameters = {}
+    variants: Annotated[dict[_Name, _Parameters], Field(min_length=1)] = {}
+    seeds: Annotated[list[_Seed], Field(min_length=1), AfterValidator(_different)] = []
+    resources: Resources = Resources()
+
+
+class _File(_Strict):
+    profile: str
+    seed: _Seed
+    kernel: Annotated[str, Field(pattern=r"^[\w.-]+$")] = KERNEL
+    resources: Resources = Resources()
+    defaults: dict[str, Any] = {}
+    runs: dict[_Name, Annotated[_Entry, BeforeValidator(lambda entry: entry or {})]] = {}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that appears twice is an error, not a silent replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {', '.join(repeated)} given more than once"
+            )
+        return super().construct_mapping(node, deep)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook with one set of parameters."""
+
+    name: str  # also of its page and its files
+    notebook: Path
+    parameters: Mapping[str, Any]  # all that papermill is given, except output_dir
+    label: str = ""  # tells its page from those of the notebook's other runs, as "l1, seed 0"
+    needs: tuple[str, ...] = ()  # runs whose folders its parameters name
+    resources: Mapping[str, int] = field(default_factory=dict)  # those that its entry sets
+    entry: str = ""  # of the profile
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether its notebook trains or generates: it imports :mod:`corea.stages` itself."""
+        return STAGES in own_imports(self.notebook)
+
+    def inputs(self) -> list[Path]:
+        """Files that it reads, apart from its parameter file and what other runs make.
+
+        The published full run counts only where it is shown: publishing one repeats no training.
+        """
+        modules = imported_modules(self.notebook)
+        # all other data count for every run: a module that reads them need not say so by importing
+        data = {path for path in Path("corea", "data").rglob("*") if path.is_file()}
+        if FULL_RUN not in modules:
+            data -= {p for p in data if p.is_relative_to(Path("corea", "data", "full_run"))}
+        named = {Path(text) for text in _texts(self.parameters) if _is_file(text)}
+        made = {path for path in named if TABLES.fullmatch(path.as_posix())}
+        return sorted({self.notebook, Path("constraints.txt"), *modules, *data, *named - made})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The runs of a book."""
+
+    name: str
+    seed: int
+    runs: Mapping[str, Run]
+    kernel: str = KERNEL  # the Jupyter kernel that executes the notebooks
+    resources: Mapping[str, int] = field(default_factory=dict)  # of runs that train or generate
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this profile is made."""
+        return Path("build", self.name)
+
+    @property
+    def index(self) -> Path:
+        """The page that opens the book."""
+        return self.directory / "_build" / "html" / "index.html"
+
+    def all_needs(self, name: str) -> list[str]:
+        """Runs whose results a run reads, directly or through others, in a possible order."""
+        found: dict[str, None] = {}
+        for need in self.runs[name].needs:
+            found |= dict.fromkeys([*self.all_needs(need), need])
+        return list(found)
+
+    def asked(self, name: str) -> Resources:
+        """What a run asks of a cluster: as its entry says, or else as its profile does."""
+        run = self.runs[name]
+        return Resources(**{**(self.resources if run.trains else {}), **run.resources})
+
+    @cached_property
+    def readers(self) -> Sequence[str]:
+        """Runs that only read what others left, and that no run waits for."""
+        awaited = {need for run in self.runs.values() for need in run.needs}
+        return [run.name for run in self.runs.values() if not (run.trains or run.name in awaited)]
+
+    @cached_property
+    def priorities(self) -> Mapping[str, int]:
+        """How early to start each run, the higher the earlier.
+
+        By the longest chain of runs that wait for it in turn; among equals the first in the
+        profile goes first.
+        """
+        needs = {run.name: run.needs for run in self.runs.values()}
+        chain = dict.fromkeys(needs, 1)
+        for name in reversed([*graphlib.TopologicalSorter(needs).static_order()]):
+            for need in needs[name]:
+                chain[need] = max(chain[need], chain[name] + 1)
+        return {name: chain[name] * len(needs) - i for i, name in enumerate(needs)}
+
+
+def load_profile(name: str) -> Profile:
+    """Read ``profiles/<name>.yaml`` and check its keys, names, types and links.
+
+    Args:
+        name: Name of the profile.
+
+    Returns:
+        The profile: the chapters of ``_toc.yml`` in their order, then its other runs.
+
+    Raises:
+        PipelineError: If there is no such profile or notebook, a key or parameter is unknown or
+            of a wrong type, or runs have one name, read what no run makes or wait for each
+            other. Names the file and the key.
+    """
+    path = Path("profiles", f"{name}.yaml")
+    file = _read(path, name)
+    runs: dict[str, Run] = {}
+    stands_for: dict[str, list[str]] = {}  # a run without its seed: those of all seeds
+    asked_for: set[str] = set()
+    for key, entry in (_chapters() | file.runs).items():
+        for run in _entry_runs(path, key, entry, file):
+            if run.name in runs:
+                raise PipelineError(f"{path}: runs.{key}: another run is named {run.name} as well")
+            runs[run.name] = run
+            asked_for |= run.parameters.keys()
+            if entry.seeds:
+                stands_for.setdefault(run.name.rpartition("_s")[0], []).append(run.name)
+    _check_known(path, "defaults", file.defaults, asked_for - set(GIVEN))
+    stands_for |= {run: [run] for run in runs}
+    runs = {run.name: _connected(path, run, stands_for) for run in runs.values()}
+    try:
+        graphlib.TopologicalSorter({run.name: run.needs for run in runs.values()}).prepare()
+    except graphlib.CycleError as error:
+        circle = " needs ".join(reversed(error.args[1]))
+        raise PipelineError(f"{path}: runs need each other: {circle}") from error
+    _check_settings(path, runs.values())
+    return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
+
+
+def _read(path: Path, name: str) -> _File:
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
+        raise PipelineError(
+            f"there is no profile {visible(name)!r} in profiles/ here; there are: {known or 'none'}"
+        )
+    try:
+        content = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # noqa: S506
+        file = _File.model_validate(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: not readable as YAML: {visible(error)}") from error
+    except ValidationError as error:
+        raise PipelineError("\n  ".join(_complaints(path, error))) from error
+    if file.profile != name:
+        raise PipelineError(f"{path}: profile is {file.profile!r}, expected {name!r}")
+    return file
+
+
+def _complaints(path: Path, error: ValidationError) -> Iterator[str]:
+    for found in error.errors():
+        where = ".".join(visible(str(part)) for part in found["loc"] if part != "[key]")
+        where = where or "the profile"
+        match found["type"]:
+            case "extra_forbidden":
+                yield f"{path}: {where}: unknown key"
+            case "missing":
+                yield f"{path}: lacks {where}"
+            case _:
+                value = visible(repr(found["input"])[:200])
+                yield f"{path}: {where} is {value}: {found['msg']}"
+
+
+def _chapters() -> dict[str, _Entry]:
+    """An entry without changes for each notebook that ``_toc.yml`` lists, if there is one."""
+    contents = Path("_toc.yml")
+    if not contents.is_file():
+        return {}
+    pages = page_entries(yaml.safe_load(contents.read_text("utf-8")))
+    names = [Path(page["file"]) for page in pages]
+    return {path.name: _Entry() for path in names if path.parent == Path("notebooks")}
+
+
+def page_entries(contents: object) -> Iterator[dict[str, Any]]:
+    """Entries of a table of contents that name a file."""
+    match contents:
+        case dict():
+            if "file" in contents:
+                yield contents
+            yield from page_entries([*contents.values()])
+        case list():
+            for part in contents:
+                yield from page_entries(part)
+
+
+def _set(resources: Resources) -> dict[str, int]:
+    return resources.model_dump(exclude_unset=True)
+
+
+def _entry_runs(path: Path, key: str, entry: _Entry, file: _File) -> Iterator[Run]:
+    """The runs of one entry of a profile: one, or one for each variant and seed."""
+    where = f"runs.{key}"
+    stem = entry.notebook or key
+    notebook = Path("notebooks", f"{stem}.ipynb")
+    if not notebook.is_file():
+        raise PipelineError(f"{path}: {where}: there is no notebook {notebook}")
+    defaults = notebook_parameters(notebook)
+    folder = f"build/{defaults['profile']}/tables"
+    known = {
+        name: _replaced(value, folder, "{tables}")
+        for name, value in defaults.items()
+        if name not in GIVEN
+    }
+    common = {name: value for name, value in file.defaults.items() if name in known}
+    _check(path, "defaults", common, known, notebook)
+    _check(path, f"{where}.parameters", entry.parameters, known, notebook)
+    label = [] if key == stem else [key]
+    variants = [(key, label, dict[str, Any]())]
+    if entry.variants:
+        variants = [(f"{key}_{v}", [*label, v], change) for v, change in entry.variants.items()]
+    for variant, changes in entry.variants.items():
+        _check(path, f"{where}.variants.{variant}", changes, known, notebook)
+    for name, words, changes in variants:
+        parameters = {"profile": file.profile, "seed": file.seed}
+        parameters |= known | common | entry.parameters | changes
+        words = [word.replace("_", " ") for word in words]
+        run = Run(
+            name, notebook, parameters, ", ".join(words), resources=_set(entry.resources), entry=key
+        )
+        if not entry.seeds:
+            yield run
+        for seed in entry.seeds:
+            yield replace(
+                run,
+                name=f"{name}_s{seed}",
+                parameters=parameters | {"seed": seed},
+                label=", ".join([*words, f"seed {seed}"]),
+            )
+
+
+def _check(
+    path: Path, where: str, given: Mapping[str, Any], known: Mapping[str, Any], notebook: Path
+) -> None:
+    """Compare parameters with the names and types of a notebook's."""
+    _check_known(path, where, given, known)
+    for name, value in given.items():
+        default = known[name]
+        # a default of None says nothing about the type, and an integer is a fine float
+        accepted = (int, float) if type(default) is float else type(default)
+        if default is not None and (
+            not isinstance(value, accepted) or isinstance(value, bool) > (accepted is bool)
+        ):
+            raise PipelineError(
+                f"{path}: {where}.{name} is {visible(repr(value))}, expected "
+                f"{type(default).__name__} as in {notebook}"
+            )
+
+
+def _check_known(path: Path, where: str, given: Collection[str], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, cutoff=0.0)
+            meant = f"; the nearest known is {near[0]}" if near else ""
+            meant = "; the pipeline sets it" if name in GIVEN else meant
+            raise PipelineError(f"{path}: {where}: unknown parameter {visible(str(name))}{meant}")
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """A parameter with a text replaced, however deep in lists and mappings."""
+    match value:
+        case str():
+            return value.replace(old, new)
+        case list():
+            return [_replaced(part, old, new) for part in value]
+        case dict():
+            return {key: _replaced(part, old, new) for key, part in value.items()}
+    return value
+
+
+def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
+    """A run with the folders in its parameters filled in, and with what it needs."""
+    profile = run.parameters["profile"]
+    needs: dict[str, None] = {}
+
+    def fill(where: str, value: Any) -> Any:
+        match value:
+            case str():
+                (text,) = folders(where, value, of_seed=run.parameters["seed"])
+                return text
+            case dict():
+                return {key: fill(f"{where}.{key}", part) for key, part in value.items()}
+            case list():
+                filled: list[Any] = []
+                for part in value:
+                    filled += folders(where, part) if isinstance(part, str) else [fill(where, part)]
+                return filled
+        return value
+
+    def folders(where: str, text: str, of_seed: int | None = None) -> list[str]:
+        text = text.replace("{tables}", f"build/{profile}/tables")
+        folder = TABLES.fullmatch(text)
+        if not folder:
+            return [text]
+        if folder["profile"] != profile:
+            raise PipelineError(f"{path}: {where} is {text!r}, in the folder of another profile")
+        name = folder["run"] or ""
+        found = runs.get(name, [])
+        if of_seed is not None and [*found] != [name]:
+            found = [each for each in found if each == f"{name}_s{of_seed}"]
+        if not found:
+            raise PipelineError(f"{path}: {where} is {text!r}, but there is no such run")
+        needs.update(dict.fromkeys(found))
+        return [f"build/{profile}/tables/{each}{folder['file'] or ''}" for each in found]
+
+    parameters = fill(f"runs.{run.name}.parameters", run.parameters)
+    return replace(run, parameters=parameters, needs=tuple(needs))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Texts in a parameter, however deep in lists and mappings."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for part in value:
+                yield from _texts(part)
+        case dict():
+            yield from _texts([*value.values()])
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long, or with a null character: not a path
+        return False
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def _check_settings(path: Path, runs: Iterable[Run]) -> None:
+    """Build the settings of every training and compare them with its processes.
+
+    Refused is what a training would refuse, and a batch or a validation that cannot be shared out
+    among the processes that its accelerate file starts; each such run is named.
+    """
+    found = []
+    for run in runs:
+        trained = run.trains and run.notebook.stem in _TRAINERS
+        if trained and (complaint := _settings_complaint(run)):
+            found.append(f"{path}: runs.{run.name}: {complaint}")
+    if found:
+        raise PipelineError("\n  ".join(found))
+
+
+# what a notebook calls a setting, where that is not the setting's name
+_TRAINERS: Mapping[str, Mapping[str, str]] = {
+    "pretrain": {"checkpoint_every": "steps"},
+    "decision_pretrain": {"checkpoint_every": "steps"},
+    "train": {"temperature": "train_temperature"},
+    "decision_train": {},
+    "confidence_models": {
+        "steps": "router_steps",
+        "batch": "router_batch",
+        "learning_rate": "router_learning_rate",
+        "checkpoint_every": "router_steps",
+    },
+}
+
+
+def _settings_complaint(run: Run) -> str:
+    given, stem = run.parameters, run.notebook.stem
+    kind: Any = GRPOSettings if stem == "train" else SFTSettings
+    named = dict(_TRAINERS[stem])
+    if stem == "decision_train":
+        kind = SFTSettings if given["method"] == "sft" else DecisionSettings
+        named |= {"checkpoint_every": "steps"} if given["method"] == "sft" else {}
+    values: dict[str, Any] = {
+        setting.name: given.get(named.get(setting.name, setting.name)) for setting in fields(kind)
+    }
+    values = {name: value for name, value in values.items() if value is not None}
+    made = stem in ("pretrain", "decision_pretrain")
+    values["micro_batch"] = math.gcd(values["batch"], 8) if made else values["batch"]
+    try:
+        settings = kind(**values | given.get("more", {}))
+        processes = _processes(given.get("accelerate", ""))
+        accumulation(settings, processes)
+        if isinstance(settings, RolloutSettings):
+            validation_batch(given["n_validation"], settings, processes)
+    except (TypeError, ValueError, TrainingError, PipelineError) as error:
+        return visible(error)
+    return ""
+
+
+def _processes(accelerate: str) -> int:
+    """How many processes an accelerate configuration starts; none: this one."""
+    if not accelerate:
+        return 1
+    try:
+        return int(yaml.safe_load(Path(accelerate).read_text("utf-8"))["num_processes"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise PipelineError(
+            f"{accelerate}: not a configuration of accelerate ({type(error).__name__}: {error})"
+        ) from error

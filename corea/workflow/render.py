@@ -1,0 +1,180 @@
+"""Lay out the book's source from executed notebooks and render its pages.
+
+The pages are those of whole results only. They are sealed, and a page that was changed is rendered
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from corea.store import seal
+from corea.workflow import PipelineError
+from corea.workflow.execute import damage, plain_lines, write_reason
+from corea.workflow.notebooks import read_notebook
+from corea.workflow.profiles import Profile, page_entries
+
+LONG_CELL = 15  # lines above which the book folds a code cell
+# the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
+
+
+def table_of_contents(profile: Profile) -> dict[str, Any]:
+    """``_toc.yml`` with a section for each run that it does not list as a chapter.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        The contents, with such runs in the profile's order below ``book/<entry>`` or
+        ``book/<notebook>``.
+
+    Raises:
+        PipelineError: If a chapter is no run of the profile, or a run has no place.
+    """
+    contents: dict[str, Any] = yaml.safe_load(Path("_toc.yml").read_text("utf-8"))
+    entries = {entry["file"]: entry for entry in page_entries(contents)}
+    listed = {page for page in entries if page.startswith("notebooks/")}
+    runs = {f"notebooks/{name}": run for name, run in profile.runs.items()}
+    if absent := sorted(listed - runs.keys()):
+        raise PipelineError(
+            f"_toc.yml lists what profiles/{profile.name}.yaml does not run: {', '.join(absent)}"
+        )
+    for page, run in runs.items():
+        places = [f"book/{name}" for name in (run.entry, run.notebook.stem)]
+        above = next((place for place in places if place in entries), places[-1])
+        if page not in listed and above not in entries:
+            raise PipelineError(f"_toc.yml lists neither {page} nor {above}, to which it could go")
+        if page not in listed:
+            entries[above].setdefault("sections", []).append({"file": page})
+    return contents
+
+
+def assemble(profile: Profile) -> Path:
+    """Lay out the book's source: configuration, pages, executed notebooks, static files.
+
+    Plotly and MathJax come from the installed packages, so that the book needs no network.
+
+    Args:
+        profile: The profile, with all its runs executed.
+
+    Returns:
+        The folder for ``jupyter-book build``.
+
+    Raises:
+        PipelineError: If the result of a run is not whole, or the table of contents and the
+            profile disagree on the chapters.
+    """
+    contents = table_of_contents(profile)
+    entries: dict[str, str] = {}
+    found = {run: damage(profile, run, entries=entries) for run in profile.runs}
+    if broken := [f"{run}: {why}" for run, why in found.items() if why]:
+        raise PipelineError("\n  ".join(["the book was not built:", *broken]))
+    source = profile.directory / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree("book", source / "book")
+    shutil.copy("_config.yml", source)
+    toc = yaml.safe_dump(contents, sort_keys=False, allow_unicode=True)
+    (source / "_toc.yml").write_text(toc, "utf-8")
+
+    static = source / "book" / "_static"
+    shutil.copy(_packaged("plotly", "plotly/package_data/plotly.min.js"), static)
+    mathjax = _packaged("sphinx-mathjax-offline", "sphinx-mathjax-offline/static/mathjax")
+    for part in (mathjax / name for name in MATHJAX):
+        for file in [part] if part.is_file() else (p for p in part.rglob("*") if p.is_file()):
+            copy = static / "mathjax" / file.relative_to(mathjax)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+
+    (source / "notebooks").mkdir()
+    for run in profile.runs.values():
+        notebook = read_notebook(profile.directory / "executed" / f"{run.name}.ipynb")
+        if run.label:
+            _entitle(notebook, run.label)
+        for cell in notebook["cells"]:
+            _fold(cell)
+            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+                if "text/html" in data:  # JupyterLab's form of a figure means nothing to a page
+                    data.pop("application/vnd.plotly.v1+json", None)
+        page = source / "notebooks" / f"{run.name}.ipynb"
+        page.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
+    return source
+
+
+def _entitle(notebook: Mapping[str, Any], label: str) -> None:
+    """Put a label behind the title of a notebook, its first heading."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            source, labelled = "".join(cell["source"]), rf"\g<0> · {label}"
+            cell["source"], found = re.subn(r"^# .*\S", labelled, source, count=1, flags=re.M)
+            if found:
+                return
+
+
+def _fold(cell: dict[str, Any]) -> None:
+    """Hide a run's parameters and long code behind a button."""
+    tags = cell["metadata"].setdefault("tags", [])
+    lines = "".join(cell["source"]).count("\n") + 1
+    given = "injected-parameters" in tags
+    long = lines > LONG_CELL and "parameters" not in tags
+    if cell["cell_type"] == "code" and (given or long):
+        tags.append("hide-input")
+        prompt = "Parameters of this run" if given else f"Show the code ({lines} lines)"
+        cell["metadata"]["mystnb"] = {"code_prompt_show": prompt}
+
+
+def _packaged(package: str, path: str) -> Path:
+    """A file or folder of an installed package, found without importing it."""
+    return Path(str(distribution(package).locate_file(path)))
+
+
+def render(profile: Profile) -> Path:
+    """Build the pages with jupyter-book; a warning is an error.
+
+    Args:
+        profile: The profile, with all its runs executed.
+
+    Returns:
+        The page that opens the book.
+
+    Raises:
+        PipelineError: If jupyter-book reports an error or a warning; it holds them.
+    """
+    source = assemble(profile)
+    log = profile.directory / "logs" / "book.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print("book: rendering the pages", flush=True)
+    # from nothing each time, which takes seconds: no page of an earlier book is left
+    shutil.rmtree(profile.directory / "_build", ignore_errors=True)
+    run = "from jupyter_book.cli.main import main; main()"  # it cannot be run as a module
+    command = [sys.executable, "-c", run, "build", str(source)]
+    command += ["--path-output", str(profile.directory), "-W", "-n", "--keep-going"]
+    result = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    lines = plain_lines(result.stdout)
+    log.write_text("\n".join([*lines, ""]), "utf-8")
+    if result.returncode != 0 or not profile.index.is_file():
+        # a book with a warning in it is not left to be taken for one without
+        shutil.rmtree(profile.directory / "_build", ignore_errors=True)
+        told = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL|SEVERE)\b", line)]
+        reason = "\n  ".join(["the book was not built:", *(told or lines)[-20:]])
+        write_reason(profile, "book", reason)
+        raise PipelineError(f"{reason}\n  log: {log}")
+    seal(profile.index.parents[1])
+    return profile.index
