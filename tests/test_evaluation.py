@@ -21,7 +21,6 @@ from corea.engines.evaluation import (
     read_pooled_states,
     read_samples,
 )
-from corea.records import read_records, write_records
 from corea.store import seal
 from corea.tasks.questions import Question
 
@@ -184,13 +183,6 @@ def test_a_part_fills_a_batch_of_the_engine(tmp_path):
     many = dataclasses.replace(SAMPLING, n_samples=9)
     run(tmp_path / "many", questions=QUESTIONS[:2], sampling=many, part_size=None)
     assert len(list((tmp_path / "many").glob("part-*"))) == 2
-
-
-def test_records_can_be_written_and_read(tmp_path):
-    records = run(tmp_path / "e")
-    write_records(records, tmp_path / "records.parquet")
-    read = read_records(tmp_path / "records.parquet").table
-    pd.testing.assert_frame_equal(read, records.table)
 
 
 def test_samples_hold_the_texts(tmp_path):
@@ -390,6 +382,8 @@ class Interrupted(Scripted):
 
 def test_only_what_is_missing_is_asked(tmp_path):
     whole = run(tmp_path / "whole")
+    with pytest.raises(EvaluationError, match="part-00000: not there"):
+        read_samples(tmp_path / "e")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "e", Interrupted(after=5))
     with pytest.raises(EvaluationError, match="part-00001: not there; the evaluation is not fin"):
@@ -565,11 +559,6 @@ def test_an_engine_that_does_not_keep_its_word_is_named(tmp_path):
     with pytest.raises(EvaluationError, match="gave no pooled state, though asked"):
         run(tmp_path, Stateless(), pooled_states=True)
     assert not list(tmp_path.glob("part-?????"))
-
-
-def test_a_directory_without_an_evaluation_is_named(tmp_path):
-    with pytest.raises(EvaluationError, match="part-00000: not there"):
-        read_samples(tmp_path)
 
 
 # --- with a model -------------------------------------------------------------------------------

@@ -33,11 +33,14 @@ from safetensors.torch import load_file
 from corea import stages
 from corea.decisions import trainer as decision_trainer
 from corea.decisions.settings import DecisionSettings
+from corea.decisions.trainer import train_decisions
 from corea.rlcc.settings import GRPOSettings
+from corea.rlcc.trainer import train_grpo
 from corea.tasks.questions import Question
 from corea.training import launch, loop
 from corea.training.launch import Job
 from corea.training.settings import SFTSettings, TrainingError
+from corea.training.sft import train_sft
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
@@ -55,24 +58,34 @@ QUESTIONS = [Question("chains", str(i), f"{i}+1", str(i + 1), "choice", i / 2) f
 @pytest.mark.parametrize(
     "job",
     [
-        Job("sft", "base", ADAPTED, [{"prompt": "a\n", "completion": "é"}]),
-        Job("grpo", "org/model", GRPOSettings("brier", lora_rank=8), QUESTIONS[:2], QUESTIONS[2:]),
-        Job("decisions", "base", DecisionSettings(mask_decision=True), TRAINING[:3], VALIDATION),
+        Job(train_sft, "base", ADAPTED, [{"prompt": "a\n", "completion": "é"}]),
+        Job(train_grpo, "org/model", GRPOSettings("brier"), QUESTIONS[:2], QUESTIONS[2:]),
+        Job(train_decisions, "base", DecisionSettings(mask_decision=True), TRAINING, VALIDATION),
     ],
-    ids=lambda job: job.task,
+    ids=lambda job: job.trains.__name__,
 )
 def test_a_job_is_read_as_it_was_written(tmp_path, job):
     job.write(tmp_path / "run")
     read = Job.read(tmp_path / "run")
-    assert replace(read, validation=tuple(read.validation)) == replace(
-        job, validation=tuple(job.validation)
-    )
-    assert len({hash(row) for row in read.validation}) == len(job.validation)
+    assert read == job
+    for row in read.validation or ():
+        hash(row)
+
+
+JOB_FILE = (
+    '{"trains": "%s", "base": "b", "rows": [], "validation": null,'
+    ' "settings": ["corea.training.settings.SFTSettings", %s]}'
+)
 
 
 @pytest.mark.parametrize(
     "content",
-    [None, "{", "[]", "{}", '{"task": "dpo"}', '{"task": "grpo", "rows": [{"prompt": "a"}]}'],
+    [
+        *(None, "{", "[]", "{}"),
+        JOB_FILE % ("corea.training.sft.train_dpo", "{}"),
+        JOB_FILE % ("os.system", "{}"),
+        JOB_FILE % ("corea.training.sft.train_sft", '{"colour": 1}'),
+    ],
 )
 def test_what_is_no_job_is_named(tmp_path, content):
     if content is not None:
@@ -82,9 +95,9 @@ def test_what_is_no_job_is_named(tmp_path, content):
 
 
 def test_a_wrong_setting_of_a_job_is_named(tmp_path):
-    Job("sft", "base", ADAPTED, []).write(tmp_path)
+    Job(train_sft, "base", ADAPTED, []).write(tmp_path)
     content = json.loads((tmp_path / "job.json").read_text())
-    content["settings"]["lora_rank"] = -1
+    content["settings"][1]["lora_rank"] = -1
     (tmp_path / "job.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="lora_rank is -1; expected"):
         Job.read(tmp_path)
@@ -101,7 +114,7 @@ def test_what_is_no_configuration_is_named(tmp_path, content):
     with pytest.raises(TrainingError, match=r"some\.yaml: no accelerate configuration"):
         launch.configuration(path)
     with pytest.raises(TrainingError, match=r"some\.yaml: no accelerate configuration"):
-        launch.start(Job("sft", "base", ADAPTED, []), tmp_path / "run", path)
+        launch.start(Job(train_sft, "base", ADAPTED, []), tmp_path / "run", path)
     assert not (tmp_path / "run").exists()
 
 
@@ -259,7 +272,8 @@ def test_stages_pass_their_jobs_to_the_processes(decider, tmp_path, monkeypatch)
     )
     monkeypatch.setattr("corea.engines.evaluation.read_samples", lambda _: table)
     stages.router(decider, QUESTIONS, tmp_path / "answers", ADAPTED, **own)
-    assert [job.task for job, _ in jobs] == ["grpo", "decisions", "sft", "sft"]
+    trained = [job.trains for job, _ in jobs]
+    assert trained == [train_grpo, train_decisions, train_sft, train_sft]
     assert {job.base for job, _ in jobs} == {str(decider)}
     assert {accelerate for _, accelerate in jobs} == {CPU2}
     assert jobs[0][0].rows == QUESTIONS[:2]
@@ -297,8 +311,8 @@ def pretend(tmp_path, monkeypatch):
     return put
 
 
-def start(folder, **named):
-    launch.start(Job("sft", "base", ADAPTED, [], **named), folder, CPU2)
+def start(folder):
+    launch.start(Job(train_sft, "base", ADAPTED, []), folder, CPU2)
 
 
 def test_progress_is_passed_on_and_the_rest_is_not(pretend, capfd):
@@ -399,7 +413,7 @@ def test_a_notebook_that_is_killed_takes_all_processes_with_it(pretend):
         [
             *(sys.executable, "-c"),
             "import sys; from dataclasses import make_dataclass; from corea.training.launch import *; "
-            "start(Job('sft', 'base', make_dataclass('Settings', [])(), []), *sys.argv[1:])",
+            "start(Job(main, 'base', make_dataclass('Settings', [])(), []), *sys.argv[1:])",
             *(folder, CPU2),
         ],
         stdout=subprocess.PIPE,
@@ -453,10 +467,6 @@ def slurm(tmp_path):
         return result, log.read_text().splitlines() if log.exists() else []
 
     return run
-
-
-def test_the_slurm_script_is_one_that_bash_reads():
-    assert subprocess.run(["bash", "-n", SBATCH]).returncode == 0
 
 
 def test_the_slurm_script_starts_the_server_and_the_training_on_their_nodes(slurm):

@@ -17,7 +17,7 @@ MODULES = {
 PROJECT = HOME.parent / "pyproject.toml"
 MAY_NEED_TORCH = {
     "decisions.trainer",
-    "engines.transformers_engine",
+    "engines.server",  # needs the extra `train` too, for openai
     "rlcc.learned_confidence",
     "rlcc.trainer",
     "tasks.microworld",

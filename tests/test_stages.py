@@ -1,5 +1,7 @@
 """Stages are made once, and again when what decides them changes."""
 
+import inspect
+import json
 import shutil
 from dataclasses import replace
 
@@ -80,6 +82,57 @@ def test_reinforcement_starts_from_the_base_and_is_made_once(root, base, questio
     assert stages.reinforced(base, questions, held_out, settings, root=root) == made
     rlvr = replace(settings, confidence_reward="none")
     assert stages.reinforced(base, questions, held_out, rlvr, root=root) != made
+
+
+def code(made):
+    request = json.loads((made / "request.json").read_text())
+    return {path.removeprefix("corea/") for path in request["code"]}
+
+
+def test_the_code_of_a_stage_is_all_that_it_runs(root, base, questions):
+    settings = GRPOSettings(
+        steps=1, batch=4, micro_batch=4, group_size=2, checkpoint_every=1, max_completion_tokens=6
+    )
+    trained = code(stages.reinforced(base, questions, questions[:2], settings, root=root))
+    used = {"rlcc/trainer.py", "rlcc/rewards.py", "tasks/parsing.py", "tasks/verify.py"}
+    assert used | {"tasks/_verify_worker.py", "engines/transformers_engine.py"} <= trained
+    assert not {"book/figures.py", "decisions/trainer.py", "stages.py"} & trained
+    answered = code(stages.evaluated(base, questions, SAMPLING, batch_size=4, root=root))
+    assert "engines/transformers_engine.py" in answered
+    assert not {"engines/server.py", "engines/vllm_engine.py", "rlcc/trainer.py"} & answered
+
+
+def test_a_stage_is_made_again_when_it_does_something_else(tmp_path, monkeypatch):
+    def keyed(body):
+        monkeypatch.setattr(stages.inspect, "getsource", lambda _: f"def made(folder):\n{body}")
+        return made(root=tmp_path).name
+
+    @stages.stage
+    def made(folder):
+        pass
+
+    first = keyed("    return 1")
+    assert keyed('    """Says what."""\n    return 1  # one') == first
+    assert keyed("    return 2") != first
+    assert keyed("    from corea import records\n    return 1") != first
+
+
+ASKED = []
+
+
+@stages.stage
+def asking(folder, size, *, shares=(0.5,), name="a"):
+    ASKED.append((size, shares, name))
+
+
+def test_what_a_stage_is_not_given_has_its_default(tmp_path):
+    assert list(inspect.signature(asking).parameters) == ["size", "shares", "name"]
+    first = asking(1, root=tmp_path)
+    assert asking(size=1, shares=[0.5], name="a", root=tmp_path) == first
+    assert asking(1, name="b", root=tmp_path) != first
+    assert ASKED == [(1, (0.5,), "a"), (1, (0.5,), "b")]
+    with pytest.raises(TypeError, match="missing a required argument: 'size'"):
+        asking(root=tmp_path)
 
 
 def test_an_evaluation_and_a_router_are_made_once(root, base, questions):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -139,6 +139,6 @@ def served(folder: Path, log: Path, sequences: int) -> Iterator[str]:
 
 def _answers(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/health", timeout=5).is_success
-    except httpx.HTTPError:
+        return httpx2.get(f"{address}/health", timeout=5).is_success
+    except httpx2.HTTPError:
         return False

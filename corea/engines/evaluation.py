@@ -37,8 +37,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from corea import checks
 from corea.confidence import CONFIDENCE_GRID, average_probability
-from corea.engines.base import LONE_SURROGATE, MAX_TOKENS
+from corea.engines.base import LONE_SURROGATE, MAX_TOKENS, Rollout
 from corea.records import Records, records_from_columns
 from corea.store import StoreError, check_seal, seal, write_atomically
 from corea.tasks.parsing import parse_completion
@@ -46,7 +47,7 @@ from corea.tasks.questions import Question
 from corea.tasks.verify import KINDS, score_answers
 
 if TYPE_CHECKING:
-    from corea.engines.base import Engine, Rollout, Sampling
+    from corea.engines.base import Engine, Sampling
     from corea.tasks.decision_questions import DecisionQuestion
 
 _ROWS, _STATES, _REQUEST = "rows.parquet", "states.safetensors", "request.json"
@@ -102,8 +103,7 @@ def evaluate(
         system: Name of what answers, in the records.
         sampling: How completions are drawn, and how many of each question.
         directory: Where parts are kept.
-        part_size: Questions of a part; when None, as many as fill one batch of the engine. Its
-            batches are filled within a part.
+        part_size: Questions of a part; when None, as many as fill one batch of the engine.
         confidence_grid: Texts for the expected confidence; none: it is not computed. When None,
             :data:`corea.confidence.CONFIDENCE_GRID` if the engine can score texts.
         pooled_states: Whether to keep pooled states, for :func:`read_pooled_states`.
@@ -168,14 +168,7 @@ def evaluate(
 
 
 def missing_answers(samples: pd.DataFrame) -> str:
-    """How many answers could not be had.
-
-    Args:
-        samples: From :func:`read_samples`.
-
-    Returns:
-        A sentence with the first reason; empty if none is missing.
-    """
+    """How many answers could not be had and the first reason; empty if none is missing."""
     failed = samples.loc[samples["error"] != "", "error"]
     if failed.empty:
         return ""
@@ -207,15 +200,10 @@ def ask_in_parts(
 
     Returns:
         A note for each part that was damaged and made again.
-
-    Raises:
-        EvaluationError: If the directory holds a part of another request.
-        ValueError: If ``part_size`` is no whole number from 1.
     """
-    if not isinstance(part_size, int) or part_size < 1:
-        raise ValueError(f"part_size is {part_size!r}; expected a whole number from 1")
+    checks.whole(part_size, "part_size", 1)
     # not astuple, which copies every value
-    read = attrgetter(*(own.name for own in dataclasses.fields(questions[0])))
+    read = attrgetter(*(field.name for field in dataclasses.fields(questions[0])))
     whole = {
         **request,
         "questions": _digest([read(question) for question in questions]),
@@ -229,8 +217,8 @@ def ask_in_parts(
         path, start = directory / _name(number), number * part_size
         part = questions[start : start + part_size]
         # hidden states are of all rows of a part, or of none
-        part_of_it = number in there and not (path / _STATES).is_file()
-        kept = pd.read_parquet(path / _ROWS) if part_of_it else None
+        keeps_rows = number in there and not (path / _STATES).is_file()
+        kept = pd.read_parquet(path / _ROWS) if keeps_rows else None
         if kept is None:
             rows, states = answer(part, None)
         else:
@@ -258,15 +246,7 @@ def ask_in_parts(
 
 
 def require_rollouts(rollouts: Sequence[Sequence[Rollout]], wanted: Sequence[int]) -> None:
-    """Check that an engine answered everything.
-
-    Args:
-        rollouts: Of each question.
-        wanted: How many of each.
-
-    Raises:
-        EvaluationError: If there are more or fewer.
-    """
+    """Refuse more or fewer rollouts of a question than were asked for."""
     if [len(group) for group in rollouts] != list(wanted):
         raise EvaluationError(
             f"the engine gave {[len(group) for group in rollouts]} rollouts; expected "
@@ -277,35 +257,18 @@ def require_rollouts(rollouts: Sequence[Sequence[Rollout]], wanted: Sequence[int
 def read_samples(directory: str | Path, *, failed: bool = False) -> pd.DataFrame:
     """All that a finished evaluation kept, with the texts.
 
-    Args:
-        directory: That of :func:`evaluate`.
-        failed: Whether answers that could not be had are rows as well.
-
-    Returns:
-        The columns of its records and ``kind``, ``level``, ``prompt``, ``completion``,
-        ``finished`` (whether the model ended it), ``undecided`` (whether the answer could not
-        be checked) and ``error`` (why there is no answer, else empty); rows in the order of the
-        questions.
-
-    Raises:
-        EvaluationError: If a part is missing or damaged; names it.
+    Beside the columns of its records: ``kind``, ``level``, ``prompt``, ``completion``,
+    ``finished`` (whether the model ended it), ``undecided`` (whether the answer could not be
+    checked) and ``error`` (why there is no answer, else empty; such rows only if ``failed``).
+    Rows are in the order of the questions. A part that is missing or damaged is an
+    :class:`EvaluationError`.
     """
     samples = _read_rows(_finished(Path(directory)))
     return samples if failed else samples[samples["error"] == ""].reset_index(drop=True)
 
 
 def read_pooled_states(directory: str | Path) -> NDArray[np.float32]:
-    """Pooled states of a finished evaluation that kept them.
-
-    Args:
-        directory: That of :func:`evaluate`.
-
-    Returns:
-        Shape (n, d), rows in the order of the records.
-
-    Raises:
-        EvaluationError: If a part is missing or damaged, or no states were kept.
-    """
+    """Pooled states of a finished evaluation that kept them, (n, d), as its records' rows."""
     from safetensors.numpy import load_file
 
     parts = _finished(Path(directory))
@@ -315,14 +278,7 @@ def read_pooled_states(directory: str | Path) -> NDArray[np.float32]:
 
 
 def require_names(questions: Sequence[tuple[str, str]]) -> None:
-    """Refuse questions that cannot be told apart.
-
-    Args:
-        questions: Dataset and name of each.
-
-    Raises:
-        ValueError: If there is none, or one has no name or that of another; says which.
-    """
+    """Refuse questions (dataset and name of each) that cannot be told apart."""
     if not questions:
         raise ValueError("no questions; expected at least one")
     names: dict[tuple[str, str], int] = {}
@@ -376,6 +332,16 @@ def _write_part(
     partial.replace(path)
 
 
+def _damage(part: Path) -> str:
+    """What is wrong with a part that is there; empty if it is as it was sealed and readable."""
+    try:
+        check_seal(part)
+    except StoreError as error:
+        return str(error)
+    wrong = _unreadable(part)
+    return wrong and f"{part.as_posix()}: {wrong}"
+
+
 def _unreadable(part: Path, *, whole: bool = False) -> str:
     """Why the rows of a part cannot be read; empty if they can, as far as their types tell."""
     from pyarrow import ArrowException, types
@@ -417,22 +383,12 @@ def _kept(rollout: Rollout) -> Rollout:
         value = _float(getattr(rollout, name))
         if not (np.isnan(value) or 0 <= value <= 1):
             wrong.append(f"{name} is {value!r}")
-    told = f"the answer cannot be kept: {'; '.join(wrong)}" if wrong else str(rollout.error)
-    told = "".join(c if c.isprintable() else "?" for c in told[:_LONGEST_ERROR])
+    reason = f"the answer cannot be kept: {'; '.join(wrong)}" if wrong else str(rollout.error)
+    reason = "".join(c if c.isprintable() else "?" for c in reason[:_LONGEST_ERROR])
     if not wrong:
-        return rollout if told == rollout.error else dataclasses.replace(rollout, error=told)
-    return dataclasses.replace(
-        rollout,
-        completion="",
-        token_ids=None,
-        logprobs=None,
-        finished=False,
-        prompt_tokens=0,
-        n_tokens=0,
-        expected_confidence=None,
-        expected_mass=None,
-        error=told,
-    )
+        return rollout if reason == rollout.error else dataclasses.replace(rollout, error=reason)
+    lost = Rollout("", None, None, finished=False, prompt_tokens=0, error=reason)
+    return dataclasses.replace(lost, pooled_state=rollout.pooled_state)
 
 
 def _is_count(value: object) -> bool:
@@ -516,11 +472,9 @@ def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[dict[int,
     for path in sorted(directory.glob("part-*")):
         if path.name.endswith(".partial"):
             continue
-        try:
-            check_seal(path)
-        except StoreError as error:
-            _log.warning("%s", error)
-            damaged.append(str(error))
+        if wrong := _damage(path):
+            _log.warning("%s", wrong)
+            damaged.append(wrong)
             continue
         found = _request(path)
         if differing := [name for name in request if found.get(name) != request[name]]:
@@ -529,10 +483,6 @@ def _parts_there(directory: Path, request: Mapping[str, Any]) -> tuple[dict[int,
                 + "; ".join(f"{n} is {found.get(n)!r}, not {request[n]!r}" for n in differing)
                 + ". Use another directory, or delete this one"
             )
-        if wrong := _unreadable(path):
-            damaged.append(f"{path.as_posix()}: {wrong}")
-            _log.warning("%s", damaged[-1])
-            continue
         there[int(path.name.removeprefix("part-"))] = int(found[_FAILED])
     return there, damaged
 
@@ -560,12 +510,8 @@ def _finished(directory: Path) -> list[Path]:
         path = directory / _name(len(parts))
         if not path.is_dir():
             raise EvaluationError(f"{path.as_posix()}: not there; the evaluation is not finished")
-        try:
-            check_seal(path)
-        except StoreError as error:
-            raise EvaluationError(str(error)) from None
-        if wrong := _unreadable(path):
-            raise EvaluationError(f"{path.as_posix()}: {wrong}")
+        if wrong := _damage(path):
+            raise EvaluationError(wrong)
         request = _request(path)
         n_parts = -(-request["n_questions"] // request["part_size"])
         parts.append(path)

@@ -27,22 +27,12 @@ ENGINES = ("transformers", "vllm", "server")
 
 @contextmanager
 def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[Engine]:
-    """An engine for a model, which gives its memory back in the end.
+    """An engine (one of :data:`ENGINES`) for a model, which gives its memory back in the end.
 
-    Args:
-        name: One of :data:`ENGINES`.
-        model: Folder or hub name; for a server the name under which it has the model. A server
-            that has the model of a folder here (``vllm serve FOLDER``) is sent its prompts as
-            the ids that the folder's tokenizer makes of them, in its chat template if it has one.
-        batch_size: Completions it works on at once.
-
-    Yields:
-        The engine.
-
-    Raises:
-        ValueError: If there is no such engine.
-        ModelError: If the model cannot be read.
-        ServerError: If the server cannot be reached.
+    The model is a folder or hub name; for a server the name under which it has the model. A server
+    that has the model of a folder here (``vllm serve FOLDER``) is sent its prompts as the ids that
+    the folder's tokenizer makes of them, in its chat template if it has one. ``batch_size`` is how
+    many completions it works on at once.
     """
     if name not in ENGINES:
         raise ValueError(f"engine is {name!r}; expected one of {', '.join(ENGINES)}")
@@ -69,20 +59,7 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
 
 @contextmanager
 def opened_here(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[OpenEngine]:
-    """A model of this process, which gives its memory back in the end.
-
-    Args:
-        name: ``"transformers"`` or ``"vllm"``.
-        model: Folder or hub name.
-        batch_size: Completions it works on at once.
-
-    Yields:
-        The engine.
-
-    Raises:
-        ValueError: If there is no such engine, or it does not have the model in this process.
-        ModelError: If the model cannot be read.
-    """
+    """A model of this process, on transformers or vLLM, which gives its memory back."""
     if name == "transformers":
         import torch
 

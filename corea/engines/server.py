@@ -1,18 +1,16 @@
 r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted model.
 
-:class:`ServerEngine` is an :class:`corea.engines.base.Engine`. What is decided here:
+OpenAI's own client makes the requests: it waits and asks again after 408, 409, 429, 5xx, a lost
+connection or a time-out, and heeds ``Retry-After``. What is decided here:
 
 1. Each completion is a request of its own, with a seed drawn from the sampling's seed, the prompt
    and the number of the sample. So a completion that failed can be asked for alone, and neither
    the order of the prompts nor how many are asked at once decides what is asked.
-2. A request that fails for a reason that may pass (no connection, out of time, 408, 409, 425, 429,
-   5xx, a body that is cut, no JSON or not what was expected) is made again, after a wait that
-   doubles and is as long as a ``Retry-After`` says, but at most a minute. What still fails, and
-   what the server refuses (any other status, such as 400 or 422), is a rollout with an ``error``
-   and without a completion.
+2. An answer that is cut, no JSON or not what was expected counts as a lost connection. What still
+   fails, and what the server refuses (400, 422), is a rollout with an ``error``.
 3. What no question can change ends the evaluation at once: a key that is not accepted (401, 403),
-   a model that is not there (404), or an address from which requests are sent elsewhere (3xx). So
-   does a server that answered none of as many requests in a row as are made at once. Parts of the
+   a model that is not there (404), or an address that sends requests elsewhere (3xx; no redirect
+   is followed). So do as many failures in a row as requests are made at once. Parts of the
    evaluation that were answered are kept.
 4. ``top_p`` is sent as 1, and vLLM is told to leave its other filters off, which a model's own
    generation config may set (:data:`VLLM_BODY`).
@@ -20,22 +18,21 @@ r"""A server that speaks OpenAI's API, as an engine: ``vllm serve``, or a hosted
    (its ``logprobs-mode`` is ``raw_logprobs`` unless it is told otherwise). Those of an answer are
    missing as a whole if one of them is not a number from :data:`LOWEST_LOGPROB` to 0: ``null``,
    NaN, or minus infinity, which a token that was drawn cannot have. The answer counts without.
-6. The address and the key come from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``, as for OpenAI's
-   own client, and are written nowhere. A key that no header can carry is refused without being
-   shown. Where a server says the key, or the user and password of an address, they are taken out
-   of completions, errors and the log of httpx; what has fewer than six characters (``EMPTY``)
-   is taken for no secret.
+6. The address and the key come from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` and are written
+   nowhere; OpenAI's client is not given the key. Where a server says the key, or the user and
+   password of an address, they are taken out of completions, errors and the log of httpx2; what
+   has fewer than six characters (``EMPTY``) is taken for no secret.
 7. The server encodes prompts with the tokenizer it reads, and transformers' ``AutoTokenizer`` reads
    that of a Qwen2 model with a tokenizer of its own as Qwen2's. So for a model whose tokenizer is
    at hand, prompts can be sent to vLLM as the ids that our own tokenizer makes of them.
-8. Whatever a server does, a request ends within ``timeout`` and the time it takes to connect, its
-   answer has at most :data:`MAX_BODY` bytes (unpacked, if it was packed), and a reason at most 300
-   characters. httpx's own limits of time are those of single reads and writes; here each has what
-   the request has left. Cookies are not kept.
+8. Whatever a server does, a request ends within ``timeout``, its answer has at most
+   :data:`MAX_BODY` bytes (unpacked, if it was packed), and a reason at most 300 characters.
+   Cookies are not kept.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -44,20 +41,21 @@ import logging
 import os
 import re
 import threading
-import time
 import zlib
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
+import httpx2
 import numpy as np
+import openai
 from numpy.typing import NDArray
 
+from corea.checks import whole
 from corea.engines.base import (
     LONE_SURROGATE,
     MAX_TOKENS,
@@ -70,8 +68,6 @@ from corea.engines.prompts import chat_prompt, encode_prompts
 from corea.records import json_object
 
 if TYPE_CHECKING:
-    import httpx
-    from tenacity import RetryCallState
     from transformers import PreTrainedTokenizerBase
 
 VLLM_BODY: Mapping[str, Any] = MappingProxyType(
@@ -88,15 +84,14 @@ MAX_BRACKETS = 2**21
 LOWEST_LOGPROB = -1e6
 """Log-probability below which none is believed; servers write -9999 for minus infinity."""
 
-_PASSING = {408, 409, 425, 429}
-_LONGEST_WAIT = 60.0
 _LONGEST_REASON = 300
 _SHORTEST_SECRET = 6
-_PIECE = 2**14  # bytes sent at once
 _ROUNDING = 1e-3  # by which a log-probability may exceed 0
-_LOGGERS = ("httpx", *(f"httpcore.{part}" for part in ("connection", "http11", "proxy", "socks")))
+_LOGGERS = ("httpx2", *(f"httpcore2.{part}" for part in ("connection", "http11", "proxy", "socks")))
 
-_WRONG = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+_WRONG = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+
+Result = TypeVar("Result")
 
 _alone = threading.Lock()  # what two threads are not to do at once
 
@@ -105,12 +100,8 @@ class ServerError(Exception):
     """A server cannot be used; says why, and what to do."""
 
 
-class _Retry(Exception):
-    """A failure that may pass."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
+class _Unusable(httpx2.RequestError):
+    """An answer that is none; OpenAI's client takes it for a lost connection."""
 
 
 class _Refused(Exception):
@@ -119,7 +110,7 @@ class _Refused(Exception):
 
 @dataclass(frozen=True, eq=False)
 class ServerEngine:
-    """Asks an OpenAI-compatible server, many requests at once.
+    """Asks an OpenAI-compatible server, many requests at once; an :class:`Engine`.
 
     Attributes:
         model: Name under which the server has the model.
@@ -129,14 +120,13 @@ class ServerEngine:
         chat: Whether a prompt is a user's message, which the server puts into the chat template;
             otherwise it is the text to go on with.
         timeout: Seconds within which the whole of an answer is there, or the request has failed.
-        attempts: How often a request is made, from 1.
-        first_wait: Seconds before the second attempt.
+        attempts: How often a request is made, from 1; eight take half a minute of waiting.
         logprobs: Whether log-probabilities are asked for.
         body: Sent beside OpenAI's parameters.
         tokenizer: The model's, where prompts are to be sent as its ids (choice 7), in its chat
             template if ``chat``; vLLM takes ids, a hosted model does not.
 
-    A cached connection is left open until :meth:`close`.
+    Connections are left open until :meth:`close`.
 
     Example:
         >>> ServerEngine("Qwen/Qwen2.5-7B-Instruct", "http://localhost:8000/v1").batch_size
@@ -148,26 +138,19 @@ class ServerEngine:
     concurrency: int = 64
     chat: bool = True
     timeout: float = 600.0
-    attempts: int = 6
-    first_wait: float = 1.0
+    attempts: int = 8
     logprobs: bool = True
     body: Mapping[str, Any] = field(default_factory=lambda: VLLM_BODY)
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If one is out of range, there is no address, or the key cannot be sent.
-        """
+        """Check the values, the address and the key, without showing the key."""
         if not self.model:
             raise ValueError("model is empty; expected the name that the server has it under")
         for name in ("concurrency", "attempts"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number from 1")
-        if not (0 < self.timeout < np.inf and self.first_wait >= 0):
-            raise ValueError(f"timeout is {self.timeout!r} and first_wait {self.first_wait!r}")
+            whole(getattr(self, name), name, 1)
+        if not 0 < self.timeout < np.inf:
+            raise ValueError(f"timeout is {self.timeout!r}; expected seconds above 0")
         address = self._address
         _require_sendable(self._key)
         if self._key and address.username:
@@ -213,26 +196,39 @@ class ServerEngine:
         return _Secrets(self._key, self._address)
 
     @cached_property
-    def _client(self) -> httpx.Client:
-        import httpx
-
-        # packed answers are unpacked here, within a limit
-        headers = {"Accept-Encoding": "identity"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+    def _client(self) -> openai.AsyncOpenAI:
+        user = ":".join(_user(self._address))
+        authorization = f"Bearer {self._key}" if self._key else ""
+        if self._address.username:
+            authorization = f"Basic {base64.b64encode(user.encode()).decode()}"
         for name in _LOGGERS:
             logging.getLogger(name).addFilter(self._secrets)
-        return httpx.Client(
-            headers=headers,
-            auth=_user(self._address) if self._address.username else None,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout)),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self.concurrency),
+        place = self._address._replace(netloc=self._address.netloc.rpartition("@")[2]).geturl()
+        return openai.AsyncOpenAI(
+            api_key="-",  # each request is given the key by the client below, nothing else has it
+            base_url=place,
+            max_retries=self.attempts - 1,
+            timeout=httpx2.Timeout(self.timeout, connect=min(10.0, self.timeout)),
+            http_client=_Limited(authorization, self._secrets, self.concurrency),
         )
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.concurrency, thread_name_prefix="corea-server")
+    def _running(self) -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+        """An event loop in a thread of its own: a notebook's thread has another one."""
+        runner = asyncio.Runner()
+        loop = runner.get_loop()
+
+        def run() -> None:
+            with runner:  # which in the end cancels what is left
+                loop.run_forever()
+
+        thread = threading.Thread(target=run, name="corea-server", daemon=True)
+        thread.start()
+        return loop, thread
+
+    @cached_property
+    def _places(self) -> asyncio.Semaphore:
+        return asyncio.Semaphore(self.concurrency)
 
     @cached_property
     def _health(self) -> _Health:
@@ -270,59 +266,43 @@ class ServerEngine:
         ):
             if asked:
                 raise ValueError(f"{name} is not to be had from a server; use a model of your own")
-        with _alone:
-            threads, health, _ = self._threads, self._health, self._client
-        health.require()
+        self._health.require()
         wanted = wanted_samples(prompts, sampling, samples)
-        said = self._encoded(prompts)
-        futures: list[Future[Rollout]] = [
-            threads.submit(self._ask, said[i], sampling, request_seed(prompts[i], number, sampling))
-            for i, number in wanted
-        ]
-        try:
-            made = [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+        encoded = self._encoded(prompts)
+        asked_for = [(encoded[i], request_seed(prompts[i], n, sampling)) for i, n in wanted]
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
+        made = self._wait_for(self._ask_all(asked_for, sampling))
         for (i, _), rollout in zip(wanted, made, strict=True):
             rollouts[i].append(rollout)
         return rollouts
 
     def close(self) -> None:
-        """Give up connections and threads; the engine is not to be used again."""
-        if "_threads" in vars(self):
-            self._threads.shutdown(cancel_futures=True)
-        if "_client" in vars(self):
-            self._client.close()
-            for name in _LOGGERS:
-                logging.getLogger(name).removeFilter(self._secrets)
+        """Give up connections; the engine is not to be used again."""
+        if running := vars(self).pop("_running", None):
+            loop, thread = running
+            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+        for name in _LOGGERS:
+            logging.getLogger(name).removeFilter(self._secrets)
 
     def models(self) -> list[str]:
-        """Names of the models that the server has.
-
-        Returns:
-            The names; a server that does not list them has none.
+        """Names of the models that the server lists; none if it does not list them.
 
         Raises:
             ServerError: If it cannot be reached, or sends requests elsewhere.
         """
+        return self._wait_for(self._models())
+
+    def _wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
+        with _alone:
+            loop, _ = self._running
+        future = asyncio.run_coroutine_threadsafe(work, loop)
         try:
-            answer, content = self._fetch("GET", "models", min(30.0, self.timeout))
-        except _Retry as error:
-            failed = str(error)
-        else:
-            self._require_here(answer)
-            try:
-                listed = [entry["id"] for entry in _parsed(content)["data"]]
-            except (ValueError, KeyError, TypeError):
-                return []
-            return [self._secrets.told(name) for name in listed if isinstance(name, str)]
-        raise ServerError(
-            f"the server cannot be reached ({failed}). Start it, or set OPENAI_BASE_URL to its "
-            "address"
-        )
+            return future.result()
+        except BaseException:  # an interrupt of this thread ends the work too
+            future.cancel()
+            raise
 
     def _encoded(self, prompts: Sequence[str]) -> Sequence[str | list[int]]:
         """What is sent of each prompt."""
@@ -333,149 +313,153 @@ class ServerEngine:
                 prompts = [chat_prompt(self.tokenizer, prompt) for prompt in prompts]
             return encode_prompts(self.tokenizer, prompts)
 
-    def _ask(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
-        """One completion, or a rollout with an error."""
-        import tenacity
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Retry),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=self._wait,
-            reraise=True,
-        )
-        self._health.require()
+    async def _ask_all(
+        self, asked: Sequence[tuple[str | list[int], int]], sampling: Sampling
+    ) -> list[Rollout]:
+        tasks = [asyncio.create_task(self._ask(prompt, sampling, seed)) for prompt, seed in asked]
         try:
-            rollout = retrying(self._request, prompt, sampling, seed)
-        except _Refused as error:
-            return _failed(str(error))
-        except _Retry as error:
-            failed = str(error)
-        except ServerError as error:
-            self._health.end(error)
-            raise
-        else:
-            self._health.answered()
-            return rollout
-        self._health.failed(failed)
-        self._health.require()
-        return _failed(f"{failed} ({self.attempts} attempts)")
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
 
-    def _wait(self, state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, _Retry) else 0.0
-        doubled = self.first_wait * 2.0 ** (state.attempt_number - 1)
-        # requests that failed together do not come back together
-        spread = float(np.random.default_rng().uniform(0.75, 1.25))
-        return min(_LONGEST_WAIT, max(asked, doubled * spread))
+    async def _ask(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
+        """One completion, or a rollout with an error."""
+        async with self._places:
+            self._health.require()
+            try:
+                rollout = await self._request(prompt, sampling, seed)
+            except (_Refused, openai.APIError) as caught:
+                failure: Exception = caught
+            else:
+                self._health.answered()
+                return rollout
+            # raised out here, an error does not hang on to one of the client's
+            told = self._told(failure)
+            status = getattr(failure, "status_code", 0)
+            if 300 <= status < 400 or status in (401, 403, 404):
+                self._health.end(await self._unfit(status, told))
+            elif isinstance(failure, openai.APIConnectionError) or _may_pass(status):
+                told = f"{told} ({self.attempts} attempts)"
+                self._health.failed(told)
+            self._health.require()
+            return _failed(told)
 
-    def _request(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
-        body = {
+    async def _request(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
+        asked: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
             "top_p": 1.0,
             "max_tokens": sampling.max_completion_tokens,
             "seed": seed,
-            **self.body,
+            "extra_body": dict(self.body),
         }
-        chat = self.chat and isinstance(prompt, str)
-        if chat:
-            body["messages"] = [{"role": "user", "content": prompt}]
-            body |= {"logprobs": True} if self.logprobs else {}
+        client = self._client
+        if self.chat and isinstance(prompt, str):
+            asked["messages"] = [{"role": "user", "content": prompt}]
+            asked |= {"logprobs": True} if self.logprobs else {}
+            answer = await client.chat.completions.with_raw_response.create(**asked)
         else:
-            body["prompt"] = prompt
-            body |= {"logprobs": 1} if self.logprobs else {}
-        path = "chat/completions" if chat else "completions"
-        answer, content = self._fetch("POST", path, self.timeout, body)
-        if answer.status_code != 200:
-            raise self._failure(answer, content)
+            asked |= {"logprobs": 1} if self.logprobs else {}
+            answer = await client.completions.with_raw_response.create(prompt=prompt, **asked)
+        rollout: Rollout = answer.http_response.extensions["rollout"]
+        return rollout
+
+    async def _models(self) -> list[str]:
+        client = self._client.with_options(max_retries=0, timeout=min(30.0, self.timeout))
         try:
-            rollout = _read(_parsed(content), chat=chat)
-        except _Refused as error:
-            refused: Exception = _Refused(self._secrets.told(str(error)))
-        except (*_WRONG, RecursionError) as error:
-            told = f"the answer is not what was expected ({type(error).__name__}: {error})"
-            refused = _Retry(self._secrets.told(told))
+            answer = await client.models.with_raw_response.list()
+            listed = [entry["id"] for entry in _parsed(answer.http_response.content)["data"]]
+        except openai.APIError as caught:
+            failure = caught
+        except _WRONG:
+            return []
         else:
-            return replace(rollout, completion=self._secrets.hidden(rollout.completion))
-        raise refused
+            return [self._secrets.told(name) for name in listed if isinstance(name, str)]
+        if isinstance(failure, openai.APIStatusError):
+            if 300 <= failure.status_code < 400:
+                raise await self._unfit(failure.status_code, self._told(failure))
+            return []
+        raise ServerError(
+            f"the server cannot be reached ({self._told(failure)}). Start it, or set "
+            "OPENAI_BASE_URL to its address"
+        )
 
-    def _fetch(
-        self, method: str, path: str, seconds: float, body: Mapping[str, Any] | None = None
-    ) -> tuple[httpx.Response, bytes]:
-        """An answer and its content, all of which is there within so many seconds."""
-        import httpx
+    def _told(self, failure: Exception) -> str:
+        """Why a request failed, in a line without secrets."""
+        if isinstance(failure, openai.APIStatusError):
+            status, answer = failure.status_code, failure.response
+            if 300 <= status < 400:
+                place = answer.headers.get("Location", "").partition("?")[0]
+                return self._secrets.told(f"HTTP {status}: elsewhere, at {place}")
+            return self._secrets.told(f"HTTP {status}: {answer.content.decode('utf-8', 'replace')}")
+        cause = failure.__cause__ or failure
+        if isinstance(cause, _Unusable | _Refused | httpx2.ReadTimeout):
+            return self._secrets.told(str(cause))
+        return self._secrets.told(f"{type(cause).__name__}: {cause}".strip(": "))
 
-        place = self._address._replace(netloc=self._address.netloc.rpartition("@")[2]).geturl()
-        try:
-            _in_time.until = time.monotonic() + seconds
-            traced = {"trace": _in_time.trace}
-            with self._client.stream(
-                method, f"{place}/{path}", json=body, extensions=traced
-            ) as answer:
-                return answer, _limited(answer)
-        except (TimeoutError, httpx.ReadTimeout, httpx.WriteTimeout):
-            failed = f"no whole answer within {seconds:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            failed = f"{type(error).__name__}: {error}".strip(": ")
-        raise _Retry(self._secrets.told(failed))
-
-    def _failure(self, answer: httpx.Response, content: bytes) -> Exception:
-        self._require_here(answer)
-        status, said = answer.status_code, content[: 100 * _LONGEST_REASON]
-        told = self._secrets.told(f"HTTP {status}: {said.decode('utf-8', 'replace')}")
+    async def _unfit(self, status: int, told: str) -> ServerError:
+        """What to do about a server that no question can be put to."""
+        if status == 404:
+            listed = ", ".join(await self._models())[:_LONGEST_REASON] or "none that it lists"
+            return ServerError(f"{told}. It has these models: {listed}; asked for {self.model}")
         if status in (401, 403):
             return ServerError(f"{told}. Set OPENAI_API_KEY to a key that the server accepts")
-        if status == 404:
-            listed = ", ".join(self.models())[:_LONGEST_REASON] or "none that it lists"
-            return ServerError(f"{told}. It has these models: {listed}; asked for {self.model}")
-        if status in _PASSING or status >= 500:
-            try:
-                wait = float(answer.headers.get("Retry-After", 0))
-            except ValueError:  # a date
-                wait = 0.0
-            return _Retry(told, wait if wait > 0 else 0.0)  # NaN is none
-        return _Refused(told)
-
-    def _require_here(self, answer: httpx.Response) -> None:
-        """Refuse an address that is not that of the server."""
-        if 300 <= answer.status_code < 400:
-            there = answer.headers.get("Location", "").partition("?")[0]
-            told = self._secrets.told(f"HTTP {answer.status_code}: elsewhere, at {there}")
-            raise ServerError(
-                f"{told}. Set OPENAI_BASE_URL to the address that answers itself, with its /v1"
-            )
+        return ServerError(
+            f"{told}. Set OPENAI_BASE_URL to the address that answers itself, with its /v1"
+        )
 
 
-class _InTime(threading.local):
-    """When the request that a thread is making has to be over."""
+class _Limited(httpx2.AsyncClient):
+    """Sends what OpenAI's client makes; its answers are whole, in time, of bounded length."""
 
-    until = 0.0
+    def __init__(self, authorization: str, secrets: _Secrets, concurrency: int) -> None:
+        super().__init__(
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
+        )
+        self._authorization, self._secrets = authorization, secrets
 
-    def left(self) -> float:
-        seconds = self.until - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        return seconds
+    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        request.headers.pop("Authorization", None)
+        if self._authorization:
+            request.headers["Authorization"] = self._authorization
+        request.headers["Accept-Encoding"] = "identity"  # packed answers are unpacked here
+        seconds = request.extensions["timeout"]["read"]
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await super().send(request, stream=True, follow_redirects=False)
+                try:
+                    content = await _limited(answer)
+                finally:
+                    await answer.aclose()
+        except (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout):
+            raise httpx2.ReadTimeout(f"no whole answer within {seconds:g} s") from None
+        extensions: dict[str, Any] = {}
+        if not answer.is_success:
+            content = content[: 100 * _LONGEST_REASON]
+        elif request.method == "POST":
+            extensions["rollout"] = self._rollout(answer, content, request)
+        kept = ("Retry-After", "Location")
+        headers = {name: answer.headers[name] for name in kept if name in answer.headers}
+        return httpx2.Response(
+            answer.status_code,
+            headers=headers,
+            content=content,
+            request=request,
+            extensions=extensions,
+        )
 
-    def trace(self, event: str, found: Mapping[str, Any]) -> None:
-        """Bound what a new connection reads and writes; httpcore calls this."""
-        if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            return
-        stream = found["return_value"]
-        read, write = stream.read, stream.write
-
-        def read_in_time(size: int, timeout: float | None = None) -> bytes:
-            content: bytes = read(size, self.left())
-            return content
-
-        def write_in_time(content: bytes, timeout: float | None = None) -> None:
-            for start in range(0, len(content), _PIECE):
-                write(content[start : start + _PIECE], self.left())
-
-        stream.read, stream.write = read_in_time, write_in_time
-
-
-_in_time = _InTime()
+    def _rollout(self, answer: httpx2.Response, content: bytes, request: httpx2.Request) -> Rollout:
+        if answer.status_code != 200:
+            raise _Refused(f"HTTP {answer.status_code}")
+        try:
+            rollout = _read(_parsed(content), chat=request.url.path.endswith("/chat/completions"))
+        except _WRONG as error:
+            told = f"the answer is not what was expected ({type(error).__name__}: {error})"
+        else:
+            return replace(rollout, completion=self._secrets.hidden(rollout.completion))
+        raise _Unusable(told)
 
 
 class _Secrets(logging.Filter):
@@ -496,13 +480,13 @@ class _Secrets(logging.Filter):
                 base64.b64encode(secret.encode()).decode(),
             )
         }
-        whole = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
+        full = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
         # half of it, from its start, and what goes on: a server may cut it
         begun = [
             re.escape(form[: max(12, len(form) // 2)]) + r"[\w.~+/=%-]*"
             for form in sorted(forms, key=len, reverse=True)
         ]
-        self._found = re.compile("|".join([*whole, *begun]) or r"(?!)")
+        self._found = re.compile("|".join([*full, *begun]) or r"(?!)")
 
     def hidden(self, text: str) -> str:
         """The text without them."""
@@ -519,30 +503,28 @@ class _Secrets(logging.Filter):
 
 
 class _Health:
-    """Whether a server is still to be asked; shared by the threads that ask it."""
+    """Whether a server is still to be asked; written by the thread of the event loop alone."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._in_a_row = limit, 0
-        self._lock = threading.Lock()
         self._error: ServerError | None = None
 
     def answered(self) -> None:
-        with self._lock:
-            self._in_a_row = 0
+        self._in_a_row = 0
 
     def failed(self, why: str) -> None:
-        with self._lock:
-            self._in_a_row += 1
-            if self._in_a_row >= self._limit and self._error is None:
-                self._error = ServerError(
+        self._in_a_row += 1
+        if self._in_a_row >= self._limit:
+            self.end(
+                ServerError(
                     f"{self._in_a_row} requests in a row were not answered, the last because of "
                     f"{why}. The parts that were answered are kept: run it again when the "
                     "server is back"
                 )
+            )
 
     def end(self, error: ServerError) -> None:
-        with self._lock:
-            self._error = self._error or error
+        self._error = self._error or error
 
     def require(self) -> None:
         """Refuse to ask a server that was given up."""
@@ -580,10 +562,15 @@ def _require_sendable(key: str) -> None:
         )
 
 
-def _limited(answer: httpx.Response) -> bytes:
+def _may_pass(status: int) -> bool:
+    """Whether OpenAI's client asks again after a status."""
+    return status in (408, 409, 429) or status >= 500
+
+
+async def _limited(answer: httpx2.Response) -> bytes:
     """The content of an answer, unpacked, of bounded length."""
     parts, size = [], 0
-    for part in answer.iter_raw():
+    async for part in answer.aiter_raw():
         parts.append(part)
         size += len(part)
         _require_length(size)
@@ -592,21 +579,21 @@ def _limited(answer: httpx.Response) -> bytes:
     if packing == "identity":
         return content
     if packing not in ("gzip", "x-gzip", "deflate"):
-        raise _Retry("the answer is packed, though that was not asked for")
+        raise _Unusable("the answer is packed, though that was not asked for")
     unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # whichever of them it is
     try:
         content = unpacking.decompress(content, MAX_BODY + 1)
     except zlib.error as error:
-        raise _Retry(f"the answer is not {packing} ({error})") from None
+        raise _Unusable(f"the answer is not {packing} ({error})") from None
     _require_length(len(content))
     if not unpacking.eof:
-        raise _Retry(f"the answer is {packing} that was cut")
+        raise _Unusable(f"the answer is {packing} that was cut")
     return content
 
 
 def _require_length(size: int) -> None:
     if size > MAX_BODY:
-        raise _Retry(f"the answer has more than {MAX_BODY:,} bytes")
+        raise _Unusable(f"the answer has more than {MAX_BODY:,} bytes")
 
 
 def _parsed(content: bytes) -> Any:

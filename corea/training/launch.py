@@ -6,8 +6,6 @@ folder of the results, and starts::
 
     accelerate launch --config_file profiles/accelerate/zero2.yaml -m corea.training.launch FOLDER
 
-What is decided here:
-
 1. The processes share nothing with the notebook but that folder. So the lock of the store, its
    seal and its name are the notebook's alone, however many processes train.
 2. What a process prints with ``progress: `` before it is printed by the notebook; all else is
@@ -29,7 +27,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module
@@ -52,23 +50,8 @@ LAUNCH = "COREA_LAUNCH"  # environment variable with a command in place of `acce
 PROGRESS = "progress: "
 ERROR = "error: "
 _SHOWN = 80  # last lines of a training that failed
+_UNKNOWN = (ImportError, AttributeError)  # a name that is not there
 _PATIENCE = 10  # seconds in which processes may end by themselves
-
-# what trains, its settings, and what its rows are (nothing: dictionaries). Named, not imported:
-# a result depends on the code of its own kind alone.
-_TASKS = {
-    "sft": ("training.sft.train_sft", "training.settings.SFTSettings", ""),
-    "grpo": (
-        "rlcc.trainer.train_grpo",
-        "rlcc.settings.GRPOSettings",
-        "tasks.questions.Question",
-    ),
-    "decisions": (
-        "decisions.trainer.train_decisions",
-        "decisions.settings.DecisionSettings",
-        "tasks.decision_questions.DecisionQuestion",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -76,98 +59,76 @@ class Job:
     """One training.
 
     Attributes:
-        task: ``"sft"``, ``"grpo"`` or ``"decisions"``.
+        trains: Function that trains, such as :func:`corea.training.sft.train_sft`.
         base: Folder or hub name of the model to start from.
         settings: Of the training.
         rows: To train on: dictionaries with ``prompt`` and ``completion``, or questions.
-        validation: Questions held out; none for ``"sft"``.
+        validation: Questions held out; None where the function takes none.
     """
 
-    task: str
+    trains: Callable[..., None]
     base: str
     settings: WeightSettings
     rows: Sequence[Mapping[str, str]] | Sequence[Question] | Sequence[DecisionQuestion]
-    validation: Sequence[Question] | Sequence[DecisionQuestion] = ()
+    validation: Sequence[Question] | Sequence[DecisionQuestion] | None = None
+
+    def run(self, folder: str | Path, accelerate: str = "") -> None:
+        """Train in the processes of an accelerate configuration; in this one if it is empty."""
+        if accelerate:
+            start(self, folder, accelerate)
+        else:
+            self.train(folder)
+
+    def train(self, folder: str | Path) -> None:
+        """Train in this process: alone, or as one of those that accelerate started."""
+        held_out = () if self.validation is None else (self.validation,)
+        tokenizer = load_tokenizer(self.base)
+        self.trains(self.base, tokenizer, self.rows, *held_out, self.settings, folder)
 
     def write(self, folder: str | Path) -> None:
-        """Write the job where its results will be.
-
-        Args:
-            folder: The folder; made if it is not there.
-        """
+        """Write the job where its results will be."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        held_out = self.validation
         content = {
-            "task": self.task,
+            "trains": _name(self.trains),
             "base": self.base,
-            "settings": asdict(self.settings),
+            "settings": [_name(type(self.settings)), asdict(self.settings)],
             "rows": [_plain(row) for row in self.rows],
-            "validation": [_plain(row) for row in self.validation],
+            "validation": None if held_out is None else [_plain(row) for row in held_out],
         }
         write_atomically(folder / JOB, json.dumps(content) + "\n")
 
     @classmethod
     def read(cls, folder: str | Path) -> Job:
-        """Read a job.
-
-        Args:
-            folder: Where :meth:`write` wrote it.
-
-        Returns:
-            The job.
-
-        Raises:
-            TrainingError: If the file is missing or is no job; names it.
-            ValueError: If a setting is out of range.
-        """
+        """Read what :meth:`write` wrote; a TrainingError names a file that is no job."""
         path = Path(folder, JOB)
         try:
             content = json.loads(path.read_text("utf-8"))
-            _, settings, row = _TASKS[content["task"]]
-            made: Any = _named(row) if row else dict
-            rows, held_out = (
-                [made(**_tuples(fields)) for fields in content[name]]
-                for name in ("rows", "validation")
+            kind, settings = content["settings"]
+            rows, held_out = content["rows"], content["validation"]
+            return cls(
+                _named(content["trains"]),
+                content["base"],
+                _named(kind)(**settings),
+                [_row(*row) for row in rows],
+                None if held_out is None else [_row(*row) for row in held_out],
             )
-            chosen = _named(settings)(**content["settings"])
-            return cls(content["task"], content["base"], chosen, rows, held_out)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise _failure(
+        except (OSError, json.JSONDecodeError, LookupError, TypeError, *_UNKNOWN) as error:
+            raise TrainingError(
                 f"{path.as_posix()} is no job ({type(error).__name__}: {error}); expected what "
                 "corea.training.launch.Job.write wrote"
             ) from None
 
-    def train(self, folder: str | Path) -> None:
-        """Train in this process: alone, or as one of those that accelerate started.
-
-        Args:
-            folder: Where everything is written, as :func:`corea.training.sft.train_sft` and
-                :func:`corea.rlcc.trainer.train_grpo` say, which also say what is raised.
-        """
-        train, *_ = _TASKS[self.task]
-        held_out = () if self.task == "sft" else (self.validation,)
-        tokenizer = load_tokenizer(self.base)
-        _named(train)(self.base, tokenizer, self.rows, *held_out, self.settings, folder)
-
 
 def configuration(path: str | Path) -> dict[str, Any]:
-    """What an accelerate configuration says, without its comments.
-
-    Args:
-        path: A YAML file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        TrainingError: If there is no such file, or it is no accelerate configuration.
-    """
+    """What an accelerate configuration says, without its comments; what is none is named."""
     try:
         content = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise _failure(f"{path}: no accelerate configuration ({error})") from None
+        raise TrainingError(f"{path}: no accelerate configuration ({error})") from None
     if not isinstance(content, dict) or "distributed_type" not in content:
-        raise _failure(
+        raise TrainingError(
             f"{path}: no accelerate configuration (it has no distributed_type); expected a file "
             "like profiles/accelerate/zero2.yaml"
         )
@@ -177,27 +138,15 @@ def configuration(path: str | Path) -> dict[str, Any]:
 def start(job: Job, folder: str | Path, accelerate: str | Path) -> None:
     """Train in the processes of an accelerate configuration, and wait for them.
 
-    Args:
-        job: What to train.
-        folder: Where everything is written.
-        accelerate: The configuration.
-
     Raises:
         TrainingError: If the training fails; with its error and the last that was printed.
     """
     configuration(accelerate)
     job.write(folder)
-    command = shlex.split(os.environ.get(LAUNCH, "")) or [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-    ]
-    command += [
-        "--config_file",
-        str(accelerate),
-        "-m",
-        "corea.training.launch",
-        "--attached",
-        str(folder),
-    ]
+    accelerating = (sys.executable, "-m", "accelerate.commands.launch")
+    command = shlex.split(os.environ.get(LAUNCH, "")) or [*accelerating]
+    command += ["--config_file", str(accelerate), "-m", "corea.training.launch"]
+    command += ["--attached", str(folder)]
     reading, writing = os.pipe()
     process = subprocess.Popen(
         command,
@@ -225,10 +174,10 @@ def start(job: Job, folder: str | Path, accelerate: str | Path) -> None:
         os.close(writing)  # each of them reads its end
         _end(process)
     if status:
-        said = "; ".join(errors) or "it printed no error of its own"
+        reason = "; ".join(errors) or "it printed no error of its own"
         shown = "\n".join(last)
-        raise _failure(
-            f"the training ended with status {status}: {said}. The last lines were:\n{shown}"
+        raise TrainingError(
+            f"the training ended with status {status}: {reason}. The last lines were:\n{shown}"
         )
     Path(folder, JOB).unlink()
 
@@ -246,14 +195,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train as one of the processes that accelerate started.
-
-    Args:
-        arguments: The command line; that of this process when None.
-
-    Returns:
-        Exit status.
-    """
+    """Train as one of the processes that accelerate started; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m corea.training.launch", description=__doc__)
     parser.add_argument("folder", help=f"holds {JOB}, and will hold the results")
     parser.add_argument(
@@ -265,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         Job.read(options.folder).train(options.folder)
     except Exception as error:
-        said = " ".join(str(error).split())
-        print(f"{ERROR}{type(error).__name__}: {said}", flush=True)
+        reason = " ".join(str(error).split())
+        print(f"{ERROR}{type(error).__name__}: {reason}", flush=True)
         raise
     return 0
 
@@ -277,24 +219,31 @@ def _end_with_input() -> None:
     os._exit(1)  # whoever started it is gone
 
 
-def _failure(text: str) -> Exception:
-    return TrainingError(text)
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
 
 
 def _named(name: str) -> Any:
+    """What has a name in ``corea``; a job names nothing else."""
     module, _, attribute = name.rpartition(".")
-    return getattr(import_module(f"corea.{module}"), attribute)
+    if not module.startswith("corea."):
+        raise ImportError(f"{name!r} is not in corea")
+    return getattr(import_module(module), attribute)
 
 
-def _plain(row: Any) -> dict[str, Any]:
-    return asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row)
+def _plain(row: Any) -> tuple[str, dict[str, Any]]:
+    """A row as JSON, with what it is: empty for a dictionary."""
+    if is_dataclass(row) and not isinstance(row, type):
+        return _name(type(row)), asdict(row)
+    return "", dict(row)
 
 
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples; a question needs them, to be hashed."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
+def _row(kind: str, fields: Mapping[str, Any]) -> Any:
+    if not kind:
+        return dict(fields)
+    # JSON has no tuples; a question needs them, to be hashed
+    tuples = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return _named(kind)(**tuples)
 
 
 if __name__ == "__main__":
