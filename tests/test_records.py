@@ -384,9 +384,9 @@ def test_a_small_file_that_holds_very_much_is_refused(tmp_path, monkeypatch):
     [
         (pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), "repeated column"),
         (pa.table({"a": pa.array([b"\xff"]).view(pa.string())}), "not a complete parquet file"),
-        (pa.table({"a": [1]}, metadata={"corea.book.provenance": "{"}), "provenance: not JSON"),
-        (pa.table({"a": [1]}, metadata={"corea.book.provenance": "[]"}), "provenance: found list"),
-        (pa.table({"a": [1]}, metadata={"corea.book.provenance": b"\xff"}), "provenance: "),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": "{"}), "provenance: not JSON"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": "[]"}), "provenance: found list"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": b"\xff"}), "provenance: "),
     ],
     ids=range(5),
 )

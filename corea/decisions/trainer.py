@@ -222,6 +222,7 @@ def decision_metrics(correct: Floats, confidence: Floats) -> dict[str, float]:
         ``no_decision``, the share without one.
 
     Example:
+        >>> import numpy as np
         >>> found = decision_metrics(np.array([1.0, 0.0]), np.array([0.75, np.nan]))
         >>> found["accuracy"], found["confidence"], found["ece"], found["no_decision"]
         (0.5, 0.75, 0.25, 0.5)
