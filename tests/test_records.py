@@ -384,9 +384,9 @@ def test_a_small_file_that_holds_very_much_is_refused(tmp_path, monkeypatch):
     [
         (pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), "repeated column"),
         (pa.table({"a": pa.array([b"\xff"]).view(pa.string())}), "not a complete parquet file"),
-        (pa.table({"a": [1]}, metadata={"corea.book.provenance": "{"}), "provenance: not JSON"),
-        (pa.table({"a": [1]}, metadata={"corea.book.provenance": "[]"}), "provenance: found list"),
-        (pa.table({"a": [1]}, metadata={"corea.book.provenance": b"\xff"}), "provenance: "),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": "{"}), "provenance: not JSON"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": "[]"}), "provenance: found list"),
+        (pa.table({"a": [1]}, metadata={"corea.provenance": b"\xff"}), "provenance: "),
     ],
     ids=range(5),
 )
@@ -636,7 +636,7 @@ def test_summary_and_selection():
 def test_rlcr_records():
     records = adapters.rlcr()
     assert len(records.table) == 8605
-    assert records.n_without_confidence == 0
+    assert records.table["confidence"].notna().all()
     counts = records.table.groupby(["dataset", "system"]).size().unstack()
     assert (counts.loc["commonsenseqa"] == 1221).all()
     assert (counts.loc["math-500"] == 500).all()
