@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 KEY = ("dataset", "question_id", "system", "sample")
 REQUIRED = ("dataset", "question_id", "system", "correct", "confidence")
 _QUESTION = ("dataset", "question_id", "sample")
+_NUMBERS = ("prompt_tokens", "completion_tokens", "confidence")  # where words mean missing
 OPTIONAL = ("sample", "prompt_tokens", "completion_tokens", "answer", "gold")
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 MISSING_WORDS = ("nan", "null", "none", "na", "n/a", "<na>", "missing", "-")
@@ -385,12 +386,12 @@ def _typed_column(
 
 def _missing_note(name: str, values: Sequence[object]) -> list[str]:
     """A sentence on the words that were taken as missing, if there are any."""
-    if name not in ("confidence", "prompt_tokens", "completion_tokens"):
+    if name not in _NUMBERS:
         return []
     words = Counter(value.strip() for value in values if isinstance(value, str))
     taken = {word: n for word, n in words.items() if word.casefold() in MISSING_WORDS}
-    said = ", ".join(f"{n:,} cell(s) that say {word!r}" for word, n in sorted(taken.items()))
-    return [f"{name}: {said} are taken as missing"] if taken else []
+    cells = ", ".join(f"{n:,} cell(s) that say {word!r}" for word, n in sorted(taken.items()))
+    return [f"{name}: {cells} are taken as missing"] if taken else []
 
 
 def records_from_columns(
@@ -723,9 +724,7 @@ _ODD_ROWS = 20  # fewer rows are easily alike
 def _odd(table: pd.DataFrame) -> list[str]:
     """Sentences on what is allowed but cannot well be what it says."""
     found: dict[str, list[str]] = {}
-    for name in ("prompt_tokens", "completion_tokens", "confidence"):
-        if name not in table:
-            continue
+    for name in [name for name in _NUMBERS if name in table]:
         by_system = table.groupby("system", sort=False)[name]
         facts = by_system.agg(["count", "nunique", "min", "max"]).query(f"count >= {_ODD_ROWS}")
         found[f"{name} never changes in the rows"] = list(facts.query("nunique == 1").index)
@@ -885,16 +884,15 @@ def join_on_questions(
     key = list(_QUESTION)
     joined = left.merge(right, on=key, suffixes=suffixes)
     problems = []
-    for (frame, here), (other, there) in permutations(zip((left, right), names, strict=True)):
-        if len(joined) == len(frame):
-            continue
-        sides = frame[key].merge(other[key], on=key, how="left", indicator=True)
-        alone = sides[sides["_merge"] == "left_only"]
-        first = ", ".join(f"{name}={quoted(alone.iloc[0][name])}" for name in key)
-        problems.append(
-            f"{len(alone)} row(s) of {quoted(here)} have no counterpart in {quoted(there)}, "
-            f"the first is {first}; expected the same questions and samples for both"
-        )
+    for (asked, system), (others, other) in permutations(zip((left, right), names, strict=True)):
+        if len(joined) < len(asked):
+            sides = asked[key].merge(others[key], on=key, how="left", indicator=True)
+            alone = sides[sides["_merge"] == "left_only"]
+            first = ", ".join(f"{name}={quoted(alone.iloc[0][name])}" for name in key)
+            problems.append(
+                f"{len(alone)} row(s) of {quoted(system)} have no counterpart in {quoted(other)}, "
+                f"the first is {first}; expected the same questions and samples for both"
+            )
     if problems:
         raise RecordsError(f"pairing {quoted(names[0])} with {quoted(names[1])}", problems)
     return joined.sort_values(key, ignore_index=True)
