@@ -168,7 +168,8 @@ def train_probe(
 
     settings = settings or ProbeSettings()
     inputs, targets = _states(states), checks.verdicts(correct).astype(np.int64)
-    checks.same_length(states=inputs, correct=targets, question_ids=np.asarray(question_ids))
+    asked = np.arange(len(question_ids))  # identifiers may be tuples
+    checks.same_length(states=inputs, correct=targets, question_ids=asked)
     rng = np.random.default_rng(settings.seed)
     training, held_out = _split(question_ids, settings.held_out_share, rng)
 
