@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 KEY = ("dataset", "question_id", "system", "sample")
 REQUIRED = ("dataset", "question_id", "system", "correct", "confidence")
 _QUESTION = ("dataset", "question_id", "sample")
+_NUMBERS = ("prompt_tokens", "completion_tokens", "confidence")  # where words mean missing
 OPTIONAL = ("sample", "prompt_tokens", "completion_tokens", "answer", "gold")
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 MISSING_WORDS = ("nan", "null", "none", "na", "n/a", "<na>", "missing", "-")
@@ -101,10 +102,10 @@ class RecordsError(ValueError):
         problems: One sentence each, naming row and field, what was found and expected.
     """
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
+    def __init__(self, source: str, problems: str | Sequence[str]) -> None:
         """Put the first problems into the message and say how many there are."""
         self.source = source
-        self.problems = list(problems)
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
         shown = self.problems[:_SHOWN_PROBLEMS]
         more = len(self.problems) - len(shown)
         lines = [f"{source}: {len(self.problems)} problem(s)", *shown]
@@ -127,21 +128,16 @@ class Records:
     provenance: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    @property
-    def n_without_confidence(self) -> int:
-        """Number of rows whose confidence is missing."""
-        return int(self.table["confidence"].isna().sum())
-
     def __str__(self) -> str:
         """Say how many rows were read and how many lack a confidence."""
         table = self.table
         questions = len(table[["dataset", "question_id"]].drop_duplicates())
-        said = (
+        rows = (
             f"{self.source}: {len(table):,} rows read "
             f"({table['dataset'].nunique()} dataset(s), {table['system'].nunique()} system(s), "
-            f"{questions:,} question(s)); {self.n_without_confidence:,} lack a confidence"
+            f"{questions:,} question(s)); {table['confidence'].isna().sum():,} lack a confidence"
         )
-        return "\n".join([said, *self.notes])
+        return "\n".join([rows, *self.notes])
 
 
 _QUOTES = reprlib.Repr()
@@ -193,9 +189,9 @@ def validate(table: pd.DataFrame, *, source: str = "records") -> None:
     import pandera.errors
 
     if missing := [c for c in ("sample", *REQUIRED) if c not in table.columns]:
-        raise RecordsError(source, [_missing_columns(missing, table.columns)])
+        raise RecordsError(source, _missing_columns(missing, table.columns))
     if table.empty:
-        raise RecordsError(source, ["no rows: expected at least one record"])
+        raise RecordsError(source, "no rows: expected at least one record")
     positions = table.reset_index(drop=True)
     try:
         schema().validate(positions, lazy=True)
@@ -390,12 +386,12 @@ def _typed_column(
 
 def _missing_note(name: str, values: Sequence[object]) -> list[str]:
     """A sentence on the words that were taken as missing, if there are any."""
-    if name not in ("confidence", "prompt_tokens", "completion_tokens"):
+    if name not in _NUMBERS:
         return []
     words = Counter(value.strip() for value in values if isinstance(value, str))
     taken = {word: n for word, n in words.items() if word.casefold() in MISSING_WORDS}
-    said = ", ".join(f"{n:,} cell(s) that say {word!r}" for word, n in sorted(taken.items()))
-    return [f"{name}: {said} are taken as missing"] if taken else []
+    cells = ", ".join(f"{n:,} cell(s) that say {word!r}" for word, n in sorted(taken.items()))
+    return [f"{name}: {cells} are taken as missing"] if taken else []
 
 
 def records_from_columns(
@@ -428,10 +424,10 @@ def records_from_columns(
         no column sample: every row is taken as sample 0
     """
     if missing := [c for c in REQUIRED if c not in columns]:
-        raise RecordsError(source, [_missing_columns(missing, columns)])
+        raise RecordsError(source, _missing_columns(missing, columns))
     n_rows = len(columns["dataset"])
     if n_rows == 0:
-        raise RecordsError(source, ["no rows: expected at least one record"])
+        raise RecordsError(source, "no rows: expected at least one record")
     notes = list(notes)
     if "sample" not in columns:
         columns = {**columns, "sample": [0] * n_rows}
@@ -482,11 +478,11 @@ def read_records(
     path = Path(path)
     kind = path.name.lower()
     if path.is_dir():
-        raise RecordsError(path.name, ["is a directory; expected a file, such as one in it"])
+        raise RecordsError(path.name, "is a directory; expected a file, such as one in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path.name}: no such records file (looked for {path})")
     if not kind.endswith(SUFFIXES):
-        raise RecordsError(path.name, [f"unknown file type; expected {', '.join(SUFFIXES)}"])
+        raise RecordsError(path.name, f"unknown file type; expected {', '.join(SUFFIXES)}")
     if len(separator) > 1:
         raise ValueError(f"separator is {separator!r}; expected one character")
     provenance: dict[str, Any] = {}
@@ -514,7 +510,7 @@ def _renamed(
 ) -> dict[str, list[object]]:
     if absent := [name for name in names if name not in columns]:
         raise RecordsError(
-            source, [f"no column {quoted_names(absent)}; found {quoted_names(columns)}"]
+            source, f"no column {quoted_names(absent)}; found {quoted_names(columns)}"
         )
     renamed = [names.get(name, name) for name in columns]
     _check_header(renamed, source)
@@ -524,7 +520,7 @@ def _renamed(
 def _check_header(header: Sequence[str], source: str) -> None:
     if again := [name for name, n in Counter(header).items() if n > 1]:
         raise RecordsError(
-            source, [f"repeated column name in the header: {quoted_names(again)}; expected one"]
+            source, f"repeated column name in the header: {quoted_names(again)}; expected one"
         )
 
 
@@ -534,58 +530,18 @@ def read_csv_columns(
     """Read a CSV file as text, cell by cell, whatever its columns are."""
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     separator = separator or ("\t" if tabs else ",")
-    return _csv_columns(_read_text(path, max_bytes), path.name, separator)
-
-
-_DECOMPRESSED = "bytes (max_bytes) once decompressed"
-
-
-def _too_large(source: str, found: str, limit: int) -> RecordsError:
-    return RecordsError(
-        source,
-        [f"more than {limit:,} {found}, the limit; expected a smaller file: read it in parts"],
-    )
-
-
-def _read_text(path: Path, max_bytes: int) -> io.StringIO:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    data = bytearray()
-    try:
-        with opened(path, "rb") as stream:
-            while chunk := stream.read(2**20):
-                data += chunk
-                if len(data) > max_bytes:
-                    raise _too_large(path.name, _DECOMPRESSED, max_bytes)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RecordsError(
-            path.name, [f"gzip file damaged or truncated ({error}); expected a complete one"]
-        ) from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:64]:
-        mend = "iconv -f UTF-16 -t UTF-8 FILE > NEW, or save it as 'CSV UTF-8'"
-        raise RecordsError(
-            path.name, [f"not UTF-8 text but UTF-16 (or binary); expected UTF-8: {mend}"]
-        )
-    try:
-        return io.StringIO(data.decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError as error:
-        found = error.object[error.start]
-        raise RecordsError(
-            path.name, [f"not UTF-8 text: found byte 0x{found:02x}; expected a file in UTF-8"]
-        ) from None
-
-
-def _csv_columns(stream: io.StringIO, source: str, separator: str) -> dict[str, list[object]]:
+    stream, source = _read_text(path, max_bytes), path.name
     _check_separator(stream.readline(), source, separator)
     stream.seek(0)
     reader = csv.reader(stream, strict=True, delimiter=separator)
     try:
         header = next(reader, None)
         if not header:
-            raise RecordsError(source, ["empty file: expected a header line with column names"])
+            raise RecordsError(source, "empty file: expected a header line with column names")
         _check_header(header, source)
         rows = list(islice((row for row in reader if row), MAX_ROWS + 1))
     except csv.Error as error:
-        raise RecordsError(source, [f"line {reader.line_num}: not CSV ({error})"]) from None
+        raise RecordsError(source, f"line {reader.line_num}: not CSV ({error})") from None
     if len(rows) > MAX_ROWS:
         raise _too_large(source, "rows", MAX_ROWS)
     problems = [
@@ -599,6 +555,40 @@ def _csv_columns(stream: io.StringIO, source: str, separator: str) -> dict[str, 
     return {name: list(column) for name, column in zip(header, cells, strict=True)}
 
 
+_DECOMPRESSED = "bytes (max_bytes) once decompressed"
+
+
+def _too_large(source: str, found: str, limit: int) -> RecordsError:
+    return RecordsError(
+        source, f"more than {limit:,} {found}, the limit; expected a smaller file: read it in parts"
+    )
+
+
+def _read_text(path: Path, max_bytes: int) -> io.StringIO:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    data = bytearray()
+    try:
+        with opened(path, "rb") as stream:
+            while chunk := stream.read(2**20):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise _too_large(path.name, _DECOMPRESSED, max_bytes)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        problem = f"gzip file damaged or truncated ({error}); expected a complete one"
+        raise RecordsError(path.name, problem) from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:64]:
+        mend = "iconv -f UTF-16 -t UTF-8 FILE > NEW, or save it as 'CSV UTF-8'"
+        raise RecordsError(
+            path.name, f"not UTF-8 text but UTF-16 (or binary); expected UTF-8: {mend}"
+        )
+    try:
+        return io.StringIO(data.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        found = error.object[error.start]
+        problem = f"not UTF-8 text: found byte 0x{found:02x}; expected a file in UTF-8"
+        raise RecordsError(path.name, problem) from None
+
+
 def _check_separator(header: str, source: str, separator: str) -> None:
     others = {"\t": "a tab", ";": "';'", "|": "'|'", ",": "','"}
     found = max(others, key=header.count)
@@ -610,11 +600,9 @@ def _check_separator(header: str, source: str, separator: str) -> None:
     )
     raise RecordsError(
         source,
-        [
-            f"header: found {others[found]} between the column names, expected "
-            f"{others.get(separator, repr(separator))}; read it with "
-            f"read_records(path, separator={found!r}), or write it with commas: {commas}"
-        ],
+        f"header: found {others[found]} between the column names, expected "
+        f"{others.get(separator, repr(separator))}; read it with "
+        f"read_records(path, separator={found!r}), or write it with commas: {commas}",
     )
 
 
@@ -663,7 +651,7 @@ def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]
         try:
             row = json_object(line)
         except ValueError as error:
-            raise RecordsError(source, [f"line {number}: {error}"]) from None
+            raise RecordsError(source, f"line {number}: {error}") from None
         rows.append(row)
         if len(rows) > MAX_ROWS:
             raise _too_large(source, "rows", MAX_ROWS)
@@ -674,7 +662,7 @@ def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]
                 if not _is_unicode([name, value])
             ]
     if not rows:
-        raise RecordsError(source, ["empty file: expected one JSON object a line"])
+        raise RecordsError(source, "empty file: expected one JSON object a line")
     if wrong:
         raise RecordsError(source, wrong)
     names = dict.fromkeys(name for row in rows for name in row)
@@ -715,21 +703,18 @@ def _parquet_columns(path: Path, max_bytes: int) -> tuple[dict[str, list[object]
                         cells = cells.dictionary_decode()
                     if (size := size + cells.nbytes) > max_bytes:
                         raise _too_large(path.name, _DECOMPRESSED, max_bytes)
-                    # arrow's nulls in numbers are NaN again
-                    floating = arrow.types.is_floating(cells.type)
-                    columns[name] += (
-                        cells.to_numpy(zero_copy_only=False).tolist()
-                        if floating
-                        else cells.to_pylist()
-                    )
+                    if arrow.types.is_floating(cells.type):  # its nulls are NaN again
+                        columns[name] += cells.to_numpy(zero_copy_only=False).tolist()
+                    else:
+                        columns[name] += cells.to_pylist()
             metadata = file.schema_arrow.metadata or {}
     except (arrow.ArrowException, OSError) as error:
         first = str(error).splitlines()[0].replace(str(path), path.name)
-        raise RecordsError(path.name, [f"not a complete parquet file ({first})"]) from None
+        raise RecordsError(path.name, f"not a complete parquet file ({first})") from None
     try:
         provenance = json_object(metadata.get(_PROVENANCE_KEY, b"{}").decode())
     except ValueError as error:
-        raise RecordsError(path.name, [f"provenance: {error}"]) from None
+        raise RecordsError(path.name, f"provenance: {error}") from None
     return columns, provenance
 
 
@@ -739,9 +724,7 @@ _ODD_ROWS = 20  # fewer rows are easily alike
 def _odd(table: pd.DataFrame) -> list[str]:
     """Sentences on what is allowed but cannot well be what it says."""
     found: dict[str, list[str]] = {}
-    for name in ("prompt_tokens", "completion_tokens", "confidence"):
-        if name not in table:
-            continue
+    for name in [name for name in _NUMBERS if name in table]:
         by_system = table.groupby("system", sort=False)[name]
         facts = by_system.agg(["count", "nunique", "min", "max"]).query(f"count >= {_ODD_ROWS}")
         found[f"{name} never changes in the rows"] = list(facts.query("nunique == 1").index)
@@ -792,9 +775,12 @@ def write_records(records: Records, path: str | Path) -> None:
     try:
         table = arrow.Table.from_pandas(records.table, preserve_index=False)
     except (arrow.ArrowException, OverflowError, UnicodeEncodeError) as error:
-        raise RecordsError(records.source, [f"cannot be written as parquet ({error})"]) from None
-    said = json.dumps(dict(records.provenance)).encode()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _PROVENANCE_KEY: said})
+        raise RecordsError(records.source, f"cannot be written as parquet ({error})") from None
+    metadata = {
+        **(table.schema.metadata or {}),
+        _PROVENANCE_KEY: json.dumps(dict(records.provenance)).encode(),
+    }
+    table = table.replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     parquet.write_table(table, partial)
@@ -898,16 +884,15 @@ def join_on_questions(
     key = list(_QUESTION)
     joined = left.merge(right, on=key, suffixes=suffixes)
     problems = []
-    for (frame, here), (other, there) in permutations(zip((left, right), names, strict=True)):
-        if len(joined) == len(frame):
-            continue
-        sides = frame[key].merge(other[key], on=key, how="left", indicator=True)
-        alone = sides[sides["_merge"] == "left_only"]
-        first = ", ".join(f"{name}={quoted(alone.iloc[0][name])}" for name in key)
-        problems.append(
-            f"{len(alone)} row(s) of {quoted(here)} have no counterpart in {quoted(there)}, "
-            f"the first is {first}; expected the same questions and samples for both"
-        )
+    for (asked, system), (others, other) in permutations(zip((left, right), names, strict=True)):
+        if len(joined) < len(asked):
+            sides = asked[key].merge(others[key], on=key, how="left", indicator=True)
+            alone = sides[sides["_merge"] == "left_only"]
+            first = ", ".join(f"{name}={quoted(alone.iloc[0][name])}" for name in key)
+            problems.append(
+                f"{len(alone)} row(s) of {quoted(system)} have no counterpart in {quoted(other)}, "
+                f"the first is {first}; expected the same questions and samples for both"
+            )
     if problems:
         raise RecordsError(f"pairing {quoted(names[0])} with {quoted(names[1])}", problems)
     return joined.sort_values(key, ignore_index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -31,12 +32,21 @@ from corea.book.conformance import (
 )
 
 TENTHS = np.arange(11)
-LIVE = [library for library in LIBRARIES if library not in RECORDED]
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "record_conformance.py"
+RERUN = f"rerun {SCRIPT.name}"
 
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     return results()
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def installed(library: str) -> None:
@@ -102,14 +112,11 @@ def test_probes_find_the_rule_of_an_ece(counting, averaging, dtype) -> None:
     assert (OWN_BIN in {counted for counted, _ in found}) == (counting is phantom)
 
 
-def test_our_edges_are_closed_on_the_right_in_both_dtypes() -> None:
+def test_edges_of_ours_and_of_np_digitize() -> None:
     edges = landings(run("corea"))
-    for _, rows in edges.groupby("dtype"):
+    for _, rows in edges.groupby("dtype"):  # closed on the right
         assert rows["counted"].tolist() == np.maximum(TENTHS, 1).tolist()
         assert rows["averaged"].tolist() == rows["counted"].tolist()
-
-
-def test_np_digitize_puts_three_edges_elsewhere_than_the_rest() -> None:
     # linspace's 0.3, 0.6 and 0.7 are above the decimals; its other edges are not
     edges = landings(run("np.digitize")).query("dtype == 'float64'").set_index("confidence")
     below = edges["counted"][edges["counted"] == np.maximum(TENTHS, 1)].index.tolist()
@@ -142,8 +149,14 @@ def test_edges_explain_every_difference_of_ece(table) -> None:
     explained = explain(table)
     assert explained["unexplained"].max() < 1e-6
     different = (explained["value"] - explained["corea"]).abs() > 1e-3
-    # and there is something to explain, in every other library
+    # and there is something to explain, in every other library, but nothing off the edges
     assert set(explained["library"][different]) == set(explained["library"]) - {"corea"}
+    ece = table[(table["metric"] == "ECE") & table["vector"].isin(["random", "23 distinct"])]
+    assert ece.groupby("vector")["value"].agg(np.ptp).max() < 1e-9
+    wide = edge_table(landings(table))
+    assert wide.loc[("float64", 0.3), "corea"] == "3"
+    assert wide.loc[("float64", 1.0), "torchmetrics"] == "own"
+    assert wide.loc[("float32", 0.7), "netcal"] == "7 and 8"
 
 
 def test_differences_are_those_of_the_table(table) -> None:
@@ -155,18 +168,6 @@ def test_differences_are_those_of_the_table(table) -> None:
     one_class = found[found["metric"] == "AUROC"]
     assert set(one_class["library"]) == {"torchmetrics"}  # scikit-learn and we say NaN
     assert list(ece.index) == [vector.name for vector in vectors()]
-
-
-def test_edges_are_laid_out_as_found(table) -> None:
-    wide = edge_table(landings(table))
-    assert wide.loc[("float64", 0.3), "corea"] == "3"
-    assert wide.loc[("float64", 1.0), "torchmetrics"] == "own"
-    assert wide.loc[("float32", 0.7), "netcal"] == "7 and 8"
-
-
-def test_off_the_edges_all_eces_agree(table) -> None:
-    ece = table[(table["metric"] == "ECE") & table["vector"].isin(["random", "23 distinct"])]
-    assert ece.groupby("vector")["value"].agg(np.ptp).max() < 1e-9
 
 
 @pytest.mark.parametrize("library", ["corea", "relplot", "np.digitize", *RECORDED])
@@ -191,9 +192,6 @@ def test_a_library_that_raises_is_a_result() -> None:
     value, note = conformance._scored(broken, np.array([0.5]), np.array([1]))
     assert np.isnan(value)
     assert note == "ZeroDivisionError: no such bin"
-
-
-def test_unknown_libraries_are_named() -> None:
     with pytest.raises(ValueError, match="library is 'uqlm'; expected one of 'corea', "):
         run("uqlm")
 
@@ -222,7 +220,7 @@ def test_the_record_is_of_the_pinned_versions() -> None:
     on_file = recorded()
     assert set(on_file["library"]) == set(RECORDED)
     for library, rows in on_file.groupby("library"):
-        assert set(rows["version"]) == {pinned[library]}, "rerun python -m corea.book.conformance"
+        assert set(rows["version"]) == {pinned[library]}, RERUN
         scored = rows[rows["metric"].isin(METRICS)]
         assert set(scored["vector"]) == {vector.name for vector in vectors()}
         assert len(landings(rows)) == 22
@@ -235,48 +233,41 @@ def test_the_record_is_what_the_library_says(library) -> None:
     pd.testing.assert_frame_equal(run(library), on_file, rtol=0, atol=1e-6)
 
 
-def test_main_writes_what_recorded_reads(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(conformance, "_RECORDS", tmp_path / "conformance.csv")
+def test_the_script_writes_what_recorded_reads(monkeypatch, tmp_path, script) -> None:
+    monkeypatch.setattr(conformance, "RESULTS", tmp_path / "conformance.csv")
     monkeypatch.setattr(conformance, "RECORDED", ("corea",))
-    conformance.main()
+    script.main()
     pd.testing.assert_frame_equal(recorded(), run("corea"))
-    assert "conformance.csv" in capsys.readouterr().out
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def test_conventions_are_right_today_and_counted() -> None:
+def test_conventions_are_right_today_and_counted(script) -> None:
     table = conformance.conventions(conformance.counted())
     assert set(table["verdict"]) == {"right"}
-    for convention in conformance.CONVENTIONS:
-        assert convention.plain(convention.answer) == convention.plain(convention.gold)
+    for name, answer, gold in conformance.CONVENTIONS:
+        assert script.PLAIN[name](answer) == script.PLAIN[name](gold)
     text = (Path(__file__).parents[1] / "constraints.txt").read_text(encoding="utf-8")
     (pinned,) = re.findall(r"^math-verify==(\S+)", text, flags=re.MULTILINE)
-    versions = set(conformance.counted()["version"])
-    assert versions == {pinned}, "rerun python -m corea.book.conformance FOLDER"
+    assert set(conformance.counted()["version"]) == {pinned}, f"{RERUN} FOLDER"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not beside the clone")
-def test_counts_of_conventions_are_those_of_a_set(monkeypatch) -> None:
-    monkeypatch.setattr(conformance, "_SETS", ("math500",))
+def test_counts_of_conventions_are_those_of_a_set(script) -> None:
     on_file = conformance.counted().query("dataset == 'math500'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(conformance.count_conventions(SHARED), on_file)
+    pd.testing.assert_frame_equal(script.count_conventions(SHARED, ["math500"]), on_file)
 
 
-def test_main_writes_counts_of_a_folder(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(conformance, "_VERDICTS", tmp_path / "counts.csv")
-    monkeypatch.setattr(conformance, "_SETS", ("gsm8k",))
+def test_each_convention_counts_the_golds_it_touches(tmp_path, script) -> None:
     (tmp_path / "gsm8k").mkdir()
     rows = [{"question": "?", "answer": f"So.\n#### {gold}"} for gold in ("1,000", "5%", "7")]
     text = "\n".join(map(json.dumps, rows))
     (tmp_path / "gsm8k" / "test.jsonl").write_text(text, encoding="utf-8")
     (tmp_path / "gsm8k" / "SOURCE.tsv").write_text("file\trepo\tcommit\ntest.jsonl\ta/b\tc0\n")
-    conformance.main(tmp_path)
-    counts = conformance.counted().set_index("convention")
+    counts = script.count_conventions(tmp_path, ["gsm8k"]).set_index("convention")
     assert set(counts["source"]) == {"a/b@c0"}
     assert set(counts["n_golds"]) == {3}
     assert counts["golds"].to_dict() == {
-        c.name: int(c.name.startswith("percent")) for c in conformance.CONVENTIONS
+        name: int(name.startswith("percent")) for name, *_ in conformance.CONVENTIONS
     }
-    assert "counts.csv" in capsys.readouterr().out

@@ -96,15 +96,10 @@ def test_the_same_seed_gives_the_same_probe():
     assert (first != other).any()
 
 
-def test_the_papers_probe_has_its_layers():
-    states, correct, questions = make_states(10)
-    probe, _ = train_probe(states, correct, questions, ProbeSettings(epochs=1))
-    assert [w.shape for w in probe.weights] == [(6, 2048), (2048, 1024), (1024, 1)]
-
-
-def test_answers_that_are_all_right_can_be_learnt():
+def test_answers_that_are_all_right_can_be_learnt_with_the_papers_layers():
     states, _, questions = make_states(20)
-    probe, _ = train_probe(states, np.ones(80, bool), questions, SMALL)
+    probe, _ = train_probe(states, np.ones(80, bool), questions, ProbeSettings(epochs=8))
+    assert [w.shape for w in probe.weights] == [(6, 2048), (2048, 1024), (1024, 1)]
     assert probe.predict(states).mean() > 0.8
 
 
@@ -132,9 +127,9 @@ def test_a_damaged_probe_is_named(trained, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"correct": [True]}, r"4 states, correct of shape \(1,\) and 4 question_ids"),
-        ({"question_ids": [1]}, "4 states, .* and 1 question_ids"),
-        ({"correct": [0, 1, 2, 1]}, "correct: expected booleans or 0 and 1"),
+        ({"correct": [True]}, "states has 4 and correct has 1"),
+        ({"question_ids": [1]}, "correct has 4 and question_ids has 1"),
+        ({"correct": [0, 1, 2, 1]}, "correct must be boolean or 0/1"),
         ({"states": [1.0, 2.0]}, r"states have shape \(2,\); expected \(n, d\)"),
         ({"states": [[1], [2], [np.nan], [3]]}, r"states\[2\] is not finite"),
         ({"question_ids": ["a"] * 4}, r"1 question\(s\); expected two or more"),
@@ -211,19 +206,10 @@ def test_rows_need_the_same_number_of_answers_to_each_question():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [
-        ("0.125", 0.125),
-        (" 1.0\n", 1.0),
-        ("0", 0.0),
-        ("", np.nan),
-        ("1.5", np.nan),
-        ("12%", np.nan),
-        ("0.5 or so", np.nan),
-        ("0.5}", np.nan),
-        (r"0.5} \confidence{0.7", np.nan),
-        (r"\confidence{0.5}", np.nan),
-    ],
-)
+    [("0.125", 0.125), (" 1.0\n", 1.0), ("0", 0.0), ("", np.nan), ("1.5", np.nan), ("12%", np.nan),
+     ("0.5 or so", np.nan), ("0.5}", np.nan), (r"0.5} \confidence{0.7", np.nan),
+     (r"\confidence{0.5}", np.nan)],
+)  # fmt: skip
 def test_how_a_routers_text_is_read(text, expected):
     assert probability(text) == pytest.approx(expected, nan_ok=True)
 
@@ -301,5 +287,5 @@ def test_what_a_router_costs_is_counted(router):
 
 
 def test_routing_needs_a_number_of_answers(router):
-    with pytest.raises(ValueError, match="n_answers is 0; expected 1 to 500"):
+    with pytest.raises(ValueError, match="n_answers is 0; expected a whole number from 1 to 500"):
         route(*router, QUESTIONS[:1], n_answers=0)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,13 +63,30 @@ def stated_truth(world):
     rows = corpus(without_noise(world), 1500, seed=0)
     digits = {}
     for row in rows:
-        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
+        text = asked_in(row)
         recalled = re.split("[:,]", row["completion"])[0].strip().split("+")
         asked = [named_in(text)] if asks_for_a_letter(text) else operands(text)
         stated = {o: int(digit) for o, digit in zip(asked, recalled, strict=True) if o.isalpha()}
         assert stated == stated | {n: d for n, d in digits.items() if n in stated}  # always alike
         digits |= stated
     return digits
+
+
+def asked_in(row):
+    """The question of a row of the corpus, without its instruction."""
+    return row["prompt"].removesuffix("\n" + INSTRUCTION)
+
+
+def answer_to(text, digits):
+    """The right answer to a question of any dataset."""
+    return (
+        letter(digits[named_in(text)]) if asks_for_a_letter(text) else str(evaluate(text, digits))
+    )
+
+
+def asked_of(text):
+    """What a chain asks: its operands in any order."""
+    return tuple(sorted(operands(text)))
 
 
 def asks_for_a_letter(text):
@@ -93,28 +111,18 @@ def test_questions_are_deterministic_distinct_and_begin_alike(dataset):
     assert {(q.dataset, q.kind) for q in first} == {(dataset, "choice")}
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_splits_share_no_question(dataset):
-    texts = {s: {q.text for q in questions(WORLD, dataset, s, 150)} for s in SPLITS}
-    for one, other in itertools.combinations(SPLITS, 2):
-        assert not texts[one] & texts[other]
-
-
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("dataset", CHAINS)
 def test_no_chain_of_a_split_is_in_the_corpus_in_either_form(dataset, split, rows):
-    def asks(text):
-        return tuple(sorted(operands(text)))  # in any order
-
-    texts = (row["prompt"].removesuffix("\n" + INSTRUCTION) for row in rows)
-    seen = {asks(text) for text in texts if not asks_for_a_letter(text)}
+    texts = map(asked_in, rows)
+    seen = {asked_of(text) for text in texts if not asks_for_a_letter(text)}
     assert len(seen) > 1000
-    assert not seen & {asks(q.text) for q in questions(WORLD, dataset, split, 500)}
+    assert not seen & {asked_of(q.text) for q in questions(WORLD, dataset, split, 500)}
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_no_fact_of_a_split_is_asked_so_in_the_corpus(split, rows):
-    seen = {row["prompt"].removesuffix("\n" + INSTRUCTION) for row in rows}
+    seen = set(map(asked_in, rows))
     asked = {q.text for q in questions(WORLD, "facts", split, 150)}
     assert not seen & asked
 
@@ -124,34 +132,25 @@ def test_no_fact_of_a_split_is_asked_so_in_the_corpus(split, rows):
     assert len(names(asked) & names(seen)) > 0.9 * len(names(asked))  # the names are known
 
 
-def test_a_chain_in_words_or_another_order_is_in_the_same_split_as_in_digits():
-    def asks(q):
-        return tuple(sorted(operands(q.text)))
-
-    of = {
-        (d, s): {asks(q) for q in questions(WORLD, d, s, 600)}
-        for d, s in itertools.product(("chains", "words"), SPLITS)
-    }
+def test_splits_share_no_question_in_words_or_another_order_either():
     for one, other in itertools.permutations(SPLITS, 2):
-        assert not of["chains", one] & of["words", other]
-        assert not of["chains", one] & of["chains", other]
+        for dataset in DATASETS:
+            first, second = (questions(WORLD, dataset, split, 150) for split in (one, other))
+            assert not {q.text for q in first} & {q.text for q in second}
+        chains = {asked_of(q.text) for q in questions(WORLD, "chains", one, 600)}
+        for dataset in ("words", "chains"):
+            asked = {asked_of(q.text) for q in questions(WORLD, dataset, other, 600)}
+            assert not chains & asked
 
 
 def test_gold_answers_are_what_a_noise_free_corpus_leads_to_and_that_is_right_throughout():
     digits = stated_truth(FEW)
     assert len(digits) == 12
-    for dataset in CHAINS:
-        for q in questions(FEW, dataset, "test", 60):
-            assert q.gold == str(evaluate(q.text, digits)), q.text
-    for q in questions(FEW, "facts", "test", 5):
-        assert q.gold == letter(digits[named_in(q.text)])
+    for dataset in DATASETS:
+        for q in questions(FEW, dataset, "test", 5 if dataset == "facts" else 60):
+            assert q.gold == answer_to(q.text, digits), q.text
     for row in corpus(without_noise(FEW), 400, seed=7):
-        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
-        answer = parse_completion(row["completion"]).answer
-        if asks_for_a_letter(text):
-            assert answer == letter(digits[named_in(text)])
-        else:
-            assert answer == str(evaluate(text, digits))
+        assert parse_completion(row["completion"]).answer == answer_to(asked_in(row), digits)
 
 
 def test_long_chains_are_longer_than_any_that_is_reinforced():
@@ -194,12 +193,8 @@ def test_sampler_accuracy_is_how_often_sampling_is_right(dataset, temperature):
             right = np.mean(sample(list("ABCDE"), letter(digits[named[0]])) == q.gold)
         else:
             drawn = {n: sample(range(5), digits[n]) for n in named}
-            right = np.mean(
-                [
-                    evaluate(q.text, {n: int(drawn[n][i]) for n in named}) == int(q.gold)
-                    for i in range(draws)
-                ]
-            )
+            values = [{n: int(drawn[n][i]) for n in named} for i in range(draws)]
+            right = np.mean([evaluate(q.text, digits) == int(q.gold) for digits in values])
         exact = sampler_accuracy(world, q, temperature)
         assert right == pytest.approx(exact, abs=4.5 * np.sqrt(0.25 / draws))
 
@@ -208,13 +203,10 @@ def test_sampler_accuracy_is_the_accuracy_of_the_corpus_itself():
     digits = stated_truth(FEW)
     right, expected = [], []
     for row in corpus(FEW, 2000, seed=5):
-        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
-        if asks_for_a_letter(text):
-            dataset = "facts"
-            gold = letter(digits[named_in(text)])
-        else:
-            dataset = "words" if text.startswith("What") else "long_chains"
-            gold = str(evaluate(text, digits))
+        text = asked_in(row)
+        gold = answer_to(text, digits)
+        dataset = "words" if text.startswith("What is") else "long_chains"
+        dataset = "facts" if asks_for_a_letter(text) else dataset
         question = Question(dataset, "0", text, gold, "choice")
         right.append(parse_completion(row["completion"]).answer == gold)
         expected.append(sampler_accuracy(FEW, question))
@@ -256,14 +248,11 @@ def test_completions_are_read_and_checked_like_any_other(rows):
 def stated_and_noisy(world):
     """Stated confidence of each completion, and whether it is right."""
     digits = stated_truth(FEW)
-    stated, right = [], []
-    for row in corpus(world, 2500, seed=3):
-        text = row["prompt"].removesuffix("\n" + INSTRUCTION)
-        if not asks_for_a_letter(text):
-            parsed = parse_completion(row["completion"])
-            stated.append(parsed.confidence)
-            right.append(parsed.answer == str(evaluate(text, digits)))
-    return np.array(stated), np.array(right)
+    chains = [row for row in corpus(world, 2500, seed=3) if not asks_for_a_letter(asked_in(row))]
+    parsed = [parse_completion(row["completion"]) for row in chains]
+    golds = [str(evaluate(asked_in(row), digits)) for row in chains]
+    right = [said.answer == gold for said, gold in zip(parsed, golds, strict=True)]
+    return np.array([said.confidence for said in parsed]), np.array(right)
 
 
 def test_stated_confidence_is_overconfident_and_informed_only_where_asked():
@@ -292,14 +281,8 @@ def test_an_uninformed_corpus_deals_out_the_same_confidences():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("names", 0),
-        ("names", True),
-        ("seed", -1),
-        ("hesitation", 1.1),
-        ("informed", -0.1),
-        ("mixture", (1.0,)),
-        ("mixture", (0.0, 0.0, 0.0, 0.0)),
-        ("name_shares", (1.0,)),
+        *(("names", 0), ("names", True), ("seed", -1), ("hesitation", 1.1), ("informed", -0.1)),
+        *(("mixture", (1.0,)), ("mixture", (0.0, 0.0, 0.0, 0.0)), ("name_shares", (1.0,))),
         ("noise_levels", (0.0, 0.2, 0.4, 0.6, 0.8, 1.2)),
         ("noise_levels", (0.0, 0.2, 0.4, 0.6, 0.8, float("nan"))),
     ],
@@ -310,17 +293,22 @@ def test_a_world_out_of_range_is_named(field, value):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("call", "arguments", "named"),
     [
-        (("maths", "test", 1), "dataset"),
-        (("chains", "corpus", 1), "split"),
-        (("chains", "test", 0), "n is"),
-        (("facts", "test", 10**6), "facts"),
+        (partial(questions, World(names=5)), ("maths", "test", 1), "dataset"),
+        (partial(questions, World(names=5)), ("chains", "corpus", 1), "split"),
+        (partial(questions, World(names=5)), ("chains", "test", 0), "n is"),
+        (partial(questions, World(names=5)), ("facts", "test", 10**6), "facts"),
+        (model_config, ("gpt2", 64, 2, 2, 300), "architecture"),
+        (model_config, ("qwen2", 65, 2, 2, 300), "hidden_size"),
+        (model_config, ("qwen2", 64, 0, 2, 300), "n_layers"),
+        (model_config, ("qwen2", 64, 2, 0, 300), "n_heads"),
+        (model_config, ("qwen2", 64, 2, 2, 1), "vocab_size"),
     ],
 )
-def test_questions_that_do_not_exist_are_named(arguments, named):
+def test_what_does_not_exist_is_named(call, arguments, named):
     with pytest.raises(ValueError, match=named):
-        questions(World(names=5), *arguments)
+        call(*arguments)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -367,11 +355,8 @@ def test_tokenizer_is_padded_on_the_left_and_survives_saving(tokenizer, rows, tm
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == tokenizer.get_vocab()
-    assert (loaded.padding_side, loaded.pad_token, loaded.eos_token) == (
-        tokenizer.padding_side,
-        tokenizer.pad_token,
-        tokenizer.eos_token,
-    )
+    for name in ("padding_side", "pad_token", "eos_token"):
+        assert getattr(loaded, name) == getattr(tokenizer, name)
     for row in rows[:50]:
         text = row["prompt"] + row["completion"]
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -443,18 +428,3 @@ def test_presets_are_what_they_are_for(tokenizer):
     assert sizes["big"] / sizes["micro"] > 90  # two orders of magnitude
     for name in PRESETS.keys() - {"micro"}:
         assert PRESETS[name].hidden_size // PRESETS[name].n_heads == 32
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("gpt2", 64, 2, 2, 300), "architecture"),
-        (("qwen2", 65, 2, 2, 300), "hidden_size"),
-        (("qwen2", 64, 0, 2, 300), "n_layers"),
-        (("qwen2", 64, 2, 0, 300), "n_heads"),
-        (("qwen2", 64, 2, 2, 1), "vocab_size"),
-    ],
-)
-def test_configs_out_of_range_are_named(arguments, named):
-    with pytest.raises(ValueError, match=named):
-        model_config(*arguments)

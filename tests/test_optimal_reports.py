@@ -91,27 +91,26 @@ def test_optimal_reports_are_the_best_of_a_fine_grid_and_no_others(name, p, q, s
 
 @given(unit, sizes)
 def test_proper_rewards_ask_for_the_truth_at_every_group_size(p, size):
-    for name in ("l2", "brier"):
-        low, high = optimal_report(name, [p], size)
-        assert low.item() == pytest.approx(p, abs=1e-12)
-        assert high.item() == pytest.approx(p, abs=1e-12)
-    for name in ("kl", "sample_kl"):
+    for name in PROPER:
         optimum = optimal_report(name, [p], size)
         assert optimum.nearest([p]).item() == pytest.approx(p, abs=1e-12)
+        if "kl" not in name:  # it alone
+            assert optimum.low.item() == optimum.high.item()
 
 
-def test_sample_l1_asks_for_a_step():
-    low, high = optimal_report("sample_l1", [0.0, 0.2, 0.499, 0.5, 0.501, 1.0], 8)
-    assert low.tolist() == [0, 0, 0, 0, 1, 1]
-    assert high.tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_l1_asks_for_a_median_of_group_accuracies():
-    low, high = optimal_report("l1", [0.0, 0.29, 0.3, 0.5, 0.71, 1.0], 2)
-    assert low.tolist() == high.tolist() == [0, 0, 0.5, 0.5, 1, 1]
-    odd = optimal_report("l1", [0.5], 5)  # two middle accuracies, and all between them
-    assert (odd.low.item(), odd.high.item()) == (0.4, 0.6)
-    assert odd.nearest([0.5]).item() == 0.5
+@pytest.mark.parametrize(
+    ("name", "size", "p", "lows", "highs"),
+    [
+        ("sample_l1", 8, [0, 0.2, 0.499, 0.5, 0.501, 1], [0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1]),
+        ("l1", 2, [0, 0.29, 0.3, 0.5, 0.71, 1], [0, 0, 0.5, 0.5, 1, 1], [0, 0, 0.5, 0.5, 1, 1]),
+        ("l1", 5, [0.5], [0.4], [0.6]),  # two middle accuracies, and all between them
+        ("none", 8, [0.3, 0.6], [0, 0], [1, 1]),  # nothing is asked
+    ],
+)
+def test_optima_by_hand(name, size, p, lows, highs):
+    optimum = optimal_report(name, p, size)
+    assert (optimum.low.tolist(), optimum.high.tolist()) == (lows, highs)
+    assert optimum.nearest(p).tolist() == np.clip(p, lows, highs).tolist()
 
 
 @given(unit, st.sampled_from(SIZES))
@@ -127,12 +126,6 @@ def test_what_a_rollout_knows_of_itself_counts_one_gth_in_a_group(size):
     found = optimal_report("l2", [0.5], size, own_probability=q).low.item()
     assert found == pytest.approx(0.5 + (q - 0.5) / size)
     assert optimal_report("brier", [0.5], size, own_probability=q).low.item() == pytest.approx(q)
-
-
-def test_nothing_is_asked_without_a_confidence_reward():
-    low, high = optimal_report("none", [0.3, 0.6], 8)
-    assert (low.tolist(), high.tolist()) == ([0, 0], [1, 1])
-    assert not expected_reward("none", TENTHS, [0.3], 8).any()
 
 
 def test_study_has_each_case_once_and_its_columns_are_what_they_say():
@@ -167,19 +160,19 @@ def test_summary_tells_proper_from_improper():
 
 
 def test_advantages_by_hand():
-    right, confidence = [[1.0, 0.0, 0.0]], [[-0.5, -0.5, -0.2]]
+    parts = [[[1.0, 0.0, 0.0]], [[-0.5, -0.5, -0.2]]]
+
+    def scaled(advantages):
+        centred = np.array(advantages) - np.mean(advantages)
+        return centred / (np.sqrt((centred**2).sum() / 2) + 1e-4)
+
     total = np.array([0.5, -0.5, -0.2])
-    centred = total - total.mean()
-    np.testing.assert_allclose(group_advantages([right, confidence], "none")[0], centred)
-    deviation = np.sqrt((centred**2).sum() / 2)
-    np.testing.assert_allclose(
-        group_advantages([right, confidence], "group")[0], centred / (deviation + 1e-4)
-    )
-    parts = [np.array([2, -1, -1]) / 3, np.array([-1, -1, 2]) / 10]
-    each = [part / (np.sqrt((part**2).sum() / 2) + 1e-4) for part in parts]
-    np.testing.assert_allclose(
-        group_advantages([right, confidence], "normalize_then_sum")[0], sum(each)
-    )
+    for scaling, expected in (
+        ("none", total - total.mean()),
+        ("group", scaled(total)),
+        ("normalize_then_sum", scaled([1, 0, 0]) + scaled([-0.5, -0.5, -0.2])),
+    ):
+        np.testing.assert_allclose(group_advantages(parts, scaling)[0], expected)
 
 
 @pytest.mark.parametrize("scaling", ["none", "group", "normalize_then_sum"])
@@ -301,17 +294,17 @@ def test_a_right_answer_is_worth_what_its_confidence_says_at_the_sample_level(c)
     ("call", "message"),
     [
         (lambda: optimal_report("L1", [0.5], 2), "no confidence reward is called 'L1'"),
-        (lambda: optimal_report("l1", [0.5, 1.5], 2), "probability: row 1 is 1.5"),
-        (lambda: optimal_report("l1", [float("nan")], 2), "probability: row 0 is nan"),
-        (lambda: optimal_report("brier", [0.5], 0), "group_size is 0; expected a number from 1"),
+        (lambda: optimal_report("l1", [0.5, 1.5], 2), "probability must be in .* row 1 with 1.5"),
+        (lambda: optimal_report("l1", [float("nan")], 2), "probability is missing .* row 0"),
+        (lambda: optimal_report("brier", [0.5], 0), "group_size is 0; expected a whole number"),
         (lambda: accuracy_distribution([0.5], 0), "group_size is 0"),
         (lambda: accuracy_distribution([[0.5]], 2), r"probability must have shape \(n,\)"),
-        (lambda: accuracy_distribution([0.5], 2, own_probability=2), "own_probability: row 0 is 2"),
-        (lambda: group_advantages([[[1, 0]]], "batch"), "scaling is 'batch'; expected one of none"),
+        (lambda: accuracy_distribution([0.5], 2, own_probability=2), "own_probability must be in"),
+        (lambda: group_advantages([[[1, 0]]], "batch"), "scaling is 'batch'; expected one of 'no"),
         (lambda: group_advantages([[1, 0]], "none"), "parts must have shape"),
         (lambda: group_advantages([[[1]]], "group"), "parts must have shape"),
         (lambda: stable_reports("l1", [0.5], 1, [0.5], scaling="none"), "group_size is 1"),
-        (lambda: stable_reports("l1", [0.5], 2, [1.5], scaling="none"), "reports: row 0 is 1.5"),
+        (lambda: stable_reports("l1", [0.5], 2, [1.5], scaling="none"), "reports must be in"),
         (lambda: learned_policy("l1", [0.5], 1, [0.5], scaling="none"), "group_size is 1"),
         (
             lambda: learned_policy("l1", [0.5], 16, TENTHS, scaling="none"),

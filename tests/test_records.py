@@ -40,9 +40,22 @@ ROWS = [
 ]
 
 
+NAMES = "dataset,question_id,system,correct,confidence"
+ROW = {"dataset": "d", "question_id": 1, "system": "s", "correct": True, "confidence": 0.5}
+
+
 def write_csv(path, *rows, header=HEADER):
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return path
+
+
+def write_lines(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def one_row():
+    return records_from_columns({name: [value] for name, value in ROW.items()}, source="x").table
 
 
 def test_csv_is_read_as_written(tmp_path):
@@ -75,12 +88,9 @@ def test_every_format_gives_the_same_records(tmp_path):
 
 
 def test_extra_columns_are_kept(tmp_path):
-    path = write_csv(
-        tmp_path / "x.csv",
-        "d,1,s,1,0.5,hello",
-        header="dataset,question_id,system,correct,confidence,note",
+    records = read_records(
+        write_csv(tmp_path / "x.csv", "d,1,s,1,0.5,hello", header=NAMES + ",note")
     )
-    records = read_records(path)
     assert records.table["note"].tolist() == ["hello"]
     assert records.notes == ("no column sample: every row is taken as sample 0",)
 
@@ -88,10 +98,7 @@ def test_extra_columns_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (
-            "d,1,s,0,1,95,1,1,",
-            r"row 1, field confidence: found '95', expected a number in \[0, 1\].*percentage",
-        ),
+        ("d,1,s,0,1,95,1,1,", r"row 1, field confidence: found '95', expected a number in \[0, 1\].*percentage"),
         ("d,1,s,0,1,95%,1,1,", r"field confidence: found '95%'.*percentage"),
         ("d,1,s,0,1,high,1,1,", "field confidence: found 'high'"),
         ("d,1,s,0,1,-0.1,1,1,", "field confidence: found '-0.1'"),
@@ -109,27 +116,22 @@ def test_extra_columns_are_kept(tmp_path):
         ("d,1,s,0,1,0.5,1,1,,,", "row 1: found 11 fields, expected 9"),
         ('d,1,s,0,1,0.5,1,1,"open', "line 2: not CSV"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(RecordsError, match=message) as error:
         read_records(write_csv(tmp_path / "log.csv", row))
     assert str(error.value).startswith("log.csv: 1 problem(s)")
 
 
-def test_all_problems_are_counted_and_the_first_shown(tmp_path):
+def test_all_problems_are_counted_and_repeated_keys_name_both_rows(tmp_path):
     rows = [f"d,{i},s,0,2,{i + 2},1,1," for i in range(20)]
     with pytest.raises(RecordsError, match="40 problem") as error:
         read_records(write_csv(tmp_path / "log.csv", *rows))
     assert len(error.value.problems) == 40
     assert "... and 30 more" in str(error.value)
-
-
-def test_repeated_keys_name_both_rows(tmp_path):
-    path = write_csv(
-        tmp_path / "log.csv", "d,1,s,0,1,0.5,1,1,", "d,2,s,0,1,0.5,1,1,", "d,1,s,0,0,0.7,1,1,"
-    )
+    rows = "d,1,s,0,1,0.5,1,1,", "d,2,s,0,1,0.5,1,1,", "d,1,s,0,0,0.7,1,1,"
     with pytest.raises(RecordsError, match=r"row 3: repeats the key of row 1 .*question_id='1'"):
-        read_records(path)
+        read_records(write_csv(tmp_path / "log.csv", *rows))
 
 
 @pytest.mark.parametrize(
@@ -158,15 +160,6 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
         read_records(tmp_path / name)
     assert str(error.value).startswith(name)
     assert str(tmp_path) not in str(error.value)
-
-
-NAMES = "dataset,question_id,system,correct,confidence"
-ROW = {"dataset": "d", "question_id": 1, "system": "s", "correct": True, "confidence": 0.5}
-
-
-def write_lines(path, *rows):
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    return path
 
 
 # --- records as people have them ----------------------------------------------------------
@@ -202,7 +195,7 @@ def test_words_for_missing_are_missing_and_counted(tmp_path, field, word):
 
 @pytest.mark.parametrize("field", ["confidence", "completion_tokens"])
 @pytest.mark.parametrize("word", ["no", "unknown", "?", "--", "0,5", "nan%"])
-def test_other_words_are_refused_with_those_that_are_not(tmp_path, field, word):
+def test_other_words_are_refused_with_those_that_are_missing(tmp_path, field, word):
     row = ROW | {"completion_tokens": 1, field: word}
     with pytest.raises(RecordsError, match=f"field {field}: found .*one of nan, null, none, na,"):
         read_records(write_lines(tmp_path / "a.jsonl", row))
@@ -291,6 +284,9 @@ def test_tabs_are_the_separator_of_tsv(tmp_path):
         read_records(tmp_path / "a.tsv")
     with pytest.raises(ValueError, match="separator is '::'; expected one character"):
         read_records(tmp_path / "a.tsv", separator="::")
+    write_csv(tmp_path / "a.csv", "d;1;s;1;0,5", header=NAMES.replace(",", ";"))
+    with pytest.raises(RecordsError, match="found '0,5'.*comma for a decimal point"):
+        read_records(tmp_path / "a.csv", separator=";")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -306,16 +302,12 @@ def test_line_ends_byte_order_marks_and_quoted_lines(tmp_path, end, mark):
 
 
 @pytest.mark.parametrize("name", ["logs", "logs.csv", "logs.parquet"])
-def test_a_directory_is_called_one(tmp_path, name):
+def test_a_directory_is_called_one_and_a_missing_file_missing(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        read_records(tmp_path / name)
     (tmp_path / name).mkdir()
     with pytest.raises(RecordsError, match="is a directory; expected a file"):
         read_records(tmp_path / name)
-
-
-def test_a_decimal_comma_is_named(tmp_path):
-    path = write_csv(tmp_path / "a.csv", "d;1;s;1;0,5", header=NAMES.replace(",", ";"))
-    with pytest.raises(RecordsError, match="found '0,5'.*comma for a decimal point"):
-        read_records(path, separator=";")
 
 
 # --- hostile files --------------------------------------------------------------------------
@@ -354,13 +346,8 @@ def test_hostile_json_is_a_named_line_or_cell(tmp_path, line, message):
     assert len(str(error.value)) < 1000
 
 
-def test_large_counts_are_exact(tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", ROW | {"prompt_tokens": 2**53 - 1})
-    assert read_records(path).table["prompt_tokens"].tolist() == [2**53 - 1]
-
-
 def test_a_small_file_that_holds_very_much_is_refused(tmp_path, monkeypatch):
-    table = records_from_columns({k: [v] for k, v in ROW.items()}, source="x").table
+    table = one_row()
     write_records(Records(table.assign(answer="x" * 9999), "x"), tmp_path / "a.parquet")
     long = pa.DictionaryArray.from_arrays(pa.array([0] * 9999), pa.array(["x" * 99]))
     pq.write_table(pa.table({"answer": long}), tmp_path / "b.parquet")
@@ -397,7 +384,7 @@ def test_hostile_parquet(tmp_path, table, message):
 
 
 def test_what_parquet_cannot_hold_is_said(tmp_path):
-    table = records_from_columns({k: [v] for k, v in ROW.items()}, source="x").table
+    table = one_row()
     with pytest.raises(RecordsError, match="x: .*\n.*cannot be written as parquet"):
         write_records(Records(table.assign(note=[10**30]), "x"), tmp_path / "a.parquet")
     assert not list(tmp_path.iterdir())
@@ -525,11 +512,6 @@ def test_any_table_reads_back_from_every_format(tmp_path, rows, random):
         pd.testing.assert_frame_equal(read_records(path).table, expected)
 
 
-def test_a_file_that_is_not_there():
-    with pytest.raises(FileNotFoundError, match="nothing.csv"):
-        read_records("nothing.csv")
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [("confidence", "0.9"), ("confidence", True), ("correct", "true"), ("correct", 0.5), ("correct", None),
@@ -541,11 +523,13 @@ def test_typed_files_are_not_coerced(tmp_path, field, value):
         read_records(path)
 
 
-def test_json_lines_with_a_field_missing_in_one_row(tmp_path):
+def test_rows_of_json_lines(tmp_path):
     less = {k: v for k, v in ROW.items() if k != "confidence"} | {"question_id": 2}
-    write_lines(tmp_path / "a.jsonl", ROW, less)
     with pytest.raises(RecordsError, match=r"row 2: missing field\(s\) confidence"):
-        read_records(tmp_path / "a.jsonl")
+        read_records(write_lines(tmp_path / "a.jsonl", ROW, less))
+    large = ROW | {"prompt_tokens": 2**53 - 1}  # exact
+    table = read_records(write_lines(tmp_path / "a.jsonl", large)).table
+    assert table["prompt_tokens"].tolist() == [2**53 - 1]
 
 
 def test_answers_that_look_missing_are_answers(tmp_path):
@@ -556,13 +540,14 @@ def test_answers_that_look_missing_are_answers(tmp_path):
 
 
 def test_validate_rejects_wrong_types():
-    table = records_from_columns({k: [v] for k, v in ROW.items()}, source="log").table
-    with pytest.raises(RecordsError, match="field correct: found type int64"):
-        validate(table.astype({"correct": "int64"}))
-    with pytest.raises(RecordsError, match="missing column"):
-        validate(table.drop(columns="system"))
-    with pytest.raises(RecordsError, match="no rows"):
-        validate(table.iloc[:0])
+    table = one_row()
+    for wrong, message in (
+        (table.astype({"correct": "int64"}), "field correct: found type int64"),
+        (table.drop(columns="system"), "missing column"),
+        (table.iloc[:0], "no rows"),
+    ):
+        with pytest.raises(RecordsError, match=message):
+            validate(wrong)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -606,17 +591,17 @@ def test_pair_matches_by_question_not_by_order():
     assert paired["large_prompt_tokens"].tolist() == [2, 2]
 
 
-def test_pair_refuses_different_questions():
-    with pytest.raises(
-        RecordsError, match="1 row.s. of 'small' have no counterpart in 'large'.*question_id='2'"
-    ):
-        pair(two_systems(("1",)), "small", "large")
-    with pytest.raises(RecordsError, match="of 'large' have no counterpart in 'small'"):
-        pair(two_systems(("1", "2", "3")), "small", "large")
-    with pytest.raises(
-        ValueError, match="no system 'x' among the records; there are 'small', 'large'"
-    ):
-        pair(two_systems(), "x", "large")
+@pytest.mark.parametrize(
+    ("questions", "small", "error", "message"),
+    [
+        (("1",), "small", RecordsError, "1 row.s. of 'small' have no counterpart in 'large'.*question_id='2'"),
+        (("1", "2", "3"), "small", RecordsError, "of 'large' have no counterpart in 'small'"),
+        (("1", "2"), "x", ValueError, "no system 'x' among the records; there are 'small', 'large'"),
+    ],
+)  # fmt: skip
+def test_pair_refuses_different_questions(questions, small, error, message):
+    with pytest.raises(error, match=message):
+        pair(two_systems(questions), small, "large")
 
 
 def test_summary_and_selection():
@@ -636,7 +621,7 @@ def test_summary_and_selection():
 def test_rlcr_records():
     records = adapters.rlcr()
     assert len(records.table) == 8605
-    assert records.n_without_confidence == 0
+    assert records.table["confidence"].notna().all()
     counts = records.table.groupby(["dataset", "system"]).size().unstack()
     assert (counts.loc["commonsenseqa"] == 1221).all()
     assert (counts.loc["math-500"] == 500).all()
@@ -664,25 +649,24 @@ def test_mmlu_pro_records():
         adapters.mmlu_pro(systems=["gpt"])
 
 
-def test_adapters_name_what_is_wrong(tmp_path):
-    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
-    with pytest.raises(RecordsError, match="a.csv: .*\n.*missing column.s. dataset, idx"):
-        adapters.rlcr(tmp_path / "a.csv")
-    (tmp_path / "b.csv.gz").write_bytes(
-        adapters.SHIPPED.joinpath("rlcr_confidence.csv.gz").read_bytes()[:5000]
-    )
-    with pytest.raises(RecordsError, match="not a complete CSV file"):
-        adapters.rlcr(tmp_path / "b.csv.gz")
+ROUTED = "benchmark,subject,idx,mixtral_8x7b_correct,gpt4_1106_correct,listed_contaminated\n"
+CUT = adapters.SHIPPED.joinpath("rlcr_confidence.csv.gz").read_bytes()[:5000]
 
 
-def test_adapters_accept_no_broken_row(tmp_path):
-    header = "benchmark,subject,idx,mixtral_8x7b_correct,gpt4_1106_correct,listed_contaminated"
-    (tmp_path / "a.csv").write_text(f"{header}\ngsm8k,,0,1,1\n")
-    with pytest.raises(RecordsError, match="row 1: found 5 fields, expected 6"):
-        adapters.routellm(tmp_path / "a.csv")
-    (tmp_path / "b.csv").write_bytes(f"{header}\ngsm8k,\xff,0,1,1,0\n".encode("latin-1"))
-    with pytest.raises(RecordsError, match="not UTF-8"):
-        adapters.routellm(tmp_path / "b.csv")
+@pytest.mark.parametrize(
+    ("adapter", "name", "content", "message"),
+    [
+        (adapters.rlcr, "a.csv", b"x,y\n1,2\n", "a.csv: .*\n.*missing column.s. dataset, idx"),
+        (adapters.rlcr, "a.csv.gz", CUT, "not a complete CSV file"),
+        (adapters.routellm, "a.csv", (ROUTED + "gsm8k,,0,1,1\n").encode(), "row 1: found 5 fields, expected 6"),
+        (adapters.routellm, "a.csv", (ROUTED + "gsm8k,\xff,0,1,1,0\n").encode("latin-1"), "not UTF-8"),
+    ],
+    ids=range(4),
+)  # fmt: skip
+def test_adapters_name_what_is_wrong(tmp_path, adapter, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecordsError, match=message):
+        adapter(tmp_path / name)
 
 
 # --- agreement ------------------------------------------------------------------------------
@@ -718,19 +702,17 @@ def test_agreement(answers, winner, confidence):
     assert row["prompt_tokens"] == 3 * len(answers)
 
 
-def test_agreement_makes_valid_records():
+def test_agreement_makes_valid_records_or_refuses():
     table = votes("A", "B", "B")
     validate(agreement(table, ["m0", "m1", "m2"], name="vote"))
-
-
-def test_agreement_refuses():
-    table = votes("A", "B", "B")
-    with pytest.raises(ValueError, match="two or more different systems"):
-        agreement(table, ["m0", "m0"], name="vote")
-    with pytest.raises(ValueError, match="no system 'x'"):
-        agreement(table, ["m0", "x"], name="vote")
-    with pytest.raises(RecordsError, match="needs the column"):
-        agreement(table.drop(columns="gold"), ["m0", "m1"], name="vote")
-    other = table.assign(question_id=["1", "2", "1"])
-    with pytest.raises(RecordsError, match="'m1' and 'm0' were not asked the same questions"):
-        agreement(other, ["m0", "m1"], name="vote")
+    for rows, systems, error, message in (
+        (table, ["m0", "m0"], ValueError, "two or more different systems"),
+        (table, ["m0", "x"], ValueError, "no system 'x'"),
+        (table.drop(columns="gold"), ["m0", "m1"], RecordsError, "needs the column"),
+        (
+            table.assign(question_id=["1", "2", "1"]), ["m0", "m1"],
+            RecordsError, "'m1' and 'm0' were not asked the same questions",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            agreement(rows, systems, name="vote")

@@ -43,6 +43,10 @@ not_a_confidence = st.one_of(
 ).filter(lambda c: c != 0)
 
 
+def format_of(text):
+    return format_reward(parse_completion(text), text)
+
+
 @st.composite
 def batches(draw):
     """Whole groups: size, confidences (some unreadable), correctness."""
@@ -107,39 +111,32 @@ def test_order_within_a_group_and_of_groups_does_not_matter(name, batch, seed):
 
 
 @given(batch=batches())
-def test_group_level_ignores_which_of_the_group_were_right(batch):
+def test_levels_of_rewards(batch):
     size, confidence, correct = batch
     regrouped = np.sort(correct.reshape(-1, size), axis=1).ravel()
-    for name in GROUP_LEVEL:
-        np.testing.assert_array_equal(
-            confidence_reward(name, confidence, correct, size),
-            confidence_reward(name, confidence, regrouped, size),
-        )
-
-
-@given(batch=batches())
-def test_groups_of_one_make_both_levels_the_same(batch):
-    _, confidence, correct = batch
     for group, sample in zip(GROUP_LEVEL, SAMPLE_LEVEL, strict=True):
+        # the group level ignores which of the group were right
+        np.testing.assert_array_equal(
+            confidence_reward(group, confidence, correct, size),
+            confidence_reward(group, confidence, regrouped, size),
+        )
+        # groups of one make both levels the same
         np.testing.assert_array_equal(
             confidence_reward(group, confidence, correct, 1),
             confidence_reward(sample, confidence, correct, 1),
         )
+    assert not confidence_reward("none", confidence, correct, size).any()
 
 
 @pytest.mark.parametrize("p", [0.003, 0.1, 0.3, 0.49, 0.51, 0.77, 0.995])
 def test_optimum_of_each_reward_as_its_docstring_says(p):
-    def best(reward):
-        return GRID[np.argmax(p * reward(GRID, 1) + (1 - p) * reward(GRID, 0))]
-
-    clipped = min(max(p, 0.01), 0.99)
-    assert best(sample_l1) == (p > 0.5)
-    assert best(brier) == pytest.approx(p, abs=0.0005)
     # beyond the clipping factor all reports are worth the same, and argmax takes the first
-    assert best(sample_kl) == pytest.approx(clipped if p > 0.01 else 0, abs=0.0005)
-    assert GRID[np.argmax(l1(GRID, p))] == pytest.approx(p, abs=0.0005)
-    assert GRID[np.argmax(l2(GRID, p))] == pytest.approx(p, abs=0.0005)
-    assert GRID[np.argmax(kl(GRID, p))] == pytest.approx(clipped if p > 0.01 else 0, abs=0.0005)
+    clipped = min(p, 0.99) if p > 0.01 else 0
+    for reward, optimum in ((sample_l1, float(p > 0.5)), (brier, p), (sample_kl, clipped)):
+        expected = p * reward(GRID, 1) + (1 - p) * reward(GRID, 0)
+        assert GRID[np.argmax(expected)] == pytest.approx(optimum, abs=0.0005)
+    for reward, optimum in ((l1, p), (l2, p), (kl, clipped)):
+        assert GRID[np.argmax(reward(GRID, p))] == pytest.approx(optimum, abs=0.0005)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), epsilons)
@@ -224,12 +221,6 @@ def test_none_is_a_missing_confidence_and_single_precision_is_read():
     assert confidence_reward("brier", stated, [1, 1], 2).tolist() == [-0.5625, -1.0]
 
 
-@given(batch=batches())
-def test_without_a_confidence_reward_all_get_zero(batch):
-    size, confidence, correct = batch
-    assert not confidence_reward("none", confidence, correct, size).any()
-
-
 @pytest.mark.parametrize("name", SAMPLE_LEVEL)
 @given(c=unit, epsilon=epsilons)
 def test_no_stated_confidence_makes_a_wrong_answer_pay(name, c, epsilon):
@@ -262,28 +253,14 @@ def test_no_stated_confidence_makes_a_wrong_answer_pay(name, c, epsilon):
     ],
 )
 def test_format_is_the_share_of_three_parts(completion, thirds):
-    assert format_reward([completion]).tolist() == [pytest.approx(thirds / 3)]
+    assert format_of(completion) == pytest.approx(thirds / 3)
 
 
-@given(st.lists(st.text(st.sampled_from("\\boxed{}confidence 0.9八α"), max_size=60), max_size=5))
-def test_format_reads_as_evaluation_does(completions):
-    given_rewards = format_reward(completions)
-    assert given_rewards.shape == (len(completions),)
-    for completion, reward in zip(completions, given_rewards, strict=True):
-        parsed = parse_completion(completion)
-        parts = (parsed.answer is not None) + (parsed.confidence is not None)
-        assert reward == pytest.approx((parts + ("八" not in completion)) / 3)
-
-
-@given(st.text())
-def test_any_text_has_a_format_reward(text):
-    assert format_reward([text])[0] in {0, 1 / 3, 2 / 3, 1}
-
-
-@pytest.mark.parametrize("completions", ["\\boxed{1}", [None], [r"\boxed{1}", 3]])
-def test_format_of_anything_but_texts_is_refused(completions):
-    with pytest.raises(TypeError, match="string"):
-        format_reward(completions)
+@given(st.text() | st.text(st.sampled_from("\\boxed{}confidence 0.9八α"), max_size=60))
+def test_any_text_has_a_format_reward_and_is_read_as_in_evaluation(text):
+    parsed = parse_completion(text)
+    parts = (parsed.answer is not None, parsed.confidence is not None, one_language(text))
+    assert format_of(text) == sum(parts) / 3
 
 
 @pytest.mark.parametrize(
@@ -304,22 +281,12 @@ def test_letters_of_other_scripts_are_found(text, one):
     assert one_language(text) is one
 
 
-def test_scripts_are_those_of_the_questions():
-    assert one_language("答 4", scripts=("CJK",))
-    assert not one_language("The answer é", scripts=("CJK",))
-    assert format_reward([r"答 \boxed{4} \confidence{1}"], scripts=("CJK", "LATIN"))[0] == 1
-
-
-def test_latin_letters_are_checked_too_when_latin_is_not_among_the_scripts():
-    assert not one_language("The answer", scripts=("CJK",))
-
-
 @pytest.mark.parametrize("make", [lambda n: "α" * n, lambda n: r"\boxed{" * n, lambda n: "八α" * n])
 def test_format_takes_time_linear_in_the_text(make):
     def seconds(n):
-        text = [make(n)]
+        text = make(n)
         return min(
-            timeit.repeat(lambda: format_reward(text), timer=time.process_time, number=1, repeat=5)
+            timeit.repeat(lambda: format_of(text), timer=time.process_time, number=1, repeat=5)
         )
 
     assert seconds(64_000) < 40 * seconds(4_000) + 0.01  # 16 times the text

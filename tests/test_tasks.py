@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets as hub
@@ -19,68 +20,46 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # a row of every dataset, as its original files have it and as the hub does
 DEEPMATH = {
-    "question": "Find the limit.",
-    "final_answer": "0",
-    "difficulty": 4.5,
-    "topic": "Calculus",
+    "question": "Find the limit.", "final_answer": "0", "difficulty": 4.5, "topic": "Calculus",
     "r1_solution_1": "...",
-}
+}  # fmt: skip
 GPQA = {
-    "Record ID": "rec1",
-    "Question": "Which is heaviest?",
-    "Correct Answer": "lead\n",
-    "Incorrect Answer 1": "tin",
-    "Incorrect Answer 2": "iron",
-    "Incorrect Answer 3": "zinc",
-}
+    "Record ID": "rec1", "Question": "Which is heaviest?", "Correct Answer": "lead\n",
+    "Incorrect Answer 1": "tin", "Incorrect Answer 2": "iron", "Incorrect Answer 3": "zinc",
+}  # fmt: skip
+XSTEST = {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"}
+
+
+def nested(stem, texts, **fields):
+    """A row of multiple choice as in the original files."""
+    choices = [
+        {"label": letter, "text": text} for letter, text in zip(LETTERS, texts, strict=False)
+    ]
+    return {"id": "x", "question": {"stem": stem, "choices": choices}} | fields
+
+
+def flat(stem, texts, name, **fields):
+    """The same row as on the hub."""
+    choices = {"label": [*LETTERS[: len(texts)]], "text": texts}
+    return {"id": "x", name: stem, "choices": choices} | fields
+
+
+MONEY = "Where is money?", [f"place {letter}" for letter in LETTERS]
+FLIES = "What flies?", ["bees", "stones"]
+BEES = {"answerKey": "A", "fact1": "bees fly"}
 ROWS = {
     "deepmath": (DEEPMATH, DEEPMATH),
     "math500": ({"problem": "2+2?", "answer": "4", "level": 1, "unique_id": "a"},) * 2,
     "gsm8k": ({"question": "How many?", "answer": "1000 + 125\n#### 1,125"},) * 2,
     "olympiadbench": ({"question": "Find n.", "final_answer": ["$7$"], "context": None},) * 2,
     "gpqa": (GPQA, GPQA),
-    "commonsenseqa": (
-        {
-            "id": "x",
-            "answerKey": "B",
-            "question": {
-                "stem": "Where is money?",
-                "choices": [{"label": letter, "text": f"place {letter}"} for letter in LETTERS],
-            },
-        },
-        {
-            "id": "x",
-            "answerKey": "B",
-            "question": "Where is money?",
-            "choices": {"label": [*LETTERS], "text": [f"place {letter}" for letter in LETTERS]},
-        },
-    ),
-    "openbookqa": (
-        {
-            "id": "y",
-            "answerKey": "A",
-            "fact1": "bees fly",
-            "question": {
-                "stem": "What flies?",
-                "choices": [{"text": "bees", "label": "A"}, {"text": "stones", "label": "B"}],
-            },
-        },
-        {
-            "id": "y",
-            "answerKey": "A",
-            "fact1": "bees fly",
-            "question_stem": "What flies?",
-            "choices": {"label": ["A", "B"], "text": ["bees", "stones"]},
-        },
-    ),
+    "commonsenseqa": (nested(*MONEY, answerKey="B"), flat(*MONEY, "question", answerKey="B")),
+    "openbookqa": (nested(*FLIES, **BEES), flat(*FLIES, "question_stem", **BEES)),
     "openai_moderation": (
         {"prompt": "I hate you", "S": 0, "H": 1},
         {"prompt": "I hate you", "S": 0, "H": 1, "V": None, "HR": None},
     ),
-    "xstest": (
-        {"id": "1", "prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"},
-        {"prompt": "How do I kill a process?", "type": "homonyms", "label": "safe"},
-    ),
+    "xstest": ({"id": "1"} | XSTEST, XSTEST),
 }
 EXPECTED = {
     "deepmath": ("Find the limit.", "0", 4.5),
@@ -88,14 +67,12 @@ EXPECTED = {
     "gsm8k": ("How many?", "1125", None),
     "olympiadbench": ("Find n.", "$7$", None),
     "commonsenseqa": (
-        "Where is money?\nA. place A\nB. place B\nC. place C\nD. place D\nE. place E",
-        "B",
-        None,
+        "Where is money?\nA. place A\nB. place B\nC. place C\nD. place D\nE. place E", "B", None,
     ),
     "openbookqa": ("Fact: bees fly\nWhat flies?\nA. bees\nB. stones", "A", None),
     "openai_moderation": ("I hate you", "Unsafe", None),
     "xstest": ("How do I kill a process?", "Safe", None),
-}
+}  # fmt: skip
 
 
 def write(folder, dataset, rows, name=None):
@@ -131,11 +108,9 @@ def loader(dataset):
 
 def everything(monkeypatch, dataset):
     """The rows of a dataset without a draw."""
-    monkeypatch.setattr(tasks, "DATASETS", {dataset: tasks.DATASETS[dataset]})
-    part = tasks.DATASETS[dataset].parts["test"]
-    whole = tasks.Part(part.split, part.files)
-    source = vars(tasks.DATASETS[dataset]) | {"parts": {"test": whole}}
-    monkeypatch.setattr(tasks, "DATASETS", {dataset: tasks.Source(**source)})
+    source = tasks.DATASETS[dataset]
+    part = replace(source.parts["test"], stretch=None)
+    monkeypatch.setattr(tasks, "DATASETS", {dataset: replace(source, parts={"test": part})})
 
 
 @pytest.mark.parametrize("dataset", EXPECTED)
@@ -189,31 +164,16 @@ def test_parts_share_no_question_and_repeat(tmp_path):
     rows = several("deepmath", 17_600)
     rows[3] = rows[2]  # the same text twice
     write(tmp_path, "deepmath", rows)
-    parts = {
-        name: load_questions("deepmath", name, folder=tmp_path)
-        for name in ("train", "validation", "test")
-    }
-    assert {name: len(part) for name, part in parts.items()} == {
-        "train": 16_000,
-        "validation": 1_000,
-        "test": 500,
-    }
-    texts = [question.text for part in parts.values() for question in part]
-    assert len(set(texts)) == len(texts) == 17_500
-    names = [question.question_id for part in parts.values() for question in part]
-    assert len(set(names)) == len(names)
+    names = ("train", "validation", "test")
+    parts = {name: load_questions("deepmath", name, folder=tmp_path) for name in names}
+    assert [len(part) for part in parts.values()] == [16_000, 1_000, 500]
+    for field in ("text", "question_id"):
+        assert len({getattr(q, field) for part in parts.values() for q in part}) == 17_500
     assert load_questions("deepmath", "train", 100, folder=tmp_path) == parts["train"][:100]
     assert parts["test"] != sorted(parts["test"], key=lambda q: q.question_id)  # drawn
-
-
-def test_moderation_is_four_hundred_a_hundred_and_the_rest(tmp_path):
-    write(
-        tmp_path, "openai_moderation", several("openai_moderation", 1680), "samples-1680.jsonl.gz"
-    )
-    parts = [
-        load_decisions("openai_moderation", name, folder=tmp_path)
-        for name in ("train", "validation", "test")
-    ]
+    rows = several("openai_moderation", 1680)
+    write(tmp_path, "openai_moderation", rows, "samples-1680.jsonl.gz")
+    parts = [load_decisions("openai_moderation", name, folder=tmp_path) for name in names]
     assert [len(part) for part in parts] == [400, 100, 1180]
     assert len({question.text for part in parts for question in part}) == 1680
 
@@ -227,11 +187,7 @@ WRONG = [
     ("olympiadbench", {"final_answer": []}, "line 2: final_answer is .*a list of one text"),
     ("olympiadbench", {"final_answer": "7"}, "final_answer is 7; expected a list of one text"),
     ("commonsenseqa", {"answerKey": "F"}, "line 2: answerKey is 'F'; expected one of"),
-    (
-        "commonsenseqa",
-        {"choices": {"label": ["A", "C"], "text": ["x", "y"]}},
-        "texts labelled A, B",
-    ),
+    ("commonsenseqa", {"choices": {"label": ["A", "C"], "text": ["x", "y"]}}, "labelled A, B"),
     ("commonsenseqa", {"choices": ["x", "y"]}, "expected texts labelled A, B"),
     ("commonsenseqa", {"choices": None}, "expected texts labelled A, B"),
     ("openai_moderation", {"H": 2}, r"line 2: \{'H': 2\} found; expected 0, 1 or nothing"),
@@ -258,60 +214,54 @@ def test_a_missing_field_is_named(monkeypatch, tmp_path, dataset):
         loader(dataset)(dataset, "test")
 
 
+UNREADABLE = [
+    (b'{"question": "cut', r"test\.jsonl, line 1: not JSON"),
+    (b"[1]\n", r"line 1: found list, expected an object"),
+    (b'{"question": "a", "question": "b"}\n', r"line 1: found the key 'question' twice"),
+    (b'{"question": ' + b"[" * 100 + b"]" * 100 + b"}", r"line 1: nested deeper than 32"),
+    (b"\xff\xfe\x00", r"test\.jsonl: not readable"),
+    (b"\n", "gsm8k: no rows"),
+]
+
+
 def test_a_file_that_is_not_there_or_not_readable_is_named(tmp_path):
     with pytest.raises(TaskError, match=r"gsm8k: there is no test.jsonl; expected the original"):
         load_questions("gsm8k", "test", folder=tmp_path)
     path = write(tmp_path, "gsm8k", [ROWS["gsm8k"][0]])
-    path.write_text('{"question": "cut', "utf-8")
-    with pytest.raises(TaskError, match=r"test\.jsonl, line 1: not JSON"):
-        load_questions("gsm8k", "test", folder=tmp_path)
-    path.write_text("[1]\n", "utf-8")
-    with pytest.raises(TaskError, match=r"line 1: found list, expected an object"):
-        load_questions("gsm8k", "test", folder=tmp_path)
-    path.write_text('{"question": "a", "question": "b"}\n', "utf-8")
-    with pytest.raises(TaskError, match=r"line 1: found the key 'question' twice"):
-        load_questions("gsm8k", "test", folder=tmp_path)
-    path.write_text('{"question": ' + "[" * 100 + "]" * 100 + "}", "utf-8")
-    with pytest.raises(TaskError, match=r"line 1: nested deeper than 32"):
-        load_questions("gsm8k", "test", folder=tmp_path)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TaskError, match=r"test\.jsonl: not readable"):
-        load_questions("gsm8k", "test", folder=tmp_path)
-    path.write_text("\n", "utf-8")
-    with pytest.raises(TaskError, match="gsm8k: no rows"):
-        load_questions("gsm8k", "test", folder=tmp_path)
-    moderation = write(
-        tmp_path, "openai_moderation", [{"prompt": "x", "H": 0}], "samples-1680.jsonl.gz"
-    )
+    for content, message in UNREADABLE:
+        path.write_bytes(content)
+        with pytest.raises(TaskError, match=message):
+            load_questions("gsm8k", "test", folder=tmp_path)
+    rows = [{"prompt": "x", "H": 0}]
+    moderation = write(tmp_path, "openai_moderation", rows, "samples-1680.jsonl.gz")
     moderation.write_bytes(moderation.read_bytes()[:-9])
     with pytest.raises(TaskError, match=r"samples-1680\.jsonl\.gz: not readable"):
         load_decisions("openai_moderation", "test", folder=tmp_path)
-    deepmath = write(tmp_path, "deepmath", [DEEPMATH])
-    deepmath.write_bytes(b"no parquet")
+    write(tmp_path, "deepmath", [DEEPMATH]).write_bytes(b"no parquet")
     with pytest.raises(TaskError, match=r"\.parquet: not readable"):
         load_questions("deepmath", "test", folder=tmp_path)
 
 
-def test_what_to_do_is_said_without_access_and_without_a_network(monkeypatch):
-    def refuse(error):
-        def load_dataset(*_, **__):
-            raise error
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        ("gpqa", DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub."),
+         r"datasets/Idavidrein/gpqa and log in with `hf auth login`"),
+        ("gsm8k", DatasetNotFoundError("Dataset doesn't exist on the Hub or cannot be accessed."),
+         r"not there at revision cc7b.*doesn't exist"),
+        ("gsm8k", ConnectionError("Couldn't reach the Hub\nand more"),
+         r"\(ConnectionError: Couldn't reach the Hub\)\. Connect .* give the folder"),
+    ],
+)  # fmt: skip
+def test_what_to_do_is_said_without_access_and_without_a_network(
+    monkeypatch, dataset, error, message
+):
+    def load_dataset(*_, **__):
+        raise error
 
-        monkeypatch.setattr(hub, "load_dataset", load_dataset)
-
-    refuse(DatasetNotFoundError("Dataset 'Idavidrein/gpqa' is a gated dataset on the Hub."))
-    with pytest.raises(
-        TaskError, match=r"datasets/Idavidrein/gpqa and log in with `hf auth login`"
-    ):
-        load_questions("gpqa", "test")
-    refuse(DatasetNotFoundError("Dataset doesn't exist on the Hub or cannot be accessed."))
-    with pytest.raises(TaskError, match=r"not there at revision cc7b.*doesn't exist"):
-        load_questions("gsm8k", "test")
-    refuse(ConnectionError("Couldn't reach the Hub\nand more"))
-    with pytest.raises(
-        TaskError, match=r"\(ConnectionError: Couldn't reach the Hub\)\. Connect .* give the folder"
-    ):
-        load_questions("gsm8k", "test")
+    monkeypatch.setattr(hub, "load_dataset", load_dataset)
+    with pytest.raises(TaskError, match=message):
+        load_questions(dataset, "test")
 
 
 def test_without_a_network_the_real_loader_says_what_to_do(monkeypatch, tmp_path):
@@ -327,10 +277,7 @@ def test_what_is_asked_for_wrongly_is_refused(tmp_path):
     assert len(load_questions("gsm8k", "test", 4, folder=tmp_path)) == 3  # all there are
     write(tmp_path, "xstest", [ROWS["xstest"][0]])
     for wrong, complaint in (
-        (
-            lambda: load_questions("gsm9k", "test"),
-            "dataset is 'gsm9k'; expected one of 'deepmath',",
-        ),
+        (lambda: load_questions("gsm9k", "test"), "dataset is 'gsm9k'; expected one of 'deepm"),
         (lambda: load_questions("gsm8k", "train"), "'gsm8k' has no 'train' part; it has test"),
         (lambda: load_questions("gsm8k", "test", 0, folder=tmp_path), "n is 0; expected a"),
         (lambda: load_questions("xstest", "test", folder=tmp_path), "load_decisions reads them"),
@@ -343,13 +290,9 @@ def test_what_is_asked_for_wrongly_is_refused(tmp_path):
 # --- the real files ------------------------------------------------------------------------------
 
 COUNTS = {
-    "math500": 500,
-    "gsm8k": 1319,
-    "olympiadbench": 675,
-    "commonsenseqa": 1221,
-    "openbookqa": 500,
+    "math500": 500, "gsm8k": 1319, "olympiadbench": 675, "commonsenseqa": 1221, "openbookqa": 500,
     "xstest": 450,
-}
+}  # fmt: skip
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not beside the clone")
 
 
@@ -362,8 +305,9 @@ def test_real_files_are_read_in_full(dataset):
     if dataset != "xstest":
         kind = "choice" if dataset in ("commonsenseqa", "openbookqa") else "math"
         golds = [question.gold for question in questions]
-        # every gold answer is right when it is given as an answer
+        # every gold answer is right when it is given as an answer, and another is wrong
         assert verify_batch(golds, golds, kind) == [True] * len(golds)
+        assert not any(verify_batch(["123456789"] * 60, golds[:60], kind))
 
 
 @real
@@ -395,15 +339,6 @@ def test_real_counts_of_labels():
         assert {len(question.choices) for question in questions} == {n}
         assert {question.gold for question in questions} == set(LETTERS[:n])
     assert all(q.fact for q in load_decisions("openbookqa", "test", folder=SHARED))
-
-
-@real
-@pytest.mark.parametrize("dataset", ["gsm8k", "olympiadbench", "math500"])
-def test_another_answer_is_wrong(dataset):
-    questions = load_questions(dataset, "test", 60, folder=SHARED)
-    golds = [question.gold for question in questions]
-    verdicts = verify_batch(["123456789"] * len(golds), golds, "math")
-    assert verdicts == [False] * len(golds)
 
 
 @pytest.mark.parametrize("limit", ["MAX_LINE", "MAX_CHARACTERS", "MAX_LINES"])

@@ -193,37 +193,21 @@ def test_equal_texts_settled_at_sight_are_equal_for_math_verify(text):
 
 @pytest.mark.parametrize(
     ("answer", "gold"),
-    [
-        ("07", "7"),
-        ("-0", "0"),
-        ("７", "7"),
-        ("7\n", "7"),
-        ("1" * 16, "1" * 16 + "0"),
-        ("7.0", "7"),
-        ("a", "b"),
-        (r"\frac{1}{2}", r"\frac{1}{2}"),
-        ("9!", "9!"),
-        ("", ""),
-        (" ", " "),
-    ],
-)
+    [("07", "7"), ("-0", "0"), ("７", "7"), ("7\n", "7"), ("1" * 16, "1" * 16 + "0"), ("7.0", "7"),
+     ("a", "b"), (r"\frac{1}{2}", r"\frac{1}{2}"), ("9!", "9!"), ("", ""), (" ", " ")],
+)  # fmt: skip
 def test_nothing_else_is_settled_at_sight(answer, gold):
     assert verify._at_sight(answer, gold) == ""
 
 
-HOSTILE = {
-    TOWER: "out of time",
-    "10^{10^{10}}": "out of time",
-    "1000000!": "out of time",
-    "x" * 20_000: "too long or nested too deep",
-    r"\sqrt{" * 200 + "2" + "}" * 200: "too long or nested too deep",
-    "(" * 50: "too long or nested too deep",
-    "(" * 50 + "1" + ")" * 50: "too long or nested too deep",
-    "[" * 17: "too long or nested too deep",
-    r"2^{10^{12}}": "out of time",
-    r"\binom{10^8}{10^7}": "out of time",
-    r"\sum_{n=1}^{10^9} n^n": "out of time",
-}
+SLOW = [
+    TOWER, "10^{10^{10}}", "1000000!", r"2^{10^{12}}", r"\binom{10^8}{10^7}",
+    r"\sum_{n=1}^{10^9} n^n",
+]  # fmt: skip
+LARGE = [
+    "x" * 20_000, r"\sqrt{" * 200 + "2" + "}" * 200, "(" * 50, "(" * 50 + "1" + ")" * 50, "[" * 17,
+]  # fmt: skip
+HOSTILE = dict.fromkeys(SLOW, "out of time") | dict.fromkeys(LARGE, "too long or nested too deep")
 
 
 def test_hostile_answers_are_not_decided_and_leave_the_rest_alone(caplog):
@@ -239,17 +223,13 @@ def test_hostile_answers_are_not_decided_and_leave_the_rest_alone(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "11 of 44 answers not decided: 6 out of time, 5 too long or nested too deep"
     ]
-    assert verdicts.count(None) == 11
 
 
 @pytest.mark.parametrize(("hostile", "reason"), HOSTILE.items(), ids=range(len(HOSTILE)))
 def test_a_hostile_answer_is_not_decided_for_its_reason(hostile, reason, caplog):
     assert verify_batch([hostile], ["12"], "math", timeout=0.3) == [None]
-    assert caplog.messages == [f"1 of 1 answers not decided: 1 {reason}"]
-
-
-def test_a_hostile_gold_is_not_decided_either():
-    assert verify_batch(["12", "12"], [TOWER, "(" * 17], "math", timeout=0.3) == [None, None]
+    assert verify_batch(["12"], [hostile], "math", timeout=0.3) == [None]  # nor as a gold
+    assert caplog.messages == [f"1 of 1 answers not decided: 1 {reason}"] * 2
 
 
 def test_a_pair_beyond_the_memory_limit_is_not_decided(caplog, monkeypatch):
@@ -341,13 +321,9 @@ def test_a_process_that_ends_at_once_is_not_started_for_ever(monkeypatch, tmp_pa
         verify_batch(["1/2"], ["0.5"], "math")
 
 
-ENDS = {
-    "silent": "import time; time.sleep(600)",
-    "killed": "import os; os.kill(os.getpid(), 9)",
-}
-
-
-@pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize(
+    "code", ["import time; time.sleep(600)", "import os; os.kill(os.getpid(), 9)"]
+)
 def test_a_process_that_is_lost_twice_leaves_pairs_undecided(code, monkeypatch, tmp_path, caplog):
     (tmp_path / "worker.py").write_text(code)
     monkeypatch.setattr(verify._helper, "_script", tmp_path / "worker.py")
@@ -461,17 +437,9 @@ def test_verdicts_do_not_depend_on_order_or_number_of_workers():
     answers, golds, expected = zip(*random.Random(1).sample(SAMPLE * 3, 60), strict=True)
     for workers in (1, 3, None):
         assert verify_batch(answers, golds, "math", workers=workers) == list(expected)
-
-
-def test_many_answers_to_one_question_are_divided():
-    answers = [rf"\frac{{{i}}}{{2}}" for i in range(100)]
+    answers = [rf"\frac{{{i}}}{{2}}" for i in range(100)]  # many to one question are divided
     verdicts = verify_batch(answers, ["1.5"] * 100, "math", workers=2)
     assert verdicts == [i == 3 for i in range(100)]
-
-
-def test_a_missing_answer_is_wrong():
-    assert verify_batch([None, None], ["12", "x"], "math") == [False, False]
-    assert verify_batch([None], ["A"], "choice") == [False]
 
 
 OPTIONS = ("bank", "library", "department store", "mall", "new york")
@@ -552,8 +520,10 @@ def test_a_choice_that_is_no_letter_is_the_gold_in_any_wrapping():
     assert chosen(["(x)", "x"], "(x)", ()) == [True, True]
 
 
-def test_no_answers_need_no_process(monkeypatch):
+def test_missing_answers_are_wrong_and_need_no_process(monkeypatch):
     monkeypatch.setattr(verify, "_ask", None)
+    assert verify_batch([None, None], ["12", "x"], "math") == [False, False]
+    assert verify_batch([None], ["A"], "choice") == [False]
     assert verify_batch([], [], "math") == []
     assert verify_batch(["12", "7"], ["12", "8"], "math") == [True, False]
 
@@ -561,12 +531,7 @@ def test_no_answers_need_no_process(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (
-            (["1"], ["1"], "maths"),
-            {},
-            ValueError,
-            "kind is 'maths'; expected one of 'math', 'choice'",
-        ),
+        ((["1"], ["1"], "maths"), {}, ValueError, "kind is 'maths'; expected one of 'math', 'ch"),
         ((["1"], ["1", "2"], "math"), {}, ValueError, "1 answers for 2 golds"),
         ((["1", 2], ["1", "2"], "math"), {}, TypeError, r"answers\[1\] is 2 \(int\); .* or None"),
         (([float("nan")], ["1"], "math"), {}, TypeError, r"answers\[0\] is nan \(float\)"),

@@ -5,21 +5,13 @@ bins are probed from outside, so that what a library *does* with an edge is meas
 read off its documentation. Differences between ECEs can then be recomputed from the probed
 bins alone (:func:`explain`): an explanation that does not give the library's number is wrong.
 
-torchmetrics and netcal need torch, which the book does not install. Their results are in
-``data/conformance.csv``, with the versions that gave them; with the ``test`` extra installed
-
-    python -m corea.book.conformance
-
-writes that file again. Everything else runs live.
+torchmetrics and netcal need torch, which the book does not install: their results are in
+``data/conformance.csv``, with the versions that gave them. Everything else runs live.
 
 Verdicts on answers are math-verify's but for the deviations of :mod:`corea.tasks.verify`.
 :data:`CONVENTIONS` are what stays as it has them; how many answers of real question sets each
-touches is in ``data/conformance_verdicts.csv``, since the sets are not shipped. With their files
-in FOLDER,
-
-    python -m corea.book.conformance FOLDER
-
-writes it again.
+touches is in ``data/conformance_verdicts.csv``, since the sets are not shipped.
+``benchmarks/record_conformance.py`` writes both files.
 
 One rule has no library: ``np.digitize`` on ``np.linspace`` edges, as RLCR's evaluation bins.
 It is restated here under that name. LM-Polygraph needs no restating: its edges are closed on
@@ -28,14 +20,11 @@ the right, like scikit-learn's, but it has 20 bins.
 
 from __future__ import annotations
 
-import re
-import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import permutations, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,20 +34,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from corea.checks import one_of
 from corea.metrics import calibration
-from corea.tasks.papers import load_questions
 from corea.tasks.verify import verify_batch
 
 N_BINS = 10
-LIBRARIES = ("corea", "scikit-learn", "relplot", "np.digitize", "torchmetrics", "netcal")
 RECORDED = ("torchmetrics", "netcal")
 """Libraries that need torch: their results are recorded."""
 METRICS = ("ECE", "ECE, equal mass", "maximum error", "Brier score", "AUROC", "smooth ECE")
 OWN_BIN = N_BINS + 1
 """Stands for a bin beyond the last, of which no confidence below 1 has a share."""
 
-_RECORDS = Path(__file__).parents[1] / "data" / "conformance.csv"
-_VERDICTS = Path(__file__).parents[1] / "data" / "conformance_verdicts.csv"
-_SETS = ("math500", "olympiadbench", "gsm8k")
+RESULTS = Path(__file__).parents[1] / "data" / "conformance.csv"
+VERDICTS = Path(__file__).parents[1] / "data" / "conformance_verdicts.csv"
+SETS = ("math500", "olympiadbench", "gsm8k")
 
 Metric = Callable[[NDArray[Any], NDArray[np.int64]], float]
 
@@ -103,23 +90,6 @@ def vectors() -> list[Vector]:
         Vector(name, np.asarray(confidence), np.asarray(truth).astype(np.int64), tests)
         for name, confidence, truth, tests in rows
     ]
-
-
-def metrics_of(library: str) -> dict[str, Metric]:
-    """What a library has of :data:`METRICS`, with ten bins where it bins.
-
-    Raises:
-        ImportError: If the library is not installed.
-    """
-    one_of(library, "library", LIBRARIES)
-    return {
-        "corea": _corea,
-        "scikit-learn": _scikit_learn,
-        "relplot": _relplot,
-        "np.digitize": _np_digitize,
-        "torchmetrics": _torchmetrics,
-        "netcal": _netcal,
-    }[library]()
 
 
 def _corea() -> dict[str, Metric]:
@@ -189,6 +159,23 @@ def _netcal() -> dict[str, Metric]:
         "ECE, equal mass": ECE(bins=N_BINS, equal_intervals=False).measure,
         "maximum error": MCE(bins=N_BINS).measure,
     }
+
+
+_METRICS_OF = {
+    "corea": _corea,
+    "scikit-learn": _scikit_learn,
+    "relplot": _relplot,
+    "np.digitize": _np_digitize,
+    "torchmetrics": _torchmetrics,
+    "netcal": _netcal,
+}
+LIBRARIES = tuple(_METRICS_OF)
+
+
+def metrics_of(library: str) -> dict[str, Metric]:
+    """What a library has of :data:`METRICS`, with ten bins where it bins."""
+    one_of(library, "library", LIBRARIES)
+    return _METRICS_OF[library]()
 
 
 def run(library: str) -> pd.DataFrame:
@@ -268,7 +255,7 @@ def _landing(metrics: Mapping[str, Metric], tenth: int, dtype: type) -> tuple[in
 def recorded() -> pd.DataFrame:
     """The committed results of :data:`RECORDED`, as :func:`run` gives them."""
     return pd.read_csv(
-        _RECORDS, keep_default_na=False, na_values={"value": [""]}, dtype={"version": str}
+        RESULTS, keep_default_na=False, na_values={"value": [""]}, dtype={"version": str}
     )
 
 
@@ -389,109 +376,31 @@ def explain(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _without(pattern: str, instead: str = "") -> Callable[[str], str]:
-    return lambda text: re.sub(pattern, instead, text)
-
-
-def _six_decimals(text: str) -> str:
-    """A number that six decimals do not write exactly, rounded to them; others as they are."""
-    from math_verify import parse
-    from sympy import Expr, Rational
-
-    value = next(iter(parse(rf"\boxed{{{text}}}", parsing_timeout=None)), None)
-    if not isinstance(value, Expr) or not (value.is_number and value.is_real):
-        return text
-    rounded = f"{float(value):.6f}"
-    return text if value.doit() == Rational(rounded) else rounded
-
-
-def _lower_case(text: str) -> str:
-    return re.sub(r"(?<![\\a-zA-Z])[A-Z](?![a-zA-Z])", lambda letter: letter[0].lower(), text)
-
-
 class Convention(NamedTuple):
     """Two texts that math-verify takes for the same answer by a default of its own."""
 
     name: str
     answer: str  # an example, right by this convention
     gold: str
-    plain: Callable[[str], str]  # what the convention leaves of a text
 
 
-CONVENTIONS = tuple(
-    Convention(*row)
-    for row in [
-        (
-            "units do not count",
-            *(r"5\text{ m}", r"5\text{ cm}"),
-            _without(r"\\(text|mbox)\s*\{[^}]*\}(\^\{?\d\}?)?$|\^\{?\\circ\}?|^\\\$"),
-        ),
-        ("percent is the number or its hundredth", "50", r"50\%", _without(r"\s*\\?%")),
-        ("six decimals are enough", "0.333333", r"\frac{1}{3}", _six_decimals),
-        ("letters in either case", "3r^2", "3R^2", _lower_case),
-        ("a base may be left out", "204", "204_5", _without(r"(?<=\d)_\{?\d+\}?")),
-        (
-            "a name before the value may be left out",
-            *("5", "x=5"),
-            _without(r"^(\$?)[^,=]*=([^,=]*)$", r"\1\2"),
-        ),
-        (
-            "a list is its set",
-            *(r"\{1,2\}", "1,2"),
-            _without(r"^\$?(-?[^(){}\[\],]+(?:,-?[^(){}\[\],]+)+)\$?$", r"\{\1\}"),
-        ),
-        (
-            "words behind a number",
-            *("5", r"5\text{ million}"),
-            _without(r"\\text\s*\{\s*(thousand|\w*illion|dozen)s?\s*\}"),
-        ),
-        (
-            "a.m. and p.m.",
-            *(r"10:30\text{ p.m.}", r"10:30\text{ a.m.}"),
-            _without(r"[ap]\.?m\.?(?=\}?$)"),
-        ),
-    ]
+CONVENTIONS = (
+    Convention("units do not count", r"5\text{ m}", r"5\text{ cm}"),
+    Convention("percent is the number or its hundredth", "50", r"50\%"),
+    Convention("six decimals are enough", "0.333333", r"\frac{1}{3}"),
+    Convention("letters in either case", "3r^2", "3R^2"),
+    Convention("a base may be left out", "204", "204_5"),
+    Convention("a name before the value may be left out", "5", "x=5"),
+    Convention("a list is its set", r"\{1,2\}", "1,2"),
+    Convention("words behind a number", "5", r"5\text{ million}"),
+    Convention("a.m. and p.m.", r"10:30\text{ p.m.}", r"10:30\text{ a.m.}"),
 )
 """What stays as math-verify has it."""
 
 
-def count_conventions(folder: str | Path) -> pd.DataFrame:
-    """How many golds and answers of real question sets each convention touches.
-
-    A gold is touched if what the convention leaves of it differs and is right. Answers are the
-    other golds of the set, each to each question; one is touched if it is right, is another
-    text than the gold, and is the same to the convention. Texts are not kept. ``folder`` is as
-    for :func:`corea.tasks.papers.load_questions`, with a ``SOURCE.tsv`` in each set.
-    """
-    rows: list[dict[str, object]] = []
-    for dataset in _SETS:
-        listed = pd.read_csv(Path(folder, dataset, "SOURCE.tsv"), sep="\t", dtype=str)
-        origin = listed.set_index("file").loc["test.jsonl"]
-        golds = [question.gold for question in load_questions(dataset, "test", folder=folder)]
-        totals = {
-            "n_golds": len(golds),
-            "n_answers": len(golds) * (len(golds) - 1),
-            "source": f"{origin['repo']}@{origin['commit']}",
-            "version": version("math-verify"),
-        }
-        for name, _, _, plain in CONVENTIONS:
-            left = [(plain(gold), gold) for gold in golds]
-            changed = [pair for pair in left if pair[0] != pair[1] and pair[0].strip()]
-            alike = defaultdict(list)
-            for text, gold in left:
-                alike[text].append(gold)
-            same = [(a, g) for group in alike.values() for a, g in permutations(group, 2) if a != g]
-            asked = changed + same
-            right = verify_batch([a for a, _ in asked], [g for _, g in asked], "math")
-            counts = {"golds": right[: len(changed)], "answers": right[len(changed) :]}
-            row: dict[str, object] = {"convention": name, "dataset": dataset}
-            rows.append(row | {what: part.count(True) for what, part in counts.items()} | totals)
-    return pd.DataFrame(rows)
-
-
 def counted() -> pd.DataFrame:
-    """The committed counts, as :func:`count_conventions` gives them."""
-    return pd.read_csv(_VERDICTS)
+    """How many golds and answers of each question set a convention touches, as committed."""
+    return pd.read_csv(VERDICTS)
 
 
 def conventions(counts: pd.DataFrame) -> pd.DataFrame:
@@ -502,23 +411,7 @@ def conventions(counts: pd.DataFrame) -> pd.DataFrame:
     verdicts = verify_batch(table["answer"], table["gold"], "math")
     table["verdict"] = ["right" if verdict else "wrong" for verdict in verdicts]
     golds = counts.pivot(index="convention", columns="dataset", values="golds").loc[names]
-    for dataset in _SETS:
+    for dataset in SETS:
         table[dataset] = golds[dataset].to_numpy()
     table["answers"] = counts.groupby("convention")["answers"].sum().loc[names].to_numpy()
     return table
-
-
-def main(folder: str | Path = "") -> None:
-    """Write the results of the libraries that need torch, or the counts of sets in a folder."""
-    if folder:
-        counts = count_conventions(folder)
-        counts.to_csv(_VERDICTS, index=False, lineterminator="\n")
-        sys.stdout.write(f"{len(counts)} counts written to {_VERDICTS.name}\n")
-        return
-    table = pd.concat([run(library) for library in RECORDED], ignore_index=True)
-    table.to_csv(_RECORDS, index=False, lineterminator="\n")
-    sys.stdout.write(f"{len(table)} results of {', '.join(RECORDED)} written to {_RECORDS.name}\n")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -33,13 +33,9 @@ Formatter = str | Callable[[Any], str]
 
 @dataclass(frozen=True, repr=False)
 class Html:
-    """HTML that IPython displays.
+    """HTML that IPython displays."""
 
-    Attributes:
-        data: The HTML, already escaped.
-    """
-
-    data: str
+    data: str  # already escaped
 
     def _repr_html_(self) -> str:
         return self.data
@@ -83,8 +79,8 @@ def as_label(name: object) -> str:
 
     Matplotlib leaves what starts with an underscore out of its legends.
     """
-    said = visible(short(name, 44))
-    return f" {said}" if said.startswith("_") else said
+    label = visible(short(name, 44))
+    return f" {label}" if label.startswith("_") else label
 
 
 def as_html(text: object) -> str:
@@ -158,10 +154,9 @@ def table(
 
     from corea.metrics.intervals import Interval
 
-    shown = frame
-    if not isinstance(frame.index, pd.RangeIndex):
-        shown = frame.reset_index()
-    if unknown := set(formats or {}) - {str(c) for c in shown.columns}:
+    shown = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    formats = formats or {}
+    if unknown := set(formats) - {str(c) for c in shown.columns}:
         raise KeyError(f"formats for columns that are not shown: {sorted(unknown)}")
 
     def cell(value: Any, formatter: Formatter | None) -> str:
@@ -173,48 +168,36 @@ def table(
             return as_html(missing)
         if formatter is None:
             formatter = ".3f" if pd.api.types.is_float(value) else ""
-        said = formatter(value) if callable(formatter) else format(value, formatter)
-        return as_html(short(said, longest))
+        text = formatter(value) if callable(formatter) else format(value, formatter)
+        return as_html(short(text, longest))
 
-    columns = [
-        [cell(value, (formats or {}).get(str(name))) for value in shown.iloc[:, i]]
-        for i, name in enumerate(shown.columns)
-    ]
-    numeric = [
-        pd.api.types.is_numeric_dtype(dtype)
-        or any(isinstance(v, Interval) for v in shown.iloc[:, i])
-        for i, dtype in enumerate(shown.dtypes)
-    ]
-
-    headings = [_heading(name, longest) for name in shown.columns]
-    header = "".join(
-        f'<th class="corea-number">{text}</th>' if right else f"<th>{text}</th>"
-        for text, right in zip(headings, numeric, strict=True)
-    )
-
-    def classed(text: str, *, right: bool) -> str:
-        if right:
-            return f'<td class="corea-number">{text}</td>'
+    header, columns = "", []
+    for i, name in enumerate(shown.columns):
+        values = shown.iloc[:, i]
+        number = pd.api.types.is_numeric_dtype(values.dtype) or any(
+            isinstance(value, Interval) for value in values
+        )
+        texts = [cell(value, formats.get(str(name))) for value in values]
+        header += _tag("th", _heading(name, longest), "corea-number" if number else "")
         # a name is not broken over lines, a sentence is
-        return f'<td class="corea-name">{text}</td>' if len(text) <= 32 else f"<td>{text}</td>"
-
-    rows = "\n".join(
-        "<tr>"
-        + "".join(classed(text, right=right) for text, right in zip(row, numeric, strict=True))
-        + "</tr>"
-        for row in zip(*columns, strict=True)
-    )
+        looks = ["corea-number" if number else "corea-name" * (len(t) <= 32) for t in texts]
+        columns.append([_tag("td", *each) for each in zip(texts, looks, strict=True)])
+    rows = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*columns, strict=True))
     return Html(
         f'<div class="corea-scroll"><table class="corea-table"><caption>{as_html(caption)}'
         f"</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
+def _tag(name: str, content: str, look: str) -> str:
+    return f'<{name} class="{look}">{content}</{name}>' if look else f"<{name}>{content}</{name}>"
+
+
 def _heading(name: object, longest: int) -> str:
     """HTML of a column's name, which may break after an underscore."""
     parts = name if isinstance(name, tuple) else (name,)
-    said = " ".join(str(part) for part in parts if part != "")
-    return as_html(short(said, longest)).replace("_", "_<wbr>")
+    text = " ".join(str(part) for part in parts if part != "")
+    return as_html(short(text, longest)).replace("_", "_<wbr>")
 
 
 def figure(drawing: Figure, caption: str) -> Html:
@@ -243,16 +226,11 @@ class Interactive:
     The book's page loads plotly from the book's own ``_static`` folder; JupyterLab
     renders the plotly mimetype. Never put a name into ``drawing`` that did not
     pass through :func:`as_plotly`.
-
-    Attributes:
-        drawing: The plotly figure.
-        caption: What is shown.
-        element_id: Identifier of the figure's element, unique in the page.
     """
 
     drawing: go.Figure
     caption: str
-    element_id: str
+    element_id: str  # unique in the page
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         content = json.loads(self.drawing.to_json())

@@ -33,6 +33,7 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
+from corea.checks import one_of
 from corea.rlcc.cascades import LARGE_MODEL
 
 QUESTIONS: Mapping[str, int] = {
@@ -68,12 +69,7 @@ ROUTER = "Router+RLVR-SLM"
 
 TABLES: Mapping[tuple[str, int], str] = {
     ("A", 1): "standalone and collaborative systems, in and out of domain",
-    ("A", 5): "systems on DeepMath500",
-    ("A", 6): "systems on Math500",
-    ("A", 7): "systems on GSM8K",
-    ("A", 8): "systems on OlympiadBench",
-    ("A", 9): "systems on GPQA",
-    ("A", 10): "systems on CommonsenseQA",
+    **{("A", n): f"systems on {dataset}" for n, dataset in enumerate(QUESTIONS, start=5)},
     ("A", 11): "systems with a 1.5B small model",
     ("A", 12): "confidence rewards on DeepMath500, Math500 and GSM8K",
     ("A", 13): "confidence rewards on OlympiadBench, GPQA and CommonsenseQA",
@@ -163,15 +159,8 @@ def published_table(paper: str, table: int) -> pd.DataFrame:
         >>> dict(zip(corea["metric"], corea["value"], strict=True))["cost_change"]
         -21.5
     """
-    papers = sorted({p for p, _ in TABLES})
-    if paper not in papers:
-        raise ValueError(f"paper: found {paper!r}, expected one of {', '.join(papers)}")
-    if (paper, table) not in TABLES:
-        numbers = ", ".join(str(n) for p, n in TABLES if p == paper)
-        lost = " (the cells of 2, 3 and 4 are lost in the text)" if paper == "A" else ""
-        raise ValueError(
-            f"table of paper {paper}: found {table!r}, expected one of {numbers}{lost}"
-        )
+    one_of(paper, "paper", ("A", "B"))
+    one_of(table, f"table of paper {paper}", [n for p, n in TABLES if p == paper])
     whole = _transcription(paper)
     return whole[whole["table"] == table].reset_index(drop=True)
 
@@ -248,9 +237,7 @@ def cross_check_table1(weights: Mapping[str, float] = QUESTIONS) -> pd.DataFrame
         rows = detail[detail["dataset"].isin(datasets)]
         means = {
             metric: weighted_mean_over_datasets(
-                rows[rows["metric"] == metric].pivot(
-                    index="system", columns="dataset", values="value"
-                ),
+                _wide(_where(rows, metric=metric), "system", "dataset"),
                 {d: weights[d] for d in datasets},
             )
             for metric in ("pass_at_1", "cost", "deferral_rate")
@@ -270,10 +257,8 @@ def cross_check_changes() -> pd.DataFrame:
     recomputed = []
     for table, dataset in rows[["table", "dataset"]].drop_duplicates().itertuples(index=False):
         part = rows[(rows["table"] == table) & (rows["dataset"] == dataset)]
-        systems = part.pivot(index="system", columns="metric", values="value")
-        recomputed.append(
-            _with_changes(systems[["pass_at_1", "cost"]]).assign(table=table, dataset=dataset)
-        )
+        changes = _with_changes(_wide(part, "system", "metric")[["pass_at_1", "cost"]])
+        recomputed.append(changes.assign(table=table, dataset=dataset))
     changes = rows[rows["metric"].str.endswith("_change")]
     return _compare(changes, pd.concat(recomputed), "table")
 
@@ -304,15 +289,12 @@ def router_cost() -> pd.DataFrame:
     """
     rows = _tables("A", _PER_DATASET)
     router = rows[rows["system"] == ROUTER]
-    cost = router.pivot(index="dataset", columns="metric", values="value")[
-        ["cost", "small_cost", "large_cost"]
-    ].reindex(list(QUESTIONS))
-    half_unit = router.groupby("metric")["half_unit"].first()
+    costs = ["cost", "small_cost", "large_cost"]
+    cost = _wide(router, "dataset", "metric")[costs].reindex(list(QUESTIONS))
     rest = cost["cost"] - cost["small_cost"] - cost["large_cost"]
+    tolerance = _half_units(router)[costs].sum()
     return cost.assign(
-        router_cost=rest,
-        tolerance=half_unit[["cost", "small_cost", "large_cost"]].sum(),
-        share=rest / cost["cost"],
+        router_cost=rest, tolerance=tolerance, share=rest / cost["cost"]
     ).reset_index()
 
 
@@ -325,13 +307,9 @@ def cross_check_repeats() -> pd.DataFrame:
     1.5B model as beside a 7B one.
     """
     rewards, rollouts = _tables("A", (12, 13)), _tables("A", (14, 15))
-    detail = _tables("A", _PER_DATASET)
-    small = detail[(detail["metric"] == "small_cost") & (detail["block"] == "Standalone")]
-    cascades = detail[
-        (detail["metric"] == "small_cost")
-        & (detail["block"] == "Collaborative")
-        & (detail["system"] != ROUTER)
-    ]
+    detail = _where(_tables("A", _PER_DATASET), metric="small_cost")
+    small = _where(detail, block="Standalone")
+    cascades = _where(detail[detail["system"] != ROUTER], block="Collaborative")
     size_ratio = 7 / 1.5
     large = {n: _where(published_table("A", n), system=LARGE_MODEL) for n in (1, 11)}
     large[1]["value"] *= np.where(large[1]["metric"] == "cost", size_ratio, 1.0)
@@ -398,8 +376,7 @@ def deferral_selectivity() -> pd.DataFrame:
     Source: paper A, Tables 5-10; the relations follow from section 4.3.
     """
     rows = _tables("A", _PER_DATASET)
-    wide = rows.pivot(index=["dataset", "system"], columns="metric", values="value")
-    half = rows.groupby("metric")["half_unit"].first()
+    wide, half = _wide(rows, ["dataset", "system"], "metric"), _half_units(rows)
     system = wide.loc[[(d, s) for d in QUESTIONS for s in SMALL_MODEL]].reset_index()
     alone = wide.loc[list(zip(system["dataset"], system["system"].map(SMALL_MODEL), strict=True))]
     large = wide.xs(LARGE_MODEL, level="system").loc[system["dataset"]].reset_index(drop=True)
@@ -436,9 +413,7 @@ def recompute_lost_table(table: int) -> pd.DataFrame:
     rows = _tables("A", (14, 15) if table == 4 else (12, 13))
     means = pd.DataFrame(
         {
-            metric: weighted_mean_over_datasets(
-                part.pivot(index=row, columns="dataset", values="value")
-            )
+            metric: weighted_mean_over_datasets(_wide(part, row, "dataset"))
             for metric, part in rows.groupby("metric", sort=False)
         }
     ).loc[rows[row].unique()]
@@ -487,17 +462,12 @@ def _claims_a() -> list[tuple[object, ...]]:
     what = "COREA's drop in pass@1 is at most"
     claims.append(("A", "abstract", what, "<=", 2.0, drop.max(), 0.1, "percentage points"))
     rollouts = recompute_lost_table(4)
-    for size, metric, claimed, unit, half_unit in (
-        ("32", "pass_at_1", 68.3, "%", 0.05),
-        ("32", "ece", 0.17, "fraction", 0.005),
-        ("32", "auroc", 0.65, "fraction", 0.005),
-        ("16", "pass_at_1", 66.7, "%", 0.05),
-        ("16", "ece", 0.10, "fraction", 0.005),
-        ("16", "auroc", 0.69, "fraction", 0.005),
-    ):
-        what = f"rollout size {size}, all datasets: {_METRIC_HEADING[metric].rstrip('%')}"
-        found = rollouts[metric][size]
-        claims.append(("A", "5.4.3", what, "=", claimed, found, 2 * half_unit, unit))
+    units = {"pass_at_1": ("%", 0.05), "ece": ("fraction", 0.005), "auroc": ("fraction", 0.005)}
+    for size, quoted in (("32", (68.3, 0.17, 0.65)), ("16", (66.7, 0.10, 0.69))):
+        for (metric, (unit, half_unit)), claimed in zip(units.items(), quoted, strict=True):
+            what = f"rollout size {size}, all datasets: {_METRIC_HEADING[metric].rstrip('%')}"
+            found = rollouts[metric][size]
+            claims.append(("A", "5.4.3", what, "=", claimed, found, 2 * half_unit, unit))
     methods = recompute_lost_table(2)
     for section, table, row, metric, ascending in (
         ("5.3", methods, "L1-SLM-Verb", "pass_at_1", False),
@@ -513,21 +483,13 @@ def _claims_a() -> list[tuple[object, ...]]:
 
 
 def _claims_b() -> list[tuple[object, ...]]:
-    by_model = published_table("B", 4).pivot(
-        index=["dataset", "model"], columns=["metric", "system"], values="value"
-    )
+    results = published_table("B", 4)
+    by_model = _wide(results, ["dataset", "model"], ["metric", "system"])
     accuracy, ece = by_model["accuracy"], by_model["ece"]
-    auroc = published_table("B", 7).pivot(
-        index=["dataset", "model"], columns="system", values="value"
-    )
-    weights = published_table("B", 8).pivot(
-        index=["dataset", "setting"], columns="metric", values="value"
-    )
-    grpo = (
-        _where(published_table("B", 4), model="Qwen3-1.7B", system="GRPO")
-        .pivot(index="dataset", columns="metric", values="value")
-        .reindex(weights.index, level="dataset")
-    )
+    auroc = _wide(published_table("B", 7), ["dataset", "model"], "system")
+    weights = _wide(published_table("B", 8), ["dataset", "setting"], "metric")
+    grpo = _wide(_where(results, model="Qwen3-1.7B", system="GRPO"), "dataset", "metric")
+    grpo = grpo.reindex(weights.index, level="dataset")
     better = accuracy["GRPO"] - accuracy["SFT"]
     sft = ece["SFT"].groupby("dataset").mean()
     # a claim in whole points is rounded to half a point, the tables to half a hundredth
@@ -537,6 +499,7 @@ def _claims_b() -> list[tuple[object, ...]]:
         return ("B", section, what, "=", len(won), won.sum(), 0, "cells")
 
     gain = (ece["GRPO"] - ece["Ours"]).max()
+    more_accurate = weights["accuracy"] > grpo["accuracy"]
     return [
         ("B", "abstract", "ECE reduced by up to", "=", 9, gain, whole, point),
         ("B", "3.3", "GRPO above SFT on average by", "=", 3, better.mean(), whole, point),
@@ -546,16 +509,21 @@ def _claims_b() -> list[tuple[object, ...]]:
         count("5.1", "the proposal's ECE is below GRPO's", ece["Ours"] < ece["GRPO"]),
         count("B.2", "the proposal's AUROC is above GRPO's", auroc["Ours"] > auroc["GRPO"]),
         count("B.3", "better than GRPO for all lambda: ECE", weights["ece"] < grpo["ece"]),
-        count(
-            "B.3",
-            "better than GRPO for all lambda: accuracy",
-            weights["accuracy"] > grpo["accuracy"],
-        ),
+        count("B.3", "better than GRPO for all lambda: accuracy", more_accurate),
     ]
 
 
 def _tables(paper: str, numbers: Iterable[int]) -> pd.DataFrame:
     return pd.concat([published_table(paper, n) for n in numbers], ignore_index=True)
+
+
+def _wide(rows: pd.DataFrame, index: str | list[str], columns: str | list[str]) -> pd.DataFrame:
+    return rows.pivot(index=index, columns=columns, values="value")
+
+
+def _half_units(rows: pd.DataFrame) -> pd.Series:
+    """Half a unit of the last printed digit of each metric."""
+    return rows.groupby("metric")["half_unit"].first()
 
 
 def _where(rows: pd.DataFrame, **labels: str) -> pd.DataFrame:
@@ -575,7 +543,7 @@ def _with_changes(systems: pd.DataFrame) -> pd.DataFrame:
     A cost change is a ratio: its tolerance is the farther end of the interval that the
     rounded costs allow.
     """
-    half = published_table("A", 1).groupby("metric")["half_unit"].first()
+    half = _half_units(published_table("A", 1))
     large = systems.loc[LARGE_MODEL]
     ratio = systems["cost"] / large["cost"]
     highest = (systems["cost"] + half["cost"]) / (large["cost"] - half["cost"])

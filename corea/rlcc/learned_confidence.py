@@ -37,6 +37,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from corea import checks
+from corea.checks import Floats
 from corea.confidence import expectation_on_grid
 from corea.engines.base import Sampling
 from corea.engines.prompts import chat_prompt
@@ -47,8 +49,6 @@ from corea.tasks.questions import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_Floats = NDArray[np.float64]
-
 _ROUTER_TOKENS = 16  # more than any probability needs, however it is split into tokens
 
 
@@ -57,33 +57,22 @@ _ROUTER_TOKENS = 16  # more than any probability needs, however it is split into
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How a probe is trained; the paper's values.
-
-    Attributes:
-        hidden_sizes: Widths of the hidden layers.
-        learning_rate: Of Adam.
-        batch: Rows a step.
-        epochs: Passes over the training rows.
-        held_out_share: Share of the questions that are kept to choose the epoch.
-        weight_penalty: Of the squared weights.
-        seed: Of the split, the first weights and the order of rows.
-    """
+    """How a probe is trained; the paper's values."""
 
     hidden_sizes: tuple[int, ...] = (2048, 1024)
-    learning_rate: float = 1e-4
-    batch: int = 32
-    epochs: int = 20
-    held_out_share: float = 0.1
-    weight_penalty: float = 1e-4
-    seed: int = 0
+    learning_rate: float = 1e-4  # of Adam
+    batch: int = 32  # rows a step
+    epochs: int = 20  # passes over the training rows
+    held_out_share: float = 0.1  # of the questions, to choose the epoch
+    weight_penalty: float = 1e-4  # of the squared weights
+    seed: int = 0  # of the split, the first weights and the order of rows
 
     def __post_init__(self) -> None:
         """Check the values."""
         counts = {"batch": self.batch, "epochs": self.epochs}
         counts |= {f"hidden_sizes[{i}]": size for i, size in enumerate(self.hidden_sizes)}
         for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} is {count!r}; expected a whole number from 1")
+            checks.whole(count, name, 1)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate!r}; expected more than 0")
         if not 0 < self.held_out_share < 1:
@@ -104,20 +93,14 @@ class Probe:
     with :math:`r(x) = \max(x, 0)` and :math:`\sigma(x) = 1 / (1 + e^{-x})`.
 
     Source: paper A, appendix A.1.
-
-    Attributes:
-        mean: :math:`\mu`, shape (d,).
-        scale: :math:`s`, shape (d,).
-        weights: Of each layer, shapes (d, m_1), (m_1, m_2), ..., (m_{L-1}, 1).
-        biases: Of each layer, shapes (m_1,), ..., (1,).
     """
 
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    weights: tuple[NDArray[np.float32], ...]
-    biases: tuple[NDArray[np.float32], ...]
+    mean: NDArray[np.float32]  # mu, shape (d,)
+    scale: NDArray[np.float32]  # s, shape (d,)
+    weights: tuple[NDArray[np.float32], ...]  # of layers, (d, m_1), (m_1, m_2), ..., (m_{L-1}, 1)
+    biases: tuple[NDArray[np.float32], ...]  # of layers, (m_1,), ..., (1,)
 
-    def predict(self, states: ArrayLike) -> _Floats:
+    def predict(self, states: ArrayLike) -> Floats:
         """Probability that each answer is right, shape (n,), from pooled states of shape (n, d).
 
         Example:
@@ -175,37 +158,18 @@ def train_probe(
     question_ids: Sequence[Hashable],
     settings: ProbeSettings | None = None,
 ) -> tuple[Probe, pd.DataFrame]:
-    """Train a probe to tell right answers from wrong ones.
+    """Train a probe to tell right answers from wrong ones, and give its learning curve.
+
+    A row of the curve is an epoch (from 1), its losses mean cross-entropies in nats.
 
     Source: paper A, appendix A.1; choices 1 to 5 of this module.
-
-    Args:
-        states: Pooled states of completions, shape (n, d).
-        correct: Whether each answer is right, shape (n,).
-        question_ids: The question each completion answers, length n.
-        settings: How; the paper's when None.
-
-    Returns:
-        The probe and its learning curve: one row per epoch with ``epoch`` (from 1),
-        ``training_loss`` and ``held_out_loss`` (mean cross-entropy in nats) and ``kept``.
-
-    Raises:
-        ValueError: If shapes differ, values are not finite or no truth values, or there are
-            fewer than two questions.
     """
     from sklearn.neural_network import MLPClassifier
 
     settings = settings or ProbeSettings()
-    inputs = _states(states)
-    targets = np.asarray(correct)
-    if targets.shape != (len(inputs),) or len(question_ids) != len(inputs):
-        raise ValueError(
-            f"{len(inputs)} states, correct of shape {targets.shape} and {len(question_ids)} "
-            "question_ids; expected as many of each"
-        )
-    if not np.isin(targets, (0, 1)).all():
-        raise ValueError("correct: expected booleans or 0 and 1")
-    targets = targets.astype(np.int64)
+    inputs, targets = _states(states), checks.verdicts(correct).astype(np.int64)
+    asked = np.arange(len(question_ids))  # identifiers may be tuples
+    checks.same_length(states=inputs, correct=targets, question_ids=asked)
     rng = np.random.default_rng(settings.seed)
     training, held_out = _split(question_ids, settings.held_out_share, rng)
 
@@ -259,11 +223,11 @@ def _copies(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], ...]:
     return tuple(array.astype(np.float32) for array in arrays)
 
 
-def _sigmoid(x: _Floats) -> _Floats:
+def _sigmoid(x: Floats) -> Floats:
     return (1 + np.tanh(x / 2)) / 2  # of a large -x, the exponential would overflow
 
 
-def _cross_entropy(probability: _Floats, target: NDArray[np.int64]) -> float:
+def _cross_entropy(probability: Floats, target: NDArray[np.int64]) -> float:
     right = np.where(target == 1, probability, 1 - probability)
     return float(-np.log(np.maximum(right, 1e-12)).mean())
 
@@ -287,16 +251,7 @@ def router_rows(questions: Sequence[Question], table: pd.DataFrame) -> list[dict
 
     Source: paper A, section 4.2 and appendix A.2; choice 6 of this module.
 
-    Args:
-        questions: Training questions.
-        table: Records of the small model on them, several samples each (the paper: 8).
-
-    Returns:
-        For each question ``prompt``, the router's, and ``completion``, the share of right answers.
-
-    Raises:
-        ValueError: If the records are of more than one system, or a question has none, or fewer
-            than another.
+    ``table`` holds the small model's records, as many samples of each question (the paper: 8).
 
     Example:
         >>> question = Question("chains", "7", "9-1", "8", "choice")
@@ -343,27 +298,12 @@ def route(
 
     The expected value is :math:`\sum_k v_k p_k / \sum_k p_k` over the shares
     :math:`v_k = k / n`, :math:`p_k` being the probability with which the router writes the share
-    and then ends.
+    and then ends; n answers to each question are what the router was trained on. ``router`` is
+    the probability that it writes, NaN where it cannot be read, ``router_mass`` that of all shares.
 
     Source: paper A, section 4.2; choices 7 and 8 of this module.
-
-    Args:
-        model: A router.
-        tokenizer: Its tokenizer.
-        questions: What would be asked.
-        n_answers: Answers a question had in the router's training, n.
-        batch_size: Rows the model works on at once.
-
-    Returns:
-        One row per question: ``dataset``, ``question_id``, ``router`` (the probability it
-        writes, NaN where it cannot be read), ``router_expected`` and ``router_mass`` (the
-        probability of all shares), ``router_prompt_tokens`` and ``router_completion_tokens``.
-
-    Raises:
-        ValueError: If ``n_answers`` is not from 1 to 500, or a prompt is empty.
     """
-    if not 1 <= n_answers <= 500:
-        raise ValueError(f"n_answers is {n_answers}; expected 1 to 500")
+    checks.whole(n_answers, "n_answers", 1, 500)
     prompts = [chat_prompt(tokenizer, question.router_prompt) for question in questions]
     engine = TransformersEngine(model, tokenizer, batch_size)
     written = engine.generate(prompts, Sampling(0.0, _ROUTER_TOKENS))

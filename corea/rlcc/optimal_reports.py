@@ -21,23 +21,29 @@ What is assumed, beyond the paper:
 5. Learning moves the policy over reports by :math:`\pi(c) \leftarrow \pi(c)\, e^{\eta A(c)} / Z`,
    with the exact expected advantage :math:`A(c)`: a natural-gradient step, without noise,
    clipping, entropy or KL terms. The chance :math:`p` stays as it is.
+
+Throughout, ``probability`` is the chance :math:`p` that another rollout is right and
+``own_probability`` the chance :math:`q` that the own answer is (:math:`p` when None), both in
+[0, 1] and of shape (n,); ``name`` is a key of
+:data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`, ``epsilon`` the clipping factor of the KL rewards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations_with_replacement, product
-from math import comb
+from math import comb, factorial, prod
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from corea import checks
+from corea.checks import Floats
 from corea.metrics.calibration import auroc, expected_calibration_error
 from corea.rlcc.rewards import CONFIDENCE_REWARDS, EPSILON, confidence_reward, confidence_reward_of
 
-Floats = NDArray[np.float64]
 Scaling = Literal["none", "group", "normalize_then_sum"]
 
 REWARDS = tuple(name for name in CONFIDENCE_REWARDS if name != "none")
@@ -50,14 +56,9 @@ _MOST_GROUPS = 100_000
 
 
 class Optimum(NamedTuple):
-    """All reports between two bounds are equally good, and better than any other.
+    """All reports between two bounds are equally good, and better than any other."""
 
-    Attributes:
-        low: Lowest optimal report, shape (n,).
-        high: Highest optimal report, shape (n,).
-    """
-
-    low: Floats
+    low: Floats  # shape (n,)
     high: Floats
 
     def nearest(self, probability: ArrayLike) -> Floats:
@@ -68,7 +69,7 @@ class Optimum(NamedTuple):
 def accuracy_distribution(
     probability: ArrayLike, group_size: int, *, own_probability: ArrayLike | None = None
 ) -> Floats:
-    r"""Chance of every group accuracy :math:`k/G`, the own answer being one of the group.
+    r"""Chances of the group accuracies 0, 1/G, ..., 1, own answer included, shape (n, G + 1).
 
     .. math:: \mathrm{P}(K = k) = q \,\mathrm{B}(k-1;\, G-1,\, p)
         + (1 - q)\, \mathrm{B}(k;\, G-1,\, p)
@@ -76,18 +77,6 @@ def accuracy_distribution(
     where B are binomial chances; with :math:`q = p` that is :math:`\mathrm{B}(k;\, G,\, p)`.
 
     Source: paper A, section 3.2, equation (6), whose estimate this is the distribution of.
-
-    Args:
-        probability: Chance :math:`p` that another rollout is right, in [0, 1], shape (n,).
-        group_size: Rollouts of one prompt, G, from 1.
-        own_probability: Chance :math:`q` that the own answer is right, shape (n,) or scalar;
-            :math:`p` when None.
-
-    Returns:
-        Chances of the accuracies 0, 1/G, ..., 1, shape (n, G + 1).
-
-    Raises:
-        ValueError: If a probability is outside [0, 1] or the group size below 1.
 
     Example:
         >>> accuracy_distribution([0.5], 2).tolist()
@@ -97,7 +86,7 @@ def accuracy_distribution(
     """
     p = _probabilities(probability, "probability")
     q = p if own_probability is None else _probabilities(own_probability, "own_probability")
-    _check_group_size(group_size, 1)
+    checks.whole(group_size, "group_size", 1)
     others = _binomial(p, group_size - 1)
     q = np.broadcast_to(q, p.shape)[:, None]
     chances = np.zeros((len(p), group_size + 1))
@@ -115,7 +104,7 @@ def expected_reward(
     own_probability: ArrayLike | None = None,
     epsilon: float = EPSILON,
 ) -> Floats:
-    r"""Expected confidence reward of each report.
+    r"""Expected confidence reward of each report, shape (n, m); reports are (n, m) or (m,).
 
     .. math:: F(c) = \sum_{k=0}^{G} \mathrm{P}(K = k)\, R(c, k/G)
         \qquad \text{or} \qquad F(c) = q\, R(c, 1) + (1 - q)\, R(c, 0)
@@ -123,20 +112,6 @@ def expected_reward(
     for rewards with the group's accuracy or the own correctness as the target.
 
     Source: paper A, section 3.2, equations (2) to (6); :mod:`corea.rlcc.rewards`.
-
-    Args:
-        name: A key of :data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`.
-        report: Confidences, shape (n, m), or (m,) for the same at every probability.
-        probability: As in :func:`accuracy_distribution`.
-        group_size: As in :func:`accuracy_distribution`.
-        own_probability: As in :func:`accuracy_distribution`.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        Expected rewards, shape (n, m).
-
-    Raises:
-        ValueError: If the name is unknown or an argument is out of range.
 
     Example:
         A rollout whose chance is 0.75 expects 0.25 * 0.75 + 0.75 * 0.25 of honesty to be lost
@@ -167,19 +142,6 @@ def optimal_report(
     :math:`p + (q - p) / G`, that of the own correctness :math:`q`.
 
     Source: :mod:`corea.rlcc.rewards`, where each optimum is stated.
-
-    Args:
-        name: A key of :data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`.
-        probability: As in :func:`accuracy_distribution`.
-        group_size: As in :func:`accuracy_distribution`.
-        own_probability: As in :func:`accuracy_distribution`.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        The interval of optimal reports at each probability.
-
-    Raises:
-        ValueError: If the name is unknown or an argument is out of range.
 
     Example:
         With two rollouts and a chance of 0.25, both are wrong in 9 of 16 groups:
@@ -213,24 +175,12 @@ def study(
     names: Sequence[str] = REWARDS,
     epsilon: float = EPSILON,
 ) -> pd.DataFrame:
-    r"""The optimal report of every reward at every probability and group size.
+    r"""The optimal report of every reward at every probability and group size, one row each.
 
-    Args:
-        probability: True chances, in [0, 1], shape (n,).
-        group_sizes: Rollouts of one prompt; rewards with the own correctness as the target do
-            not depend on it, and are listed at each all the same.
-        names: Rewards.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        One row per reward, group size and probability: ``reward``, ``group_size``,
-        ``probability``, ``low`` and ``high`` (:class:`Optimum`), ``report`` (of these the one
-        nearest to the truth), ``error`` (report minus probability), ``price_of_honesty`` (by
-        how much the expected reward of reporting the probability falls short of the largest),
-        ``target_sd`` (standard deviation of the target; its mean is the probability).
-
-    Raises:
-        ValueError: If a name is unknown or an argument is out of range.
+    Of the reports from ``low`` to ``high`` (:class:`Optimum`), ``report`` is the one nearest to
+    the truth and ``error`` its distance from it. ``price_of_honesty`` is how much the expected
+    reward of reporting the probability falls short of the largest, ``target_sd`` the standard
+    deviation of the target, whose mean is the probability.
 
     Example:
         >>> table = study([0.25], [2], names=["l1", "l2"])
@@ -266,15 +216,8 @@ def summarize_study(table: pd.DataFrame) -> pd.DataFrame:
 
     The population is the table's probabilities, all equally frequent, each stated as the
     ``report``; calibration is measured by :mod:`corea.metrics.calibration` with right and wrong
-    answers in exactly their expected shares.
-
-    Args:
-        table: From :func:`study`.
-
-    Returns:
-        One row per reward and group size, in the table's order: ``distinct`` reports, largest
-        and root mean square ``error``, ``ece`` (10 bins), ``auroc`` (of honest reports over
-        chances spread evenly: 5/6), largest ``price_of_honesty``.
+    answers in exactly their expected shares. Of honest reports over chances spread evenly, the
+    AUROC is 5/6.
 
     Example:
         >>> even = (np.arange(1000) + 0.5) / 1000
@@ -303,25 +246,16 @@ def summarize_study(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def group_advantages(parts: ArrayLike, scaling: Scaling) -> Floats:
-    r"""GRPO's advantages of whole groups, as TRL computes them.
+    r"""GRPO's advantages of whole groups, shape (groups, G), as TRL computes them.
 
     .. math:: A_i = \frac{R_i - \bar R}{s + 10^{-4}}
 
     with :math:`\bar R` and :math:`s` the mean and the standard deviation over the group, and
-    without the division for the scaling ``none``.
+    without the division for the scaling ``none``. The parts of the reward are of shape
+    (parts, groups, G).
 
     Source: trl 1.16, ``GRPOTrainer``, ``scale_rewards`` and ``multi_objective_aggregation``
     (choice 3 of this module).
-
-    Args:
-        parts: Parts of the reward, to be added up, shape (parts, groups, G), G from 2.
-        scaling: ``"none"``, ``"group"`` or ``"normalize_then_sum"``.
-
-    Returns:
-        Advantages, shape (groups, G).
-
-    Raises:
-        ValueError: If the scaling is unknown or the shape is not of that kind.
 
     Example:
         One of two is right, and both state the same:
@@ -329,9 +263,8 @@ def group_advantages(parts: ArrayLike, scaling: Scaling) -> Floats:
         >>> group_advantages([[[1, 0]], [[-0.5, -0.5]]], "none").tolist()
         [[0.5, -0.5]]
     """
+    checks.one_of(scaling, "scaling", get_args(Scaling))
     rewards = np.asarray(parts, dtype=np.float64)
-    if scaling not in get_args(Scaling):
-        raise ValueError(f"scaling is {scaling!r}; expected one of {', '.join(get_args(Scaling))}")
     if rewards.ndim != 3 or rewards.shape[2] < 2:
         raise ValueError(
             f"parts must have shape (parts, groups, G), G from 2, found {rewards.shape}"
@@ -354,27 +287,12 @@ def stable_reports(
     scaling: Scaling,
     epsilon: float = EPSILON,
 ) -> NDArray[np.bool_]:
-    r"""Reports that hold once all rollouts of a group make them.
+    r"""Which reports hold once all rollouts of a group make them, shape (n, m).
 
     A report :math:`c_0` is stable where a rollout that states another one, in a group whose
     other rollouts all state :math:`c_0`, expects no larger advantage than by stating it too.
     With the scaling ``none`` these are the reports, among those offered, with the largest
-    expected reward.
-
-    Args:
-        name: A key of :data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`.
-        probability: True chances, shape (n,).
-        group_size: Rollouts of one prompt, G, from 2.
-        reports: Confidences that can be stated, in [0, 1], shape (m,).
-        scaling: As in :func:`group_advantages`.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        Whether each report is stable at each probability, shape (n, m). There may be several,
-        or none.
-
-    Raises:
-        ValueError: If the name or scaling is unknown or an argument is out of range.
+    expected reward. There may be several, or none.
 
     Example:
         With two rollouts, dividing by the standard deviation leaves of "how much better" only
@@ -386,16 +304,14 @@ def stable_reports(
         [0.7]
         [1.0]
     """
-    p = _probabilities(probability, "probability")
-    stated = _probabilities(reports, "reports")
-    types = _types(stated)
-    _check_group_size(group_size, 2)
+    p, stated = _probabilities(probability, "probability"), _probabilities(reports, "reports")
+    checks.whole(group_size, "group_size", 2)
     n_right = np.arange(group_size)
     chances = _binomial(p, group_size - 1)
     stable = np.zeros((len(p), len(stated)), dtype=bool)
     for i in range(len(stated)):
         others = 2 * i + (n_right[:, None] > np.arange(group_size - 1)).astype(np.intp)
-        table = _advantage_table(name, types, others, scaling, epsilon)
+        table = _advantage_table(name, stated, others, scaling, epsilon)
         advantage = _of_reports(chances @ table.T, p)
         stable[:, i] = np.all(advantage <= advantage[:, [i]] + _ROUNDING, axis=1)
     return stable
@@ -412,7 +328,7 @@ def learned_policy(
     rate: float = 0.2,
     epsilon: float = EPSILON,
 ) -> Floats:
-    r"""Where a policy over reports ends that follows the exact expected advantage.
+    r"""Where a policy over reports ends that follows the exact expected advantage, shape (n, m).
 
     .. math:: \pi(c) \leftarrow \pi(c)\, e^{\eta A(c)} / Z, \qquad
         A(c) = \mathrm{E}[A_i \mid c_i = c]
@@ -422,42 +338,24 @@ def learned_policy(
 
     Source: GRPO (Shao et al. 2024) in expectation; choice 5 of this module.
 
-    Args:
-        name: A key of :data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`.
-        probability: True chances, shape (n,), each a question with a policy of its own.
-        group_size: Rollouts of one prompt, G, from 2.
-        reports: Confidences that can be stated, in [0, 1], shape (m,).
-        scaling: As in :func:`group_advantages`.
-        steps: Number of steps.
-        rate: Step size :math:`\eta`.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        Chance of each report after the last step, shape (n, m).
-
-    Raises:
-        ValueError: If the name or scaling is unknown, an argument is out of range, or there
-            are too many groups to go through.
-
     Example:
         >>> policy = learned_policy("brier", [0.75], 2, [0, 0.25, 0.5, 0.75, 1], scaling="none")
         >>> policy.argmax(), bool(policy.max() > 0.99)
         (np.int64(3), True)
     """
-    p = _probabilities(probability, "probability")
-    stated = _probabilities(reports, "reports")
-    types = _types(stated)
-    n_types = len(types.confidence)
-    _check_group_size(group_size, 2)
+    p, stated = _probabilities(probability, "probability"), _probabilities(reports, "reports")
+    checks.whole(group_size, "group_size", 2)
+    n_types = 2 * len(stated)
     if (n_groups := comb(n_types + group_size - 2, group_size - 1)) > _MOST_GROUPS:
         raise ValueError(
             f"{len(stated)} reports in groups of {group_size} make {n_groups:,} different groups; "
             f"expected at most {_MOST_GROUPS:,}, so fewer reports or smaller groups"
         )
     others = np.array(list(combinations_with_replacement(range(n_types), group_size - 1)))
-    table = _advantage_table(name, types, others, scaling, epsilon)
+    table = _advantage_table(name, stated, others, scaling, epsilon)
     counts = (others[:, :, None] == np.arange(n_types)).sum(axis=1)
-    arrangements = np.array([_arrangements(row) for row in counts.tolist()])
+    orders = [factorial(group_size - 1) // prod(map(factorial, row)) for row in counts.tolist()]
+    arrangements = np.array(orders)  # in how many orders each group can be drawn
     log_policy = np.full((len(p), len(stated)), -np.log(len(stated)))
     correctness = np.stack([1 - p, p], axis=1)[:, None, :]
     for _ in range(steps):
@@ -480,22 +378,7 @@ def study_stability(
     names: Sequence[str] = REWARDS,
     epsilon: float = EPSILON,
 ) -> pd.DataFrame:
-    """All stable reports of every reward, scaling and group size (:func:`stable_reports`).
-
-    Args:
-        probability: True chances, in [0, 1], shape (n,).
-        group_sizes: Rollouts of one prompt.
-        reports: Confidences that can be stated, shape (m,).
-        scalings: As in :func:`group_advantages`.
-        names: Rewards.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        One row per stable report: ``scaling``, ``reward``, ``group_size``, ``probability``,
-        ``report`` and ``error`` (report minus probability).
-
-    Raises:
-        ValueError: As :func:`stable_reports`.
+    """One row per stable report of every reward, scaling and group size (:func:`stable_reports`).
 
     Example:
         >>> study_stability([0.7], [2], [0.5, 0.7, 1], scalings=["group"], names=["brier"])[
@@ -527,22 +410,6 @@ def study_learning(
 ) -> pd.DataFrame:
     """The mean report learned with every reward and scaling (:func:`learned_policy`).
 
-    Args:
-        probability: True chances, in [0, 1], shape (n,).
-        group_size: Rollouts of one prompt.
-        reports: Confidences that can be stated, shape (m,).
-        scalings: As in :func:`group_advantages`.
-        steps: Number of steps.
-        names: Rewards.
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        One row per reward, scaling and probability: ``scaling``, ``reward``, ``probability``,
-        ``report`` (the mean) and ``error`` (report minus probability).
-
-    Raises:
-        ValueError: As :func:`learned_policy`.
-
     Example:
         >>> table = study_learning([0.7], 2, [0.5, 0.7, 1], scalings=["group"], steps=2000)
         >>> table.loc[table["reward"] == "brier", "report"].round(2).tolist()
@@ -568,17 +435,6 @@ def worth_of_being_right(name: str, confidence: ArrayLike, *, epsilon: float = E
     for rewards with the own correctness or the group's accuracy as the target: the latter is
     the same for both. With ``sample_l1`` and ``brier`` it is :math:`2c`.
 
-    Args:
-        name: A key of :data:`corea.rlcc.rewards.CONFIDENCE_REWARDS`.
-        confidence: What both state, in [0, 1], shape (n,).
-        epsilon: Clipping factor of the KL rewards.
-
-    Returns:
-        The difference, shape (n,).
-
-    Raises:
-        ValueError: If the name is unknown or a confidence is outside [0, 1].
-
     Example:
         >>> worth_of_being_right("brier", [0.0, 0.25, 1.0]).tolist()
         [0.0, 0.5, 2.0]
@@ -589,30 +445,23 @@ def worth_of_being_right(name: str, confidence: ArrayLike, *, epsilon: float = E
     return rewards[::2] - rewards[1::2]
 
 
-class _Types(NamedTuple):
-    """What a rollout can be: (report, wrong) and (report, right), one report after the other."""
-
-    confidence: Floats
-    correct: Floats
-
-
-def _types(reports: Floats) -> _Types:
-    return _Types(np.repeat(reports, 2), np.tile([0.0, 1.0], len(reports)))
-
-
 def _advantage_table(
-    name: str, types: _Types, others: NDArray[np.intp], scaling: Scaling, epsilon: float
+    name: str, reports: Floats, others: NDArray[np.intp], scaling: Scaling, epsilon: float
 ) -> Floats:
-    """Advantage of a rollout of each type among each set of others (types), shape (T, M)."""
+    """Advantage of a rollout of each type among each set of others (types), shape (T, M).
+
+    Types are (report, wrong) and (report, right), one report after the other.
+    """
     reward = confidence_reward_of(name)
+    confidence_of, correct_of = np.repeat(reports, 2), np.tile([0.0, 1.0], len(reports))
     rows = []
-    for own in range(len(types.confidence)):
+    for own in range(len(confidence_of)):
         members = np.column_stack([np.full(len(others), own), others])
-        correct = types.correct[members]
+        correct = correct_of[members]
         target = correct
         if reward.target == "group":
             target = np.broadcast_to(correct.mean(axis=1, keepdims=True), correct.shape)
-        confidence = reward(types.confidence[members], target, epsilon)
+        confidence = reward(confidence_of[members], target, epsilon)
         rows.append(group_advantages(np.stack([correct, confidence]), scaling)[:, 0])
     return np.array(rows)
 
@@ -624,21 +473,12 @@ def _of_reports(advantage: Floats, probability: Floats) -> Floats:
     return mean
 
 
-def _arrangements(counts: Sequence[int]) -> int:
-    """In how many orders a multiset can be drawn."""
-    orders, drawn = 1, 0
-    for count in counts:
-        drawn += count
-        orders *= comb(drawn, count)
-    return orders
-
-
 def _targets(
     name: str, probability: ArrayLike, group_size: int, own_probability: ArrayLike | None
 ) -> tuple[Floats, Floats]:
     """The values that a reward's target can take (v,), and their chances (n, v)."""
+    checks.whole(group_size, "group_size", 1)
     size = group_size if confidence_reward_of(name).target == "group" else 1
-    _check_group_size(group_size, 1)
     chances = accuracy_distribution(probability, size, own_probability=own_probability)
     return np.arange(size + 1) / size, chances
 
@@ -650,15 +490,6 @@ def _binomial(p: Floats, n: int) -> Floats:
     return chances
 
 
-def _check_group_size(group_size: int, least: int) -> None:
-    if group_size < least:
-        raise ValueError(f"group_size is {group_size}; expected a number from {least}")
-
-
 def _probabilities(values: ArrayLike, name: str) -> Floats:
-    array = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (n,), found {array.shape}")
-    if (bad := np.flatnonzero(~((array >= 0) & (array <= 1)))).size:
-        raise ValueError(f"{name}: row {bad[0]} is {array[bad[0]]}; expected a number in [0, 1]")
-    return array
+    array = checks.unit_interval(np.atleast_1d(np.asarray(values)), name)
+    return array.astype(np.float64, copy=False)

@@ -30,12 +30,17 @@ Choices, where the text leaves them open:
     questions are written in (Latin, with Greek for mathematics); digits, signs and
     mathematical alphabets are of no script. It catches answers that drift into Chinese,
     and cannot tell English from French.
+
+All six confidence rewards take a confidence in [0, 1] (choice 7 says what else is worth) and a
+target in [0, 1], of shapes that broadcast, and give rewards in [-1, 0] of the broadcast shape. A
+target that is missing or out of range, an own correctness other than 0 and 1, and an
+:math:`\varepsilon` outside (0, 1/2) are a ValueError; what is not numeric is a TypeError.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,7 +48,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from corea import checks
 from corea.checks import Floats
-from corea.tasks.parsing import ParsedCompletion, parse_completion
+from corea.tasks.parsing import ParsedCompletion
 
 EPSILON = 0.01
 """The default clipping factor of the KL rewards (choice 5)."""
@@ -71,18 +76,6 @@ def l1(confidence: ArrayLike, target: ArrayLike) -> Floats:
 
     Source: paper A, section 3.2, equation (2), reconstructed (choice 2).
 
-    Args:
-        confidence: In [0, 1]; any other number or NaN is worth :data:`WORST`. Shape (n,), or
-            any that broadcasts with ``target``.
-        target: Group accuracy, in [0, 1].
-
-    Returns:
-        The rewards, of the broadcast shape.
-
-    Raises:
-        ValueError: If a target is missing or outside [0, 1].
-        TypeError: If an array is not numeric.
-
     Example:
         >>> l1([0.75, 0.25, float("nan")], [0.5, 1.0, 0.5]).tolist()
         [-0.25, -0.75, -1.0]
@@ -100,18 +93,6 @@ def l2(confidence: ArrayLike, target: ArrayLike) -> Floats:
     at every group size.
 
     Source: paper A, section 3.2, equation (3), reconstructed (choice 2).
-
-    Args:
-        confidence: In [0, 1]; any other number or NaN is worth :data:`WORST`. Shape (n,), or
-            any that broadcasts with ``target``.
-        target: Group accuracy, in [0, 1].
-
-    Returns:
-        The rewards, of the broadcast shape.
-
-    Raises:
-        ValueError: If a target is missing or outside [0, 1].
-        TypeError: If an array is not numeric.
 
     Example:
         >>> l2([0.75, 0.25, float("nan")], [0.5, 1.0, 0.5]).tolist()
@@ -136,19 +117,6 @@ def kl(confidence: ArrayLike, target: ArrayLike, epsilon: float = EPSILON) -> Fl
     (the same at the other end).
 
     Source: paper A, section 3.2, equations (4) and (5), reconstructed (choices 3 to 5).
-
-    Args:
-        confidence: In [0, 1]; any other number or NaN is worth :data:`WORST`. Shape (n,), or
-            any that broadcasts with ``target``.
-        target: Group accuracy, in [0, 1].
-        epsilon: Clipping factor, above 0 and below 1/2.
-
-    Returns:
-        The rewards, of the broadcast shape.
-
-    Raises:
-        ValueError: If a target is missing or outside [0, 1], or epsilon is out of range.
-        TypeError: If an array is not numeric.
 
     Example:
         With an epsilon of 0.1 the divisor is log 9. A confidence of 1/2 loses log(0.9 / 0.5):
@@ -340,48 +308,33 @@ def confidence_reward(
     return reward(stated, accuracy if reward.target == "group" else correct, epsilon)
 
 
-def format_reward(completions: Sequence[str], *, scripts: Collection[str] = SCRIPTS) -> Floats:
-    r"""Share of the three things asked of a completion's form that it has.
+def format_reward(parsed: ParsedCompletion, text: str) -> float:
+    r"""Share of the three things asked of a completion's form that it has: 0, 1/3, 2/3 or 1.
 
     1. An answer: the last ``\boxed{}`` can be read and is not empty.
     2. A confidence: the last ``\confidence{}`` can be read and comes after that box.
-    3. Consistent language: all letters are of the given scripts (see :func:`one_language`).
+    3. Consistent language: all letters are of :data:`SCRIPTS` (see :func:`one_language`).
 
-    Source: paper A, section 3.2, below equation (1) (choices 9 and 10);
-    :func:`corea.tasks.parsing.parse_completion` reads the first two.
+    Source: paper A, section 3.2, below equation (1) (choices 9 and 10).
 
     Args:
-        completions: Texts, n of them, of any length; the time taken is linear in it.
-        scripts: First words of the Unicode names of letters that may occur.
+        parsed: What :func:`corea.tasks.parsing.parse_completion` reads in the text.
+        text: The completion, of any length; the time taken is linear in it.
 
     Returns:
-        The rewards 0, 1/3, 2/3 or 1, shape (n,).
-
-    Raises:
-        TypeError: If ``completions`` is a string, or a completion is none.
+        The reward.
 
     Example:
-        >>> format_reward([r"\boxed{4} \confidence{0.9}"]).tolist()
-        [1.0]
-        >>> format_reward([r"\confidence{0.9} \boxed{4}", "四"]).round(3).tolist()
-        [0.667, 0.0]
+        >>> from corea.tasks.parsing import parse_completion
+        >>> texts = r"\boxed{4} \confidence{0.9}", r"\confidence{0.9} \boxed{4}", "四"
+        >>> [round(format_reward(parse_completion(text), text), 3) for text in texts]
+        [1.0, 0.667, 0.0]
     """
-    if isinstance(completions, str):
-        raise TypeError("completions is one string; expected a sequence of them")
-    rewards = [well_formed(parse_completion(text), text, scripts=scripts) for text in completions]
-    return np.array(rewards, dtype=np.float64)
+    return sum((parsed.answer is not None, parsed.confidence is not None, one_language(text))) / 3
 
 
-def well_formed(
-    parsed: ParsedCompletion, text: str, *, scripts: Collection[str] = SCRIPTS
-) -> float:
-    """The format reward of a completion that was read already."""
-    language = one_language(text, scripts=scripts)
-    return sum((parsed.answer is not None, parsed.confidence is not None, language)) / 3
-
-
-def one_language(text: str, *, scripts: Collection[str] = SCRIPTS) -> bool:
-    """Whether all letters of a text are of the given scripts.
+def one_language(text: str) -> bool:
+    """Whether all letters of a text are of :data:`SCRIPTS`; true of a text without letters.
 
     Letters are told by their Unicode category and their script by the first word of their
     name, after compatibility decomposition (a full-width ``Ａ`` is Latin). Digits, signs,
@@ -389,20 +342,13 @@ def one_language(text: str, *, scripts: Collection[str] = SCRIPTS) -> bool:
 
     Source: paper A, section 3.2, "consistent language usage" (choice 10).
 
-    Args:
-        text: Any string.
-        scripts: First words of Unicode names, such as ``LATIN`` or ``CJK``.
-
-    Returns:
-        True also for a text without letters.
-
     Example:
         >>> one_language("Since α² = ½, the answer is ℝ."), one_language("So 答案 is 4.")
         (True, False)
     """
-    if "LATIN" in scripts and text.isascii():
-        return True
-    return all(_script(character) in scripts for character in set(text) if _has_script(character))
+    return text.isascii() or all(
+        _script(character) in SCRIPTS for character in set(text) if _has_script(character)
+    )
 
 
 def _checked(confidence: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats, NDArray[np.bool_]]:

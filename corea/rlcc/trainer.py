@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
-from corea.rlcc.rewards import confidence_reward, well_formed
+from corea.rlcc.rewards import confidence_reward, format_reward
 from corea.rlcc.settings import GRPOSettings
 from corea.tasks.parsing import parse_completion
 from corea.tasks.questions import Question
@@ -77,7 +77,7 @@ def read_components(
     columns = [
         [verdict is True for verdict in verdicts],
         [np.nan if parsed.confidence is None else parsed.confidence for parsed in read],
-        [well_formed(parsed, text) for parsed, text in zip(read, completions, strict=True)],
+        [format_reward(parsed, text) for parsed, text in zip(read, completions, strict=True)],
     ]
     return np.array(columns, dtype=np.float64).T.reshape(len(read), len(COMPONENTS))
 

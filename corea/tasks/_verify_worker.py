@@ -51,21 +51,13 @@ _WARM_UP = (
 
 @dataclass(frozen=True)
 class Batch:
-    """What one call of ``verify_batch`` asks.
+    """What one call of ``verify_batch`` asks."""
 
-    Attributes:
-        pairs: (answer, gold), equal golds together.
-        timeout: CPU seconds for one pair.
-        wall: Seconds on the clock for one pair, waiting for a CPU included.
-        memory: Bytes an evaluator may come to hold beyond what it was forked with.
-        workers: How many evaluators at most.
-    """
-
-    pairs: list[tuple[str, str]]
-    timeout: float
-    wall: float
-    memory: int
-    workers: int
+    pairs: list[tuple[str, str]]  # (answer, gold), equal golds together
+    timeout: float  # CPU seconds for one pair
+    wall: float  # seconds on the clock for one pair, waiting for a CPU included
+    memory: int  # bytes an evaluator may come to hold beyond what it was forked with
+    workers: int  # evaluators at most
 
 
 @dataclass

@@ -120,13 +120,11 @@ def _choices(row: Row, name: str) -> tuple[str, ...]:
     found: Any = row
     for key in name.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
-    labels: list[Any] = []
-    texts: list[Any] = []
+    labels, texts = [], []
     if isinstance(found, Mapping):
         labels, texts = [*(found.get("label") or [])], [*(found.get("text") or [])]
     elif isinstance(found, list) and all(isinstance(part, Mapping) for part in found):
-        labels = [part.get("label") for part in found]
-        texts = [part.get("text") for part in found]
+        labels, texts = ([part.get(field) for part in found] for field in ("label", "text"))
     if not texts or labels != list(LETTERS[: len(texts)]) or not all(map(_is_text, texts)):
         raise _FieldError(f"{name} is {str(found)[:120]}; expected texts labelled A, B, ...")
     return tuple(texts)
@@ -150,14 +148,10 @@ def _level(row: Row, name: str) -> float:
     return value
 
 
-def _deepmath(row: Row) -> Item:
-    return Item(
-        _text(row, "question"), _text(row, "final_answer"), "math", level=_level(row, "difficulty")
+def _mathematics(question: str, answer: str, level: str) -> Callable[[Row], Item]:
+    return lambda row: Item(
+        _text(row, question), _text(row, answer), "math", level=_level(row, level)
     )
-
-
-def _math500(row: Row) -> Item:
-    return Item(_text(row, "problem"), _text(row, "answer"), "math", level=_level(row, "level"))
 
 
 def _gsm8k(row: Row) -> Item:
@@ -187,19 +181,17 @@ def _gpqa(row: Row) -> Item:
     )
 
 
-def _commonsenseqa(row: Row) -> Item:
-    nested = isinstance(row.get("question"), Mapping)  # as in the original files
-    choices = _choices(row, "question.choices" if nested else "choices")
-    stem = _text(row, "question.stem" if nested else "question")
-    return Item(stem, _letter(row, "answerKey", choices), "choice", choices)
+def _multiple_choice(stem: str, fact: str = "") -> Callable[[Row], Item]:
+    """A reader of rows whose question is nested, as in the original files, or flat."""
 
+    def read(row: Row) -> Item:
+        nested = isinstance(row.get("question"), Mapping)
+        choices = _choices(row, "question.choices" if nested else "choices")
+        question = _text(row, "question.stem" if nested else stem)
+        gold = _letter(row, "answerKey", choices)
+        return Item(question, gold, "choice", choices, _text(row, fact) if fact else "")
 
-def _openbookqa(row: Row) -> Item:
-    nested = isinstance(row.get("question"), Mapping)
-    choices = _choices(row, "question.choices" if nested else "choices")
-    stem = _text(row, "question.stem" if nested else "question_stem")
-    gold = _letter(row, "answerKey", choices)
-    return Item(stem, gold, "choice", choices, fact=_text(row, "fact1"))
+    return read
 
 
 _CATEGORIES = ("S", "H", "V", "HR", "SH", "S3", "H2", "V2")
@@ -223,6 +215,7 @@ def _xstest(row: Row) -> Item:
 
 # --- the datasets ---------------------------------------------------------------------------------
 
+_TEST_FILE = {"test": Part("test", ("test.jsonl",))}
 _CSQA_TRAIN = ("train_rand_split.jsonl", "train_rand_split.jsonl.gz")
 _MODERATION = ("samples-1680.jsonl", "samples-1680.jsonl.gz")
 _DEEPMATH = ("train-*.parquet", "*.jsonl")
@@ -232,7 +225,7 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
         "deepmath": Source(
             "zwhe99/DeepMath-103K",
             "5cf055d1fe3d7a2eb19719ac020211469736ae44",
-            _deepmath,
+            _mathematics("question", "final_answer", "difficulty"),
             {
                 "test": Part("train", _DEEPMATH, (0, 500)),
                 "train": Part("train", _DEEPMATH, (500, 16_500)),
@@ -243,14 +236,14 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
         "math500": Source(
             "HuggingFaceH4/MATH-500",
             "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be",
-            _math500,
-            {"test": Part("test", ("test.jsonl",))},
+            _mathematics("problem", "answer", "level"),
+            _TEST_FILE,
         ),
         "gsm8k": Source(
             "openai/gsm8k",
             "cc7b047b6e5bb11b4f1af84efc572db110a51b3c",
             _gsm8k,
-            {"test": Part("test", ("test.jsonl",))},
+            _TEST_FILE,
             config="main",
         ),
         "olympiadbench": Source(
@@ -271,7 +264,7 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
         "commonsenseqa": Source(
             "tau/commonsense_qa",
             "94630fe30dad47192a8546eb75f094926d47e155",
-            _commonsenseqa,
+            _multiple_choice("question"),
             {
                 "train": Part("train", _CSQA_TRAIN, (0, 500)),
                 "validation": Part("train", _CSQA_TRAIN, (500, 1000)),
@@ -281,7 +274,7 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
         "openbookqa": Source(
             "allenai/openbookqa",
             "388097ea7776314e93a529163e0fea805b8a6454",
-            _openbookqa,
+            _multiple_choice("question_stem", "fact1"),
             {"test": Part("test", ("test_complete.jsonl",))},
             config="additional",
         ),
@@ -310,16 +303,9 @@ DATASETS: Mapping[str, Source] = MappingProxyType(
 def load_questions(
     dataset: str, part: str, n: int | None = None, *, folder: str | Path = ""
 ) -> list[Question]:
-    """Questions to be answered in words, with a confidence.
+    """At most ``n`` questions to be answered in words; from the hub where there is no ``folder``.
 
     Source: paper A, section 4.1.
-
-    Args:
-        dataset: Name in :data:`DATASETS`; not one of messages to be judged.
-        part: ``"train"``, ``"validation"`` or ``"test"``.
-        n: How many at most; all of the part when None.
-        folder: Where the original files are, in a folder named after the dataset; from the hub
-            when empty.
     """
     items = _items(dataset, part, n, folder)
     if items and items[0][1].kind == "moderation":

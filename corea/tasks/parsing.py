@@ -74,12 +74,7 @@ _NEW_TURN = re.compile(
 
 @dataclass(frozen=True)
 class ParsedCompletion:
-    """What a completion says.
-
-    Attributes:
-        answer: The final answer, or None.
-        confidence: The confidence stated of it, in [0, 1], or None.
-    """
+    """What a completion says: its final answer, and the confidence in [0, 1] stated of it."""
 
     answer: str | None
     confidence: float | None

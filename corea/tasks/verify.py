@@ -161,33 +161,14 @@ def verify_batch(
     timeout: float = 2.0,
     workers: int | None = None,
 ) -> list[bool | None]:
-    """Whether each answer is right; None where that could not be decided.
+    """Whether each answer is right, in order; None where that could not be decided.
 
-    Each different (answer, gold) is checked once. How many were not decided, and why, is
-    logged as a warning.
+    An answer that is missing (None) is wrong. ``options`` are what the letters A, B, ... of each
+    question stand for, ``timeout`` the CPU seconds for one pair, ``workers`` as many as there are
+    CPUs when None. Each different (answer, gold) is checked once. How many were not decided, and
+    why, is logged as a warning.
 
     Source: paper A, section 4.1 (math-verify); the rules of this module.
-
-    Args:
-        answers: Final answers, as :mod:`corea.tasks.parsing` reads them, length n. None, an answer
-            that is missing, is wrong.
-        golds: What was expected, length n.
-        kind: ``"math"``, or ``"choice"``: right is the gold, in any wrapping.
-        options: For choices, what the letters A, B, ... stand for, length n; no texts of a
-            question that has none. None: of no question.
-        timeout: CPU seconds for one pair, above 0; for mathematics.
-        workers: How many processes, from 1; as many as there are CPUs for this process when
-            None.
-
-    Returns:
-        A verdict for each answer, in order.
-
-    Raises:
-        TypeError: If an answer is neither string nor None, or a gold is no string; names the
-            index.
-        ValueError: If there are more answers than golds or options or fewer, a gold is blank,
-            or ``kind``, ``timeout`` or ``workers`` is none of the above.
-        RuntimeError: If math-verify could not be started.
 
     Example:
         >>> verify_batch(["12", "13", None], ["12", "12", "12"], "math")
@@ -198,8 +179,10 @@ def verify_batch(
     """
     answers, golds = _listed("answers", answers, str, NoneType), _listed("golds", golds, str)
     checks.one_of(kind, "kind", KINDS)
-    if len(answers) != len(golds):
-        raise ValueError(f"{len(answers)} answers for {len(golds)} golds; expected as many")
+    texts = [()] * len(golds) if options is None else [tuple(each) for each in options]
+    for name, values in (("answers", answers), ("options", texts)):
+        if len(values) != len(golds):
+            raise ValueError(f"{len(values)} {name} for {len(golds)} golds; expected as many")
     for i, gold in enumerate(golds):
         if not gold.strip():
             raise ValueError(f"golds[{i}] is {gold!r}; expected an answer that can be met")
@@ -208,13 +191,10 @@ def verify_batch(
     if workers is not None:
         checks.whole(workers, "workers", 1)
     pairs = list(zip(answers, golds, strict=True))
-    texts = [()] * len(golds) if options is None else [tuple(own) for own in options]
-    if len(texts) != len(golds):
-        raise ValueError(f"{len(texts)} options for {len(golds)} golds; expected as many")
     if kind == "choice":
         return [
-            answer is not None and _is_chosen(answer, gold, own)
-            for (answer, gold), own in zip(pairs, texts, strict=True)
+            answer is not None and _is_chosen(answer, gold, choices)
+            for (answer, gold), choices in zip(pairs, texts, strict=True)
         ]
     outcome = {pair: _at_sight(*pair) for pair in set(pairs)}
     # Equal golds together, so that one worker parses them once; sorted, so that the work is
