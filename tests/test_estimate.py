@@ -1,6 +1,5 @@
 """What models take, by hand and beside torch, peft, the hub and the papers; what runs do with them."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -25,6 +24,7 @@ from corea.workflow.estimate import (
 )
 from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.profiles import load_profile
+from corea.workflow.work import accelerated
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -276,13 +276,6 @@ def test_every_run_of_every_profile_can_be_estimated(monkeypatch, name, device):
             assert job.gib >= 0, run.name
 
 
-def test_notebooks_that_load_a_model_declare_work():
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        source = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        assert ("stages." in source) == bool(estimate.declared(path)["work"]), path.stem
-
-
 def test_a_run_is_followed_to_the_model_it_starts_from(profile):
     loaded = profile(
         {
@@ -490,8 +483,8 @@ def test_what_a_training_asks_for_costs_time_and_memory(profile):
 def test_several_processes_share_a_training(profile, content, expected):
     one = trained(profile, {"rollouts": "vllm_server"})[0]
     Path("a.yaml").write_text(yaml.safe_dump(content))
-    assert estimate.read_training({"accelerate": "a.yaml"})[-2:] == expected
-    several = trained(profile, {"rollouts": "vllm_server", "accelerate": "a.yaml"})[0]
+    assert accelerated("a.yaml") == expected
+    several = trained(profile, {"rollouts": "vllm_server"}, accelerate="a.yaml")[0]
     assert several.devices == expected[0] + 1
     assert several.seconds == pytest.approx(one.seconds)
     assert (several.gib < one.gib - 20) == (expected[1] != "none")
@@ -512,7 +505,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path, text, complaint)
     if text:
         path.write_text(text)
     with pytest.raises(PipelineError, match=f"a.yaml: {complaint}"):
-        estimate.read_training({"accelerate": str(path)})
+        accelerated(str(path))
 
 
 def test_paper_b_took_about_as_long_as_it_says(profile):

@@ -93,17 +93,13 @@ def test_a_row_for_each_run_in_the_order_in_which_they_start(repository):
 
 
 def test_what_is_not_known_is_said_and_not_left_out(repository):
-    strange = json.loads(Path("notebooks/train.ipynb").read_text())
-    del strange["metadata"]["corea"]
-    Path("notebooks/strange.ipynb").write_text(json.dumps(strange))
     odd = ("base_model", {"model": "nobody/Odd-1B", "engine": "transformers"})
-    profile = repository(RUNS | {"what": ("strange", {"base": "{tables}/base"}), "odd": odd})
+    profile = repository(RUNS | {"odd": odd})
     plan = prepare_plan(profile).set_index("run")
-    assert plan.loc["what", "what"] == "not estimated"
-    assert plan.loc[["what", "odd"], ["hours", "memory", "weights"]].isna().all(axis=None)
+    assert plan.loc["odd", ["hours", "memory", "weights"]].isna().all()
     assert plan.loc["odd", "sampled_tokens"] > 0
     told = describe(plan.reset_index(), "h100")
-    assert "Not estimated, so not in that: what, odd." in told
+    assert "Not estimated, so not in that: odd." in told
     shown = p.lay_out(plan.reset_index()).set_index("run")
     assert shown.loc["odd", ["weights", "time", "GiB"]].tolist() == ["?", "?", "?"]
 

@@ -36,14 +36,13 @@ from corea.workflow.estimate import (
     DEVICES,
     GIB,
     Device,
-    all_settings,
     cached_config,
-    declared,
     run_jobs,
 )
 from corea.workflow.execute import check_kernel, damage, plain_lines
 from corea.workflow.profiles import KERNEL, Profile, load_profile
 from corea.workflow.publish import join_notes, read_notes
+from corea.workflow.work import declared, flat
 
 FOLDER = Path(__file__).parents[1] / "data" / "plan"
 DONE = "done"
@@ -93,9 +92,6 @@ def _row(profile: Profile, run: str, device: Device) -> dict[str, Any]:
     notebook = profile.runs[run].notebook
     core, jobs = device.unit == "core-hours", run_jobs(profile, run, device)
     row = {"run": run, "notebook": notebook.stem, "what": READS, "model": "", "weights": math.nan}
-    if not jobs and profile.runs[run].trains:
-        unknown = dict.fromkeys((*_TOKENS, "hours", "memory", "devices"), math.nan)
-        return row | {"what": "not estimated", **unknown}
     if not jobs:
         took = measured().groupby("notebook")["seconds"].median()
         hours = core * float(took.get(notebook.stem, _READER)) / 3600
@@ -254,7 +250,7 @@ def lacking(profile: Profile, plan: pd.DataFrame, device: str) -> list[str]:
     except PipelineError as error:
         python, told = sys.executable, [str(error)]
     python = sys.executable if profile.kernel == KERNEL else python
-    settings = [all_settings(profile.runs[name]) for name in rows["run"]]
+    settings = [flat(profile.runs[name].parameters) for name in rows["run"]]
     engines = {s.get("engine", "transformers") for s in settings}
     rollouts = {s.get("rollouts", "") for s in settings}
     files = [Path(s["accelerate"]) for s in settings if s.get("accelerate")]
