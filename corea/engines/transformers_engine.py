@@ -235,17 +235,9 @@ def next_logprobs(
     *,
     batch_size: int = 64,
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Log-probability of each of a few tokens behind each row, in one forward pass over the rows.
+    """Log-probabilities (n, K) of K tokens behind each of n rows, and the likeliest of all tokens.
 
-    Args:
-        model: A causal language model.
-        rows: Ids of each text, length n, none empty.
-        tokens: Ids of the K tokens.
-        batch_size: Rows the model works on at once.
-
-    Returns:
-        Natural log-probabilities over the full vocabulary at temperature 1, shape (n, K), and
-        the likeliest of all tokens, shape (n,).
+    They are natural, over the full vocabulary at temperature 1, from one forward pass.
     """
     import torch
 

@@ -136,11 +136,7 @@ def configuration(path: str | Path) -> dict[str, Any]:
 
 
 def start(job: Job, folder: str | Path, accelerate: str | Path) -> None:
-    """Train in the processes of an accelerate configuration, and wait for them.
-
-    Raises:
-        TrainingError: If the training fails; with its error and the last that was printed.
-    """
+    """Train in the processes of an accelerate configuration, and wait for them."""
     configuration(accelerate)
     job.write(folder)
     accelerating = (sys.executable, "-m", "accelerate.commands.launch")

@@ -562,11 +562,7 @@ RULES: Mapping[str, tuple[Callable[[Job, Settings, Device], Job], str, str]] = {
 
 
 def run_jobs(profile: Profile, name: str, device: Device) -> list[Job]:
-    """What a run does with models, and what that takes; nothing if it only reads tables.
-
-    Raises:
-        PipelineError: If a parameter or the notebook's metadata cannot be; names the run.
-    """
+    """What a run does with models, and what that takes; nothing if it only reads tables."""
     run = profile.runs[name]
     _one_of(name, "engine", run.parameters.get("engine", "transformers"), ENGINES)
     try:

@@ -55,20 +55,10 @@ _TOKENS = ("prompt_tokens", "sampled_tokens", "trained_tokens")
 
 
 def prepare_plan(profile: Profile, device: str = "") -> pd.DataFrame:
-    """What each run of a profile takes.
+    """What each run of a profile takes: a row a run, in the order in which they would start.
 
-    Args:
-        profile: The profile.
-        device: Name in :data:`corea.workflow.estimate.DEVICES`; :func:`default_device` when empty.
-
-    Returns:
-        One row a run, in the order in which they would start: ``run``, ``notebook``, ``what`` it
-        does, ``model``, ``weights``, ``prompt_tokens``, ``sampled_tokens``, ``trained_tokens``,
-        ``hours`` (of one device), ``memory`` (GiB of each device) and ``devices`` at once. Missing
-        where it cannot be estimated.
-
-    Raises:
-        PipelineError: If a parameter cannot be; names the run.
+    ``hours`` are of one device, ``memory`` is GiB of each of ``devices`` at once; missing where it
+    cannot be estimated. ``device`` is one of :data:`corea.workflow.estimate.DEVICES`.
     """
     device = device or default_device(profile)
     if device not in DEVICES:
@@ -154,11 +144,7 @@ def measured() -> pd.DataFrame:
 
 
 def publish(profile: Profile) -> None:
-    """Write for :func:`measured` how long the runs of ``laptop`` took on an empty store.
-
-    Raises:
-        PipelineError: If a run was not executed, which is named, or the profile is another one.
-    """
+    """Write for :func:`measured` how long the runs of ``laptop`` took on an empty store."""
     if profile.name != "laptop":
         raise PipelineError(f"profile {profile.name}: only what laptop took is kept")
     notes = {name: read_notes(profile, name) for name in profile.runs}

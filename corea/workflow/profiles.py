@@ -209,18 +209,10 @@ class Profile:
 
 
 def load_profile(name: str) -> Profile:
-    """Read ``profiles/<name>.yaml`` and check its keys, names, types and links.
+    """Read ``profiles/<name>.yaml`` and check its keys, names, types, links and trainings.
 
-    Args:
-        name: Name of the profile.
-
-    Returns:
-        The profile: the chapters of ``_toc.yml`` in their order, then its other runs.
-
-    Raises:
-        PipelineError: If there is no such profile or notebook, a key or parameter is unknown or
-            of a wrong type, or runs have one name, read what no run makes or wait for each
-            other. Names the file and the key.
+    Its runs are the chapters of ``_toc.yml`` in their order, then the others. A PipelineError names
+    the file and the key.
     """
     path = Path("profiles", f"{name}.yaml")
     file = _read(path, name)
