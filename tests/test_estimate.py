@@ -22,7 +22,6 @@ from corea.workflow.estimate import (
     find_model,
     run_jobs,
 )
-from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.profiles import load_profile
 from corea.workflow.work import accelerated
 
@@ -240,11 +239,10 @@ def profile(tmp_path, monkeypatch):
     Path("profiles").mkdir()
 
     def load(runs):
-        entries = {}
-        for name, (notebook, changes) in runs.items():
-            values = notebook_parameters(Path("notebooks", f"{notebook}.ipynb"))
-            del values["profile"], values["seed"], values["output_dir"]
-            entries[name] = {"notebook": notebook, "parameters": values | changes}
+        entries = {
+            name: {"notebook": notebook, "parameters": changes}
+            for name, (notebook, changes) in runs.items()
+        }
         content = {"profile": "real", "seed": 0, "runs": entries}
         Path("profiles", "real.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return load_profile("real")

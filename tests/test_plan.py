@@ -13,7 +13,6 @@ import yaml
 from corea.workflow import PipelineError
 from corea.workflow import plan as p
 from corea.workflow.execute import seal_result
-from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.plan import describe, lacking, must_have, prepare_plan, with_states
 from corea.workflow.profiles import load_profile
 
@@ -42,11 +41,10 @@ def repository(tmp_path, monkeypatch):
         Path(name).mkdir()
 
     def write(runs):
-        entries = {}
-        for name, (notebook, changes) in runs.items():
-            values = notebook_parameters(Path("notebooks", f"{notebook}.ipynb"))
-            del values["profile"], values["seed"], values["output_dir"]
-            entries[name] = {"notebook": notebook, "parameters": values | changes}
+        entries = {
+            name: {"notebook": notebook, "parameters": changes}
+            for name, (notebook, changes) in runs.items()
+        }
         content = {"profile": "tiny", "seed": 0, "runs": entries}
         Path("profiles/tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return load_profile("tiny")

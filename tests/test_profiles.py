@@ -266,6 +266,10 @@ def test_runs_that_train_ask_as_the_profile_says_and_others_for_little(fits, wri
     write_fit()
     with pytest.raises(PipelineError, match="fit.ipynb trains or generates, but its metadata"):
         load("{fit: {}}")
+    for work in ({"rule": "reinforce"}, {"rule": "evaluate", "when": {"batch": 1}}):
+        write_fit(work=[work])
+        with pytest.raises(PipelineError, match="runs.fit: .*fit.ipynb has no parameter 'batch'"):
+            load("{fit: {}}")
     write_fit(work=["evaluate"])
     profile = load(
         "{fit: {seeds: [0, 1], resources: {minutes: 90}}, more: {notebook: fit}, "

@@ -110,17 +110,18 @@ def complaints(notebook: Path, parameters: Mapping[str, Any]) -> Iterator[str]:
     That is a setting, or a batch or a validation that cannot be shared out among the processes
     that its accelerate file starts.
     """
-    for item in items(notebook, parameters):
-        if item["rule"] not in TRAININGS:
-            continue
-        try:
-            settings = training_settings(item, parameters)
-            processes, _ = accelerated(parameters.get("accelerate", ""))
-            accumulation(settings, processes)
-            if isinstance(settings, RolloutSettings):
-                validation_batch(parameters["n_validation"], settings, processes)
-        except (TypeError, ValueError, TrainingError, PipelineError) as error:
-            yield visible(error)
+    try:
+        for item in items(notebook, parameters):
+            if item["rule"] in TRAININGS:
+                settings = training_settings(item, parameters)
+                processes, _ = accelerated(parameters.get("accelerate", ""))
+                accumulation(settings, processes)
+                if isinstance(settings, RolloutSettings):
+                    validation_batch(parameters["n_validation"], settings, processes)
+    except KeyError as error:
+        yield f"{notebook} has no parameter {error}, which its metadata or its training needs"
+    except (TypeError, ValueError, TrainingError, PipelineError) as error:
+        yield visible(error)
 
 
 def accelerated(path: str) -> tuple[int, str]:
