@@ -129,8 +129,13 @@ def evaluate(
         require_rollouts(rollouts, [len(numbers) for numbers in wanted])
         rollouts = [[_kept(rollout) for rollout in group] for group in rollouts]
         rows = pd.DataFrame(_rows(system, part, wanted, rollouts))
-        states = [_state(rollout) for group in rollouts for rollout in group if pooled_states]
-        return rows, np.stack(states) if states else None
+        if not pooled_states:
+            return rows, None
+        found = (rollout.pooled_state for group in rollouts for rollout in group)
+        states = [state for state in found if state is not None]
+        if len(states) < len(rows):
+            raise EvaluationError("the engine gave no pooled state, though asked for one")
+        return rows, np.stack(states)
 
     request = {
         "system": system,
@@ -380,12 +385,6 @@ def _is_count(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return False
     return 0 <= int(value) <= MAX_TOKENS
-
-
-def _state(rollout: Rollout) -> NDArray[np.float32]:
-    if rollout.pooled_state is None:
-        raise EvaluationError("the engine gave no pooled state, though asked for one")
-    return rollout.pooled_state
 
 
 def _replaced(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

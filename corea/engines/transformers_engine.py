@@ -59,19 +59,12 @@ _DROP_AT = 0.8  # rows that ended are taken out once this share or less is still
 
 @dataclass(frozen=True, eq=False)
 class TransformersEngine:
-    """Generates with a model of transformers, wherever it is.
+    """Generates with a model of transformers, wherever it is."""
 
-    Attributes:
-        model: A causal language model, not wrapped for several devices.
-        tokenizer: Its tokenizer.
-        batch_size: Rows the model works on at once, from 1.
-        chat: Whether each prompt is wrapped in the chat template as a user message.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # a causal one, not wrapped for several devices
     tokenizer: PreTrainedTokenizerBase
-    batch_size: int = 64
-    chat: bool = False
+    batch_size: int = 64  # rows that the model works on at once
+    chat: bool = False  # whether prompts are wrapped in the chat template as a user's message
 
     def __post_init__(self) -> None:
         """Check the values."""
