@@ -27,14 +27,7 @@ _ELSEWHERE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: Words after the program's name; by default those of the process.
-
-    Returns:
-        Exit status.
-    """
+    """Run one command; the exit status."""
     words = sys.argv[1:] if arguments is None else [*arguments]
     if words and words[0] in _ELSEWHERE:
         module, _ = _ELSEWHERE[words[0]]

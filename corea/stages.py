@@ -13,6 +13,11 @@ a folder of a stage  its name
 ==================  ============================================================================
 
 Of the engines, only the code of the one that answers counts.
+
+A model is a folder or a hub's name. A training leaves ``model/`` and ``dynamics.csv``, one by
+reinforcement also ``validation.csv``, ``selection.csv`` and ``alarms.csv``; ``accelerate`` is the
+file of its configuration, empty for this process alone. The answers and decisions of a model are
+left as :mod:`corea.engines.evaluation` writes them, swapped ones as ``swapped.parquet``.
 """
 
 from __future__ import annotations
@@ -110,15 +115,7 @@ def _specified(name: str, value: Any, engine: str) -> Any:
 def pretrained(
     folder: Path, world: World, preset: Preset, architecture: str, settings: SFTSettings
 ) -> None:
-    """A microworld model trained from random weights on the world's corpus.
-
-    Args:
-        folder: Gets ``model/`` and ``dynamics.csv``.
-        world: What the corpus says, but for the names the preset knows better.
-        preset: Size of the model, and how many names its corpus states surely.
-        architecture: ``"qwen2"``, ``"llama"`` or ``"qwen3"``.
-        settings: Of the training; the seed is also that of the weights and the corpus.
-    """
+    """A microworld model trained from random weights on the world's corpus."""
     from corea.tasks import microworld
     from corea.training.sft import train_sft
 
@@ -146,17 +143,7 @@ def reinforced(
     *,
     accelerate: str = "",
 ) -> None:
-    """A model trained by GRPO with a confidence reward.
-
-    Args:
-        folder: Gets ``model/``, ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and
-            ``alarms.csv``.
-        base: Folder or hub name of the model to start from.
-        questions: To train on.
-        validation: Held out, for checkpoint selection.
-        settings: Of the training.
-        accelerate: File of an accelerate configuration; empty: train in this process.
-    """
+    """A model trained by GRPO with a confidence reward."""
     from corea.rlcc.trainer import train_grpo
     from corea.training.launch import Job
 
@@ -174,17 +161,7 @@ def evaluated(
     pooled_states: bool = False,
     engine: str = "transformers",
 ) -> None:
-    """The answers of a model to questions, with its confidence by every signal it states itself.
-
-    Args:
-        folder: Gets what :func:`corea.engines.evaluation.evaluate` writes.
-        model: Folder or hub name; for a server the name under which it has the model.
-        questions: To ask.
-        sampling: How.
-        batch_size: Completions at once.
-        pooled_states: Whether pooled hidden states are kept, for a probe; a server has none.
-        engine: What answers, one of :data:`corea.engines.opening.ENGINES`.
-    """
+    """Answers of a model, with its confidence by every signal it states itself."""
     from corea.engines.evaluation import evaluate
     from corea.engines.opening import opened
 
@@ -207,12 +184,6 @@ def decision_pretrained(
 
     From random weights the decision world's corpus teaches nothing in this many steps; a model
     that can recall and add already learns it.
-
-    Args:
-        folder: Gets ``model/`` and ``dynamics.csv``.
-        base: Folder of the microworld model to start from.
-        world: What the corpus says.
-        settings: Of the training; the seed is also that of the corpus.
     """
     from corea.engines.loading import load_model
     from corea.tasks import decision_world
@@ -280,15 +251,7 @@ def decided(
 ) -> None:
     """The decisions of a model, with the probabilities of the options.
 
-    Args:
-        folder: Gets what :func:`corea.decisions.evaluation.evaluate_decisions` writes.
-        model: Folder or hub name.
-        questions: To decide.
-        sampling: How reasoning is drawn.
-        reasoning: Whether to reason first.
-        batch_size: Rows at once.
-        decisions: ``"greedy"`` or ``"sampled"``, after the reasoning.
-        engine: What decides, ``"transformers"`` or ``"vllm"``.
+    ``decisions`` says whether they are ``"greedy"`` or ``"sampled"``, after the reasoning.
     """
     from corea.decisions.evaluation import evaluate_decisions
     from corea.engines.opening import opened_here
@@ -320,17 +283,8 @@ def swapped(
 ) -> None:
     """What a model decides behind the reasoning of other questions.
 
-    Args:
-        folder: Gets ``swapped.parquet``, as :func:`corea.decisions.evaluation.swap_reasoning`
-            returns it.
-        model: Folder or hub name.
-        questions: The questions.
-        decisions: The model's own decisions on them, from :func:`decided`.
-        shares: Of the foreign reasoning.
-        max_completion_tokens: Length at which a model that goes on is cut.
-        batch_size: Rows at once.
-        seed: Of the donors.
-        engine: What decides, ``"transformers"`` or ``"vllm"``.
+    ``decisions`` are the model's own on them, ``shares`` those of the foreign reasoning, and
+    ``seed`` is that of the donors.
     """
     from corea.decisions.evaluation import swap_reasoning
     from corea.engines.evaluation import read_samples
@@ -360,13 +314,7 @@ def router(
 ) -> None:
     """A router trained to say how often a model answers a question right.
 
-    Args:
-        folder: Gets ``model/`` and ``dynamics.csv``.
-        base: Folder or hub name of the model to start from.
-        questions: Training questions.
-        answers: The model's answers to them, from :func:`evaluated`.
-        settings: Of the training.
-        accelerate: File of an accelerate configuration; empty: train in this process.
+    ``answers`` are the model's to these training questions, from :func:`evaluated`.
     """
     from corea.engines.evaluation import read_samples
     from corea.engines.loading import load_tokenizer

@@ -77,7 +77,7 @@ def decider(tmp_path_factory):
 def write_notebook():
     """Function that writes a notebook from (type, source, *tags) of its cells."""
 
-    def write(path, *cells):
+    def write(path, *cells, work=()):
         content = [
             {"cell_type": kind, "id": f"cell-{i}", "metadata": {"tags": tags}, "source": source}
             | ({"outputs": [], "execution_count": None} if kind == "code" else {})
@@ -85,6 +85,7 @@ def write_notebook():
         ]
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        metadata |= {"corea": {"work": work}} if work else {}
         path.parent.mkdir(exist_ok=True)
         notebook = {"cells": content, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
         path.write_text(json.dumps(notebook), "utf-8")

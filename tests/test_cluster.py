@@ -73,6 +73,10 @@ def repository(tmp_path_factory, make_repository, write_notebook):
     path = make_repository(tmp_path_factory.mktemp("cluster"), notebooks)
     parameters = ("code", 'profile = "tiny"\nseed = 0\noutput_dir = ""\nof = ""', "parameters")
     write_notebook(path / "notebooks/second.ipynb", ("markdown", "# What?"), parameters)
+    model = path / "notebooks/model.ipynb"
+    content = json.loads(model.read_text("utf-8"))
+    content["metadata"]["corea"] = {"work": ["evaluate"]}
+    model.write_text(json.dumps(content), "utf-8")
     shutil.copytree(ROOT / "profiles" / "slurm", path / "profiles" / "slurm")
     (path / "profiles/tiny.yaml").write_text(PROFILE)
     commands = path / "corea/__main__.py"

@@ -396,8 +396,8 @@ def test_metrics_of_decisions_are_those_of_calibration():
     [
         ({"calibration_weight": -0.1}, "calibration_weight is -0.1; expected a number, 0 or more"),
         ({"calibration_weight": math.nan}, "calibration_weight is nan"),
-        ({"wrong_target": "other"}, "wrong_target is 'other'; expected one of uniform, proper"),
-        ({"decisions": "both"}, "decisions is 'both'; expected one of sampled, greedy"),
+        ({"wrong_target": "other"}, "wrong_target is 'other'; expected one of 'uniform', 'proper'"),
+        ({"decisions": "both"}, "decisions is 'both'; expected one of 'sampled', 'greedy'"),
         ({"mask_decision": 1}, "mask_decision is 1; expected True or False"),
         ({"calibration_warmup_steps": -1}, "calibration_warmup_steps is -1"),
         ({"decisions": "greedy", "rollouts": "trl"}, "decisions is 'greedy' with rollouts 'trl'"),

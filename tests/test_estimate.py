@@ -1,6 +1,5 @@
 """What models take, by hand and beside torch, peft, the hub and the papers; what runs do with them."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -23,8 +22,8 @@ from corea.workflow.estimate import (
     find_model,
     run_jobs,
 )
-from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.profiles import load_profile
+from corea.workflow.work import accelerated
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -240,11 +239,10 @@ def profile(tmp_path, monkeypatch):
     Path("profiles").mkdir()
 
     def load(runs):
-        entries = {}
-        for name, (notebook, changes) in runs.items():
-            values = notebook_parameters(Path("notebooks", f"{notebook}.ipynb"))
-            del values["profile"], values["seed"], values["output_dir"]
-            entries[name] = {"notebook": notebook, "parameters": values | changes}
+        entries = {
+            name: {"notebook": notebook, "parameters": changes}
+            for name, (notebook, changes) in runs.items()
+        }
         content = {"profile": "real", "seed": 0, "runs": entries}
         Path("profiles", "real.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return load_profile("real")
@@ -274,13 +272,6 @@ def test_every_run_of_every_profile_can_be_estimated(monkeypatch, name, device):
         for job in jobs:
             assert job.seconds >= 0, run.name
             assert job.gib >= 0, run.name
-
-
-def test_notebooks_that_load_a_model_declare_work():
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        cells = json.loads(path.read_text("utf-8"))["cells"]
-        source = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        assert ("stages." in source) == bool(estimate.declared(path)["work"]), path.stem
 
 
 def test_a_run_is_followed_to_the_model_it_starts_from(profile):
@@ -490,8 +481,8 @@ def test_what_a_training_asks_for_costs_time_and_memory(profile):
 def test_several_processes_share_a_training(profile, content, expected):
     one = trained(profile, {"rollouts": "vllm_server"})[0]
     Path("a.yaml").write_text(yaml.safe_dump(content))
-    assert estimate.read_training({"accelerate": "a.yaml"})[-2:] == expected
-    several = trained(profile, {"rollouts": "vllm_server", "accelerate": "a.yaml"})[0]
+    assert accelerated("a.yaml") == expected
+    several = trained(profile, {"rollouts": "vllm_server"}, accelerate="a.yaml")[0]
     assert several.devices == expected[0] + 1
     assert several.seconds == pytest.approx(one.seconds)
     assert (several.gib < one.gib - 20) == (expected[1] != "none")
@@ -512,7 +503,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path, text, complaint)
     if text:
         path.write_text(text)
     with pytest.raises(PipelineError, match=f"a.yaml: {complaint}"):
-        estimate.read_training({"accelerate": str(path)})
+        accelerated(str(path))
 
 
 def test_paper_b_took_about_as_long_as_it_says(profile):

@@ -197,39 +197,38 @@ def test_samples_hold_the_texts(tmp_path):
     assert samples["finished"].tolist() == [i != 9 for i in range(12) for _ in range(2)]
 
 
-def test_signals_that_an_engine_lacks_are_missing(tmp_path):
-    class Bare(Scripted):
-        def rollout(self, *arguments):
-            return dataclasses.replace(super().rollout(*arguments), logprobs=None)
+class Changed(Scripted):
+    """An engine all of whose rollouts are changed."""
 
-    table = run(tmp_path / "e", Bare(), confidence_grid=()).table
-    for name in ("average_probability", "expected_confidence", "expected_mass"):
-        assert table[name].isna().all()
+    def __init__(self, **changes):
+        super().__init__()
+        self.changes = changes
+
+    def rollout(self, *arguments):
+        return dataclasses.replace(super().rollout(*arguments), **self.changes)
 
 
-def test_nothing_readable_at_all_is_still_a_record(tmp_path):
-    class Mute(Scripted):
-        def rollout(self, *arguments):
-            return dataclasses.replace(super().rollout(*arguments), completion="")
-
-    table = run(tmp_path / "e", Mute(), confidence_grid=()).table
-    assert not table["correct"].any()
-    assert table["answer"].isna().all()
-    assert table["confidence"].isna().all()
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"logprobs": None}, ["average_probability", "expected_confidence", "expected_mass"]),
+        ({"completion": ""}, ["answer", "confidence"]),  # nothing readable is still a record
+    ],
+)
+def test_what_an_engine_does_not_give_is_missing(tmp_path, changes, missing):
+    table = run(tmp_path / "e", Changed(**changes), confidence_grid=()).table
+    assert len(table) == 24
+    assert table[missing].isna().all(axis=None)
 
 
 def test_answers_that_cannot_be_checked_are_wrong_and_counted(tmp_path, caplog):
-    class Endless(Scripted):
-        def rollout(self, *arguments):
-            text = rf"\boxed{{{'(' * 30}0{')' * 30}}}"
-            return dataclasses.replace(super().rollout(*arguments), completion=text)
-
+    endless = Changed(completion=rf"\boxed{{{'(' * 30}0{')' * 30}}}")
     with caplog.at_level(logging.ERROR):
-        records = run(tmp_path / "e", Endless())
+        records = run(tmp_path / "e", endless)
     assert not records.table["correct"].any()
     # the six questions of mathematics, two samples each; a choice is always decided
     assert "12 answer(s) could not be checked and count as wrong" in records.notes
-    assert run(tmp_path / "e", Endless()).notes == records.notes
+    assert run(tmp_path / "e", endless).notes == records.notes
 
 
 def test_pooled_states_are_kept_in_the_order_of_the_records(tmp_path):
@@ -548,16 +547,12 @@ def test_an_engine_that_does_not_keep_its_word_is_named(tmp_path):
         def generate(self, prompts, *arguments, **named):
             return super().generate(prompts, *arguments, **named)[1:]
 
-    class Stateless(Scripted):
-        def rollout(self, *arguments):
-            return dataclasses.replace(super().rollout(*arguments), pooled_state=None)
-
     with pytest.raises(
         EvaluationError, match=r"gave \[2, 2, 2, 2\] rollouts; expected \[2, 2, 2, 2, 2\]"
     ):
         run(tmp_path, Short())
     with pytest.raises(EvaluationError, match="gave no pooled state, though asked"):
-        run(tmp_path, Stateless(), pooled_states=True)
+        run(tmp_path, Changed(pooled_state=None), pooled_states=True)
     assert not list(tmp_path.glob("part-?????"))
 
 
@@ -565,29 +560,16 @@ def test_an_engine_that_does_not_keep_its_word_is_named(tmp_path):
 
 
 def test_a_model_can_be_evaluated(tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    pytest.importorskip("transformers")
+    from tiny_models import make_model, make_tokenizer
 
     from corea.engines.transformers_engine import TransformersEngine, expected_confidence
 
-    letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE({"<pad>": 0, "<end>": 1} | letters, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.Qwen2Config(
-            vocab_size=258, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512, eos_token_id=1,
-        )  # fmt: skip
-        engine = TransformersEngine(transformers.Qwen2ForCausalLM(config), tokenizer)
+    tokenizer = make_tokenizer(merging=True)
+    engine = TransformersEngine(make_model(len(tokenizer), max_position_embeddings=512), tokenizer)
     records = run(tmp_path, engine, pooled_states=True)
     samples, states = read_samples(tmp_path), read_pooled_states(tmp_path)
-    assert states.shape == (24, 16)
+    assert states.shape == (24, 32)
     assert np.isfinite(states).all()
     assert records.table["average_probability"].between(0, 1).all()
     assert (records.table["completion_tokens"] <= 20).all()

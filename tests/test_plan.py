@@ -13,7 +13,6 @@ import yaml
 from corea.workflow import PipelineError
 from corea.workflow import plan as p
 from corea.workflow.execute import seal_result
-from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.plan import describe, lacking, must_have, prepare_plan, with_states
 from corea.workflow.profiles import load_profile
 
@@ -42,11 +41,10 @@ def repository(tmp_path, monkeypatch):
         Path(name).mkdir()
 
     def write(runs):
-        entries = {}
-        for name, (notebook, changes) in runs.items():
-            values = notebook_parameters(Path("notebooks", f"{notebook}.ipynb"))
-            del values["profile"], values["seed"], values["output_dir"]
-            entries[name] = {"notebook": notebook, "parameters": values | changes}
+        entries = {
+            name: {"notebook": notebook, "parameters": changes}
+            for name, (notebook, changes) in runs.items()
+        }
         content = {"profile": "tiny", "seed": 0, "runs": entries}
         Path("profiles/tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return load_profile("tiny")
@@ -93,17 +91,13 @@ def test_a_row_for_each_run_in_the_order_in_which_they_start(repository):
 
 
 def test_what_is_not_known_is_said_and_not_left_out(repository):
-    strange = json.loads(Path("notebooks/train.ipynb").read_text())
-    del strange["metadata"]["corea"]
-    Path("notebooks/strange.ipynb").write_text(json.dumps(strange))
     odd = ("base_model", {"model": "nobody/Odd-1B", "engine": "transformers"})
-    profile = repository(RUNS | {"what": ("strange", {"base": "{tables}/base"}), "odd": odd})
+    profile = repository(RUNS | {"odd": odd})
     plan = prepare_plan(profile).set_index("run")
-    assert plan.loc["what", "what"] == "not estimated"
-    assert plan.loc[["what", "odd"], ["hours", "memory", "weights"]].isna().all(axis=None)
+    assert plan.loc["odd", ["hours", "memory", "weights"]].isna().all()
     assert plan.loc["odd", "sampled_tokens"] > 0
     told = describe(plan.reset_index(), "h100")
-    assert "Not estimated, so not in that: what, odd." in told
+    assert "Not estimated, so not in that: odd." in told
     shown = p.lay_out(plan.reset_index()).set_index("run")
     assert shown.loc["odd", ["weights", "time", "GiB"]].tolist() == ["?", "?", "?"]
 

@@ -2,15 +2,19 @@
 
 import ast
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from corea.workflow import PipelineError, execute, notebooks
 from corea.workflow.profiles import Resources, Run, load_profile
+from corea.workflow.work import TRAININGS, items, training_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -252,8 +256,21 @@ def test_runs_that_need_each_other_are_refused_by_name(fits):
 
 
 def test_runs_that_train_ask_as_the_profile_says_and_others_for_little(fits, write_notebook):
-    late = ("code", "def later():\n    import corea.stages")
-    write_notebook(Path("notebooks/fit.ipynb"), TITLE, ("code", GIVEN, "parameters"), late)
+    write_fit = partial(
+        write_notebook,
+        Path("notebooks/fit.ipynb"),
+        TITLE,
+        ("code", GIVEN, "parameters"),
+        ("code", "def later():\n    import corea.stages"),
+    )
+    write_fit()
+    with pytest.raises(PipelineError, match="fit.ipynb trains or generates, but its metadata"):
+        load("{fit: {}}")
+    for work in ({"rule": "reinforce"}, {"rule": "evaluate", "when": {"batch": 1}}):
+        write_fit(work=[work])
+        with pytest.raises(PipelineError, match="runs.fit: .*fit.ipynb has no parameter 'batch'"):
+            load("{fit: {}}")
+    write_fit(work=["evaluate"])
     profile = load(
         "{fit: {seeds: [0, 1], resources: {minutes: 90}}, more: {notebook: fit}, "
         "part: {notebook: compare, parameters: {runs: []}}, compare: {resources: {memory_gb: 30}, "
@@ -317,10 +334,36 @@ def test_training_that_cannot_be_run_is_refused_before_anything_starts(
         load_profile(name)
 
 
-@pytest.mark.parametrize("name", ["smoke", "laptop", "laptop-full", "gpu", "paper"])
-def test_every_training_of_the_book_can_be_run_with_its_settings(monkeypatch, name):
-    monkeypatch.chdir(ROOT)
-    load_profile(name)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("pretrain", {}),
+        ("decision_pretrain", {}),
+        ("train", {"train_temperature": 0.7, "temperature": 0.0, "more": {"lora_rank": 4}}),
+        ("decision_train", {"temperature": 0.0, "more": {"micro_batch": 8}}),
+        ("decision_train", {"method": "sft", "more": {"micro_batch": 8}}),
+        ("confidence_models", {"router_batch": 16, "more": {"lora_rank": 4}}),
+    ],
+)
+def test_the_settings_that_are_checked_are_those_that_the_notebook_trains_with(name, changes):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    parameters = notebooks.notebook_parameters(path) | changes
+    (item,) = [item for item in items(path, parameters) if item["rule"] in TRAININGS]
+    kind = TRAININGS[item["rule"]]
+    cells = notebooks.read_notebook(path)["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (call,) = [
+        node
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == kind.__name__
+    ]
+    trained = eval(ast.unparse(call), {kind.__name__: kind, "math": math, **parameters})
+    # of no weight for what is checked and estimated, so not declared
+    left = {"warmup_steps": 0, "loss_type": "dapo"}
+    left |= {"weight_decay": 0.01, "adam_beta2": 0.999}
+    left = {key: value for key, value in left.items() if hasattr(trained, key)}
+    assert training_settings(item, parameters) == replace(trained, **left)
 
 
 # --- notebooks ----------------------------------------------------------------------------------

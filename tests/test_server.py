@@ -52,6 +52,14 @@ def good(body, *, text=None):
     }
 
 
+def completed(text, tokens, **choice):
+    """An answer as vLLM's completions give it."""
+    return {
+        "choices": [{"text": text, "finish_reason": "stop", **choice}],
+        "usage": {"prompt_tokens": tokens, "completion_tokens": 2},
+    }
+
+
 class Server:
     """Answers by a script: a function of the body and of how often the same was asked."""
 
@@ -188,16 +196,8 @@ def test_a_chat_is_asked_and_read(serve, monkeypatch):
 def test_a_text_is_gone_on_with(serve):
     def script(body, _):
         assert body["prompt"] == "1+1"
-        return 200, {
-            "choices": [
-                {
-                    "text": " = 2",
-                    "finish_reason": "length",
-                    "logprobs": {"token_logprobs": [-0.25, 0.0]},
-                }
-            ],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
-        }
+        logprobs = {"token_logprobs": [-0.25, 0.0]}
+        return 200, completed(" = 2", 3, finish_reason="length", logprobs=logprobs)
 
     server = serve(script)
     engine = server.engine(chat=False, body={})
@@ -234,11 +234,7 @@ def test_prompts_can_be_sent_as_ids(serve, chat):
     def script(body, _):
         said = body["prompt"]
         text = said if isinstance(said, str) else bytes(said[1:]).decode()
-        choice = {"text": text, "finish_reason": "stop", "logprobs": None}
-        return 200, {
-            "choices": [choice],
-            "usage": {"prompt_tokens": len(said), "completion_tokens": 2},
-        }
+        return 200, completed(text, len(said), logprobs=None)
 
     server = serve(script)
     engine = server.engine(chat=chat, tokenizer=Letters())
@@ -267,14 +263,9 @@ def test_a_server_of_a_folder_here_is_sent_the_ids_of_its_own_tokenizer(
     make_model(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    def script(body, _):
-        choice = {"text": tokenizer.decode(body["prompt"]), "finish_reason": "stop"}
-        return 200, {
-            "choices": [choice],
-            "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1},
-        }
-
-    server = serve(script)
+    server = serve(
+        lambda body, _: (200, completed(tokenizer.decode(body["prompt"]), len(body["prompt"])))
+    )
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     with opened("server", folder) as engine:
         [[rollout]] = engine.generate(["3+4:"], Sampling(0.0, 8))
@@ -421,7 +412,7 @@ def test_wrong_settings_are_named(monkeypatch):
                 "",
                 "h:x/v1",
                 "h:99999",
-                "h/v1?api-version=1",
+                "h/v1?a=1",
                 "h/v1#a",
                 "h/v 1",
                 "h/\r\nX: y",
@@ -734,11 +725,11 @@ def test_a_list_of_models_is_read_within_limits(serve, key, monkeypatch, answer,
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        ("sk-SECRET\r", r"U\+000D in it \(white space; last"),
+        ("sk-SECRET\r", r"U\+000D in it \(white space"),
         ("sk-SECRET\n", r"U\+000A in it"),
-        ("\tsk-SECRET", r"U\+0009 in it \(white space; first"),
-        ("sk SECRET", r"U\+0020 in it \(white space; middle"),
-        ("sk-SECRET\u200b", r"U\+200B in it \(not printable ASCII; last"),
+        ("\tsk-SECRET", r"U\+0009 in it \(white space"),
+        ("sk SECRET", r"U\+0020 in it \(white space"),
+        ("sk-SECRET\u200b", r"U\+200B in it \(not printable ASCII"),
         ("“sk-SECRET”", r"U\+201C in it \(not printable"),
         ("sk-SECRET\x7f", r"U\+007F"),
         ("sk-SECRET\udc80", r"U\+DC80"),
@@ -838,31 +829,6 @@ def ask(directory, engine):
     return evaluate(
         engine, QUESTIONS, system="tiny", sampling=SAMPLING, directory=directory, part_size=5
     )
-
-
-def test_an_evaluation_goes_on_past_failures_and_asks_again_for_them_alone(serve, tmp_path):
-    failing = {"7+1", "23+1"}
-
-    def script(body, _):
-        question = body["messages"][0]["content"].splitlines()[0]
-        return (500, b"no") if question in failing else (200, good(body))
-
-    server = serve(script)
-    records = ask(tmp_path, server.engine(concurrency=16))
-    assert len(read_samples(tmp_path)) == len(records.table) == 76
-    lacking = read_samples(tmp_path, failed=True).query("error != ''")
-    assert len(lacking) == 4
-    assert lacking["error"].str.startswith("HTTP 500: no").all()
-    assert any("4 of 80 answer(s) could not be had" in note for note in records.notes)
-    assert records.table["correct"].all()
-    assert set(records.table["confidence"]) == {0.8}
-    server.bodies.clear()
-    failing.clear()
-    records = ask(tmp_path, server.engine(concurrency=16))
-    assert len(server.bodies) == 4
-    assert len(records.table) == 80
-    assert not records.notes
-    assert len(read_samples(tmp_path)) == 80
 
 
 def test_a_stage_asks_a_server_again_for_what_it_lacks(serve, tmp_path, monkeypatch):

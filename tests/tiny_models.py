@@ -39,13 +39,12 @@ def make_model(vocab_size=300, kind="Qwen2", **settings):
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=16,
-            max_position_embeddings=128,
             initializer_range=0.2,
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=1,
             tie_word_embeddings=False,
-            **settings,
+            **{"max_position_embeddings": 128} | settings,
         )
         return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 

@@ -80,11 +80,7 @@ CHECKPOINTS = ("before", "half way", "selected", "last")
 def named_models(
     runs: Sequence[str | Path], name: Callable[[TrainedModel], str] | None = None
 ) -> dict[str, TrainedModel]:
-    """Folder of each run to what it trained, ``system`` being ``name`` of it where that is given.
-
-    Raises:
-        RunError: If no run is named, or two are the same system with the same seed.
-    """
+    """Folder of each run to what it trained; ``name`` of it is its system where given."""
     if not runs:
         raise RunError("no runs were named; expected folders of training runs")
     models: dict[str, TrainedModel] = {}

@@ -140,25 +140,13 @@ class Engine(Protocol):
         confidence_grid: Sequence[str] = (),
         samples: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Rollout]]:
-        """Complete each prompt ``sampling.n_samples`` times.
+        """Complete each prompt ``sampling.n_samples`` times; all in the order of the prompts.
 
-        A prompt that is given twice gets further samples, not the same again.
-
-        Args:
-            prompts: Texts, length n.
-            sampling: How completions are drawn.
-            pooled_states: Whether :attr:`Rollout.pooled_state` is wanted.
-            confidence_grid: Candidates for :attr:`Rollout.expected_confidence`; none: not wanted.
-            samples: Numbers of the samples wanted of each prompt; all when None.
-
-        Returns:
-            The rollouts of each prompt, in the order of the prompts. One that could not be had
-            has an ``error``.
-
-        Raises:
-            ValueError: If a prompt is empty or leaves no room for a completion, or something is
-                asked for that the engine cannot give.
-            FloatingPointError: If the model gives a distribution that is not finite.
+        A prompt that is given twice gets further samples, not the same again. ``samples`` are the
+        numbers of those wanted of each prompt (None: all), ``confidence_grid`` the candidates for
+        :attr:`Rollout.expected_confidence`. A rollout that could not be had has an ``error``; a
+        ValueError tells what the engine cannot give, a FloatingPointError a distribution that is
+        not finite.
         """
         ...
 

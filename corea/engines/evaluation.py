@@ -95,7 +95,8 @@ def evaluate(
     """Ask all questions, or those that an earlier, interrupted call left.
 
     Of two processes on the same directory only one may be at work (:func:`corea.store.make` sees
-    to that).
+    to that). The records have a row for each question and sample, in the order of the questions;
+    their notes say how many answers could not be checked, could not be had or were cut.
 
     Args:
         engine: What answers.
@@ -107,15 +108,6 @@ def evaluate(
         confidence_grid: Texts for the expected confidence; none: it is not computed. When None,
             :data:`corea.confidence.CONFIDENCE_GRID` if the engine can score texts.
         pooled_states: Whether to keep pooled states, for :func:`read_pooled_states`.
-
-    Returns:
-        Records, one per question and sample in the order of the questions. Notes say how many
-        answers could not be checked, could not be had or were cut, if any.
-
-    Raises:
-        ValueError: If a question cannot be checked, is there twice, or there is none.
-        EvaluationError: If the directory holds a part of another request, or no answer at all
-            could be had.
     """
     _require_questions(questions)
     if not system:
@@ -137,8 +129,13 @@ def evaluate(
         require_rollouts(rollouts, [len(numbers) for numbers in wanted])
         rollouts = [[_kept(rollout) for rollout in group] for group in rollouts]
         rows = pd.DataFrame(_rows(system, part, wanted, rollouts))
-        states = [_state(rollout) for group in rollouts for rollout in group if pooled_states]
-        return rows, np.stack(states) if states else None
+        if not pooled_states:
+            return rows, None
+        found = (rollout.pooled_state for group in rollouts for rollout in group)
+        states = [state for state in found if state is not None]
+        if len(states) < len(rows):
+            raise EvaluationError("the engine gave no pooled state, though asked for one")
+        return rows, np.stack(states)
 
     request = {
         "system": system,
@@ -189,17 +186,10 @@ def ask_in_parts(
 ) -> list[str]:
     """Have questions answered part by part, but for the answers that are there.
 
-    Args:
-        questions: Dataclasses, from one, with ``dataset`` and ``question_id``.
-        answer: Answers a part: its rows, and what is kept of the hidden states, if anything. It
-            is given the questions, and the numbers of the samples wanted of each (None: all).
-        request: What else decides the answers; JSON.
-        directory: Where parts are kept.
-        part_size: Questions of a part, from 1.
-        at_once: How many parts are asked at once, each in a thread of its own.
-
-    Returns:
-        A note for each part that was damaged and made again.
+    ``answer`` is given the questions of a part and the numbers of the samples wanted of each (None:
+    all); it gives the rows, and the hidden states that are kept, if any. ``request`` is what else
+    decides the answers. ``at_once`` parts are asked at once, each in a thread. Returns a note for
+    each part that was damaged and made again.
     """
     checks.whole(part_size, "part_size", 1)
     # not astuple, which copies every value
@@ -395,12 +385,6 @@ def _is_count(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return False
     return 0 <= int(value) <= MAX_TOKENS
-
-
-def _state(rollout: Rollout) -> NDArray[np.float32]:
-    if rollout.pooled_state is None:
-        raise EvaluationError("the engine gave no pooled state, though asked for one")
-    return rollout.pooled_state
 
 
 def _replaced(rows: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

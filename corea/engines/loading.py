@@ -85,15 +85,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a model and its tokenizer from a folder, or from a hub of models by name.
 
-    Args:
-        path: As for :func:`model_folder`.
-        device: Where the model goes, such as ``"cuda:0"``; the first GPU, or the CPU where there
-            is none, when None.
-        dtype: Of the weights, such as ``"bfloat16"``; as they are stored when ``"auto"``.
-
-    Returns:
-        The model, in evaluation mode, and the tokenizer. It pads on the left, with the end token
-        where it has no token for padding.
+    The model is in evaluation mode; the tokenizer pads on the left. ``device`` is by default the
+    first GPU or else the CPU; ``dtype`` is the weights' own when ``"auto"``.
     """
     import torch
     import transformers

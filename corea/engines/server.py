@@ -112,20 +112,6 @@ class _Refused(Exception):
 class ServerEngine:
     """Asks an OpenAI-compatible server, many requests at once; an :class:`Engine`.
 
-    Attributes:
-        model: Name under which the server has the model.
-        url: Address of the API, with its ``/v1``; ``OPENAI_BASE_URL`` when empty. A user and
-            password in it are sent as such.
-        concurrency: Requests at once, from 1.
-        chat: Whether a prompt is a user's message, which the server puts into the chat template;
-            otherwise it is the text to go on with.
-        timeout: Seconds within which the whole of an answer is there, or the request has failed.
-        attempts: How often a request is made, from 1; eight take half a minute of waiting.
-        logprobs: Whether log-probabilities are asked for.
-        body: Sent beside OpenAI's parameters.
-        tokenizer: The model's, where prompts are to be sent as its ids (choice 7), in its chat
-            template if ``chat``; vLLM takes ids, a hosted model does not.
-
     Connections are left open until :meth:`close`.
 
     Example:
@@ -133,14 +119,16 @@ class ServerEngine:
         64
     """
 
-    model: str
+    model: str  # name under which the server has it
+    # of the API, with its /v1 and maybe a user and password; OPENAI_BASE_URL when empty
     url: str = field(default="", repr=False)
-    concurrency: int = 64
-    chat: bool = True
-    timeout: float = 600.0
-    attempts: int = 8
-    logprobs: bool = True
-    body: Mapping[str, Any] = field(default_factory=lambda: VLLM_BODY)
+    concurrency: int = 64  # requests at once
+    chat: bool = True  # a prompt is a user's message; otherwise the text to go on with
+    timeout: float = 600.0  # seconds within which the whole of an answer is there
+    attempts: int = 8  # how often a request is made; eight take half a minute of waiting
+    logprobs: bool = True  # whether they are asked for
+    body: Mapping[str, Any] = field(default_factory=lambda: VLLM_BODY)  # beside OpenAI's parameters
+    # prompts are sent as its ids (choice 7), in its chat template if `chat`; only vLLM takes them
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self) -> None:
@@ -243,21 +231,9 @@ class ServerEngine:
         confidence_grid: Sequence[str] = (),
         samples: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Rollout]]:
-        """Complete each prompt ``sampling.n_samples`` times; several threads may ask at once.
+        """As :meth:`Engine.generate`; a rollout that failed has an ``error``.
 
-        Args:
-            prompts: Texts, length n.
-            sampling: How.
-            pooled_states: Not to be had from a server.
-            confidence_grid: Not to be had from a server.
-            samples: Numbers of the samples wanted of each prompt; all when None.
-
-        Returns:
-            The rollouts of each prompt, in the order of the prompts; what failed has an ``error``.
-
-        Raises:
-            ValueError: If something is asked for that a server cannot give.
-            ServerError: If the server cannot be used; choice 3 of this module.
+        Several threads may ask at once. A ServerError ends all of it (choice 3).
         """
         for name, asked in (
             ("pooled_states", pooled_states),
@@ -287,11 +263,7 @@ class ServerEngine:
             logging.getLogger(name).removeFilter(self._secrets)
 
     def models(self) -> list[str]:
-        """Names of the models that the server lists; none if it does not list them.
-
-        Raises:
-            ServerError: If it cannot be reached, or sends requests elsewhere.
-        """
+        """Names of the models that the server lists; none if it does not list them."""
         return self._wait_for(self._models())
 
     def _wait_for(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -352,24 +324,25 @@ class ServerEngine:
             "top_p": 1.0,
             "max_tokens": sampling.max_completion_tokens,
             "seed": seed,
-            "extra_body": dict(self.body),
+            **self.body,
         }
-        client = self._client
         if self.chat and isinstance(prompt, str):
+            path = "/chat/completions"
             asked["messages"] = [{"role": "user", "content": prompt}]
-            asked |= {"logprobs": True} if self.logprobs else {}
-            answer = await client.chat.completions.with_raw_response.create(**asked)
         else:
-            asked |= {"logprobs": 1} if self.logprobs else {}
-            answer = await client.completions.with_raw_response.create(prompt=prompt, **asked)
-        rollout: Rollout = answer.http_response.extensions["rollout"]
+            path, asked["prompt"] = "/completions", prompt
+        if self.logprobs:
+            asked["logprobs"] = True if "messages" in asked else 1
+        # not `chat.completions.create`, which looks at each part of a body that is plain already
+        answer = await self._client.post(path, cast_to=httpx2.Response, body=asked)
+        rollout: Rollout = answer.extensions["rollout"]
         return rollout
 
     async def _models(self) -> list[str]:
         client = self._client.with_options(max_retries=0, timeout=min(30.0, self.timeout))
         try:
-            answer = await client.models.with_raw_response.list()
-            listed = [entry["id"] for entry in _parsed(answer.http_response.content)["data"]]
+            answer = await client.get("/models", cast_to=httpx2.Response)
+            listed = [entry["id"] for entry in _parsed(answer.content)["data"]]
         except openai.APIError as caught:
             failure = caught
         except _WRONG:
@@ -442,13 +415,8 @@ class _Limited(httpx2.AsyncClient):
             extensions["rollout"] = self._rollout(answer, content, request)
         kept = ("Retry-After", "Location")
         headers = {name: answer.headers[name] for name in kept if name in answer.headers}
-        return httpx2.Response(
-            answer.status_code,
-            headers=headers,
-            content=content,
-            request=request,
-            extensions=extensions,
-        )
+        more: dict[str, Any] = {"content": content, "request": request, "extensions": extensions}
+        return httpx2.Response(answer.status_code, headers=headers, **more)
 
     def _rollout(self, answer: httpx2.Response, content: bytes, request: httpx2.Request) -> Rollout:
         if answer.status_code != 200:
@@ -551,14 +519,11 @@ def _user(address: SplitResult) -> tuple[str, str]:
 
 def _require_sendable(key: str) -> None:
     """Refuse a key that no header can carry, without showing it."""
-    wrong = re.search(r"[^!-~]", key)
-    if wrong:
-        place = wrong.start()
-        where = "first" if place == 0 else "last" if place == len(key) - 1 else "middle"
+    if wrong := re.search(r"[^!-~]", key):
         found = "white space" if wrong[0].isspace() else "not printable ASCII"
         raise ValueError(
-            f"OPENAI_API_KEY cannot be sent: U+{ord(wrong[0]):04X} in it ({found}; {where} of its "
-            "characters). Set it without what does not belong to the key"
+            f"OPENAI_API_KEY cannot be sent: U+{ord(wrong[0]):04X} in it ({found}). Set it without "
+            "what does not belong to the key"
         )
 
 
@@ -597,25 +562,14 @@ def _require_length(size: int) -> None:
 
 
 def _parsed(content: bytes) -> Any:
-    """The JSON of an answer.
-
-    Raises:
-        ValueError: If it is no object, is nested too deep, or names a field twice.
-    """
+    """The JSON of an answer: an object, not nested too deep, that names no field twice."""
     if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
         raise ValueError(f"more than {MAX_BRACKETS:,} brackets")
     return json_object(content.decode("utf-8-sig"))
 
 
 def _failed(error: str) -> Rollout:
-    return Rollout(
-        completion="",
-        token_ids=None,
-        logprobs=None,
-        finished=False,
-        prompt_tokens=0,
-        error=error,
-    )
+    return Rollout("", None, None, finished=False, prompt_tokens=0, error=error)
 
 
 def _read(content: Any, *, chat: bool) -> Rollout:
@@ -633,14 +587,8 @@ def _read(content: Any, *, chat: bool) -> Rollout:
     tokens = [content["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
     if any(type(n) is not int or not 0 <= n <= MAX_TOKENS for n in tokens):
         raise ValueError(f"usage is {tokens!r}")
-    return Rollout(
-        completion=text,
-        token_ids=None,
-        logprobs=_logprobs(choice, chat=chat),
-        finished=reason == "stop",
-        prompt_tokens=tokens[0],
-        n_tokens=tokens[1],
-    )
+    logprobs = _logprobs(choice, chat=chat)
+    return Rollout(text, None, logprobs, reason == "stop", tokens[0], n_tokens=tokens[1])
 
 
 def _logprobs(choice: dict[str, Any], *, chat: bool) -> NDArray[np.float32] | None:

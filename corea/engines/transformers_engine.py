@@ -59,19 +59,12 @@ _DROP_AT = 0.8  # rows that ended are taken out once this share or less is still
 
 @dataclass(frozen=True, eq=False)
 class TransformersEngine:
-    """Generates with a model of transformers, wherever it is.
+    """Generates with a model of transformers, wherever it is."""
 
-    Attributes:
-        model: A causal language model, not wrapped for several devices.
-        tokenizer: Its tokenizer.
-        batch_size: Rows the model works on at once, from 1.
-        chat: Whether each prompt is wrapped in the chat template as a user message.
-    """
-
-    model: PreTrainedModel
+    model: PreTrainedModel  # a causal one, not wrapped for several devices
     tokenizer: PreTrainedTokenizerBase
-    batch_size: int = 64
-    chat: bool = False
+    batch_size: int = 64  # rows that the model works on at once
+    chat: bool = False  # whether prompts are wrapped in the chat template as a user's message
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -235,17 +228,9 @@ def next_logprobs(
     *,
     batch_size: int = 64,
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Log-probability of each of a few tokens behind each row, in one forward pass over the rows.
+    """Log-probabilities (n, K) of K tokens behind each of n rows, and the likeliest of all tokens.
 
-    Args:
-        model: A causal language model.
-        rows: Ids of each text, length n, none empty.
-        tokens: Ids of the K tokens.
-        batch_size: Rows the model works on at once.
-
-    Returns:
-        Natural log-probabilities over the full vocabulary at temperature 1, shape (n, K), and
-        the likeliest of all tokens, shape (n,).
+    They are natural, over the full vocabulary at temperature 1, from one forward pass.
     """
     import torch
 

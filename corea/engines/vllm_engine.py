@@ -78,29 +78,17 @@ _LOWEST, _HIGHEST = 0.01, 2.0  # temperatures other than 0 that vLLM takes as th
 
 @dataclass(frozen=True, eq=False)
 class VLLMEngine:
-    """Generates with vLLM, started when it is first asked.
+    """Generates with vLLM, started when it is first asked."""
 
-    Attributes:
-        model: A folder or a name, as for :func:`corea.engines.loading.model_folder`.
-        batch_size: Completions handed to vLLM at once, from 1.
-        chat: Whether each prompt is wrapped in the chat template as a user message; when None,
-            whether the tokenizer has a template.
-        sequences: Most completions worked on at once, from 1; fewer when memory is short.
-        dtype: Dtype of the weights, such as ``"bfloat16"``; as stored when ``"auto"``.
-        memory: Fraction of GPU memory for vLLM, in (0, 1]; without a GPU, of the machine's.
-        max_model_len: Tokens of prompt and completion at most; the model's own when None.
-        more: Further arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
-        running: Where the running vLLM is kept; copies with another ``chat`` share it.
-    """
-
-    model: str | Path
-    batch_size: int = 1024
-    chat: bool | None = None
-    sequences: int = 256
-    dtype: str = "auto"
-    memory: float = 0.9
-    max_model_len: int | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    model: str | Path  # a folder or a name, as for `model_folder`
+    batch_size: int = 1024  # completions handed to vLLM at once
+    chat: bool | None = None  # whether prompts go into the chat template; None: if there is one
+    sequences: int = 256  # completions worked on at once; fewer when memory is short
+    dtype: str = "auto"  # of the weights, such as "bfloat16"; as stored when "auto"
+    memory: float = 0.9  # fraction of the GPU's memory for vLLM; without one, of the machine's
+    max_model_len: int | None = None  # tokens of prompt and completion; the model's own when None
+    more: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `vllm.LLM`
+    # where the running vLLM is kept; copies with another `chat` share it
     running: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

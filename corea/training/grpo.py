@@ -253,13 +253,6 @@ def reinforce(
         settings: The settings.
         directory: Where everything is written: ``model/`` (the selected weights),
             ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and ``alarms.csv``.
-
-    Raises:
-        TrainingError: If the loss or the gradient is not finite, the batch layout breaks
-            groups, a validation question is asked twice, the weights selected are damaged, the
-            processes cannot do what the settings ask for, or no vLLM server is named.
-        ValueError: If there are no questions to train or to validate on, or the batch does not
-            divide among the processes.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -56,20 +56,14 @@ _PATIENCE = 10  # seconds in which processes may end by themselves
 
 @dataclass(frozen=True)
 class Job:
-    """One training.
+    """One training."""
 
-    Attributes:
-        trains: Function that trains, such as :func:`corea.training.sft.train_sft`.
-        base: Folder or hub name of the model to start from.
-        settings: Of the training.
-        rows: To train on: dictionaries with ``prompt`` and ``completion``, or questions.
-        validation: Questions held out; None where the function takes none.
-    """
-
-    trains: Callable[..., None]
-    base: str
+    trains: Callable[..., None]  # such as `corea.training.sft.train_sft`
+    base: str  # folder or hub name of the model to start from
     settings: WeightSettings
+    # dictionaries with `prompt` and `completion`, or questions
     rows: Sequence[Mapping[str, str]] | Sequence[Question] | Sequence[DecisionQuestion]
+    # held out; None where the function takes none
     validation: Sequence[Question] | Sequence[DecisionQuestion] | None = None
 
     def run(self, folder: str | Path, accelerate: str = "") -> None:
@@ -136,11 +130,7 @@ def configuration(path: str | Path) -> dict[str, Any]:
 
 
 def start(job: Job, folder: str | Path, accelerate: str | Path) -> None:
-    """Train in the processes of an accelerate configuration, and wait for them.
-
-    Raises:
-        TrainingError: If the training fails; with its error and the last that was printed.
-    """
+    """Train in the processes of an accelerate configuration, and wait for them."""
     configuration(accelerate)
     job.write(folder)
     accelerating = (sys.executable, "-m", "accelerate.commands.launch")

@@ -52,9 +52,8 @@ def n_processes() -> int:
 def check_processes(settings: WeightSettings) -> None:
     """Compare settings with the processes that accelerate started, before a model is loaded.
 
-    Raises:
-        TrainingError: If the two differ in the precision, the weights are sharded although
-            something needs them whole, or checkpoints would not hold whole weights.
+    Refused are another precision, weights that are sharded although something needs them whole,
+    and checkpoints that would not hold whole weights.
     """
     configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if configured not in ("no", "bf16" if settings.precision == "bfloat16" else "no"):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from corea import checks
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -255,8 +257,7 @@ def _check(settings: Settings) -> None:
     for setting in fields(settings):
         name, value, rules = setting.name, getattr(settings, setting.name), setting.metadata
         if choices := rules.get("choices"):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+            checks.one_of(value, name, choices)
         elif setting.type == "bool":
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; expected True or False")

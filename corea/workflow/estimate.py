@@ -1,19 +1,7 @@
 """What a run does with models, and the tokens, seconds and memory that takes.
 
-To estimate a run, its notebook's metadata say what it does, ``{"corea": {"work": ["reinforce",
-"evaluate"]}}``, and ``base`` is followed back to the first model. An item of work is a rule of
-:data:`RULES`, or a mapping with the key ``rule`` and any of
-
-- ``when``: parameters, and the values with which the item counts
-- ``of``: parameters that name the runs whose models it uses; or ``model``: the one that names its
-  own
-- ``dataset``: one of :data:`TEXTS`, ``"answers"`` or ``"decisions"`` (all of the suite) or
-  ``"trained"`` (what is trained on), where it is not the rule's own
-- settings, such as ``n_samples``: a value, or the name of the parameter that holds it. All others
-  are the run's parameters by the same name, those in ``more`` included.
-
-``seconds`` beside ``work`` are what the notebook takes on a CPU core besides its models, where that
-is not about :attr:`Device.around`.
+To estimate a run, what its notebook declares (:mod:`corea.workflow.work`) is read, and ``base`` is
+followed back to the first model.
 
 For a model of L layers and width d in which a token is multiplied with N weights:
 
@@ -49,8 +37,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from corea.book.display import visible
 from corea.confidence import CONFIDENCE_GRID
 from corea.engines.opening import ENGINES
@@ -59,6 +45,7 @@ from corea.tasks.papers import DATASETS
 from corea.tasks.suites import MICROWORLD, SUITES, Suite
 from corea.workflow import PipelineError
 from corea.workflow.profiles import TABLES, Profile, Run
+from corea.workflow.work import accelerated, item_settings, items
 
 GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2}  # of a value
@@ -291,27 +278,13 @@ class Training(NamedTuple):
 
 
 def read_training(settings: Mapping[str, Any]) -> Training:
-    """How a run's parameters, and the configuration of accelerate that they name, say it trains."""
-    processes, sharded, path = 1, "none", settings.get("accelerate", "")
-    if path:
-        try:
-            content = yaml.safe_load(Path(path).read_text("utf-8"))
-            processes = content["num_processes"]
-            stage = (content.get("deepspeed_config") or {}).get("zero_stage", 0)
-            stage = 3 if content.get("distributed_type") == "FSDP" else stage
-            sharded = ["none", "states", "states", "all"][stage]
-        except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {visible(error)}"
-            raise PipelineError(f"{path}: not a configuration of accelerate ({reason})") from error
-        if type(processes) is not int or processes < 1:
-            raise PipelineError(f"{path}: num_processes is {processes!r}; expected at least 1")
+    """How the settings of a training, and the accelerate file beside them, say it trains."""
     return Training(
-        settings.get("precision", "float32"),
-        settings.get("lora_rank", 0),
-        settings.get("lora_targets", "default"),
-        settings.get("gradient_checkpointing", False),
-        processes,
-        sharded,
+        settings["precision"],
+        settings["lora_rank"],
+        settings["lora_targets"],
+        settings["gradient_checkpointing"],
+        *accelerated(settings.get("accelerate", "")),
     )
 
 
@@ -472,13 +445,12 @@ def _supervise(job: Job, s: Settings, device: Device) -> Job:
     # a row of a corpus is whole
     length = text.prompt + (text.written(1000) if corpus else _DIRECT_PROMPT + _DIRECT)
     rows = s["steps"] * s["batch"]
-    micro = math.gcd(s["batch"], 8) if corpus else s.get("micro_batch", s["batch"])
     job = replace(job, trained_tokens=rows * length)
     if (shape := job.model.shape) is None:
         return job
     how = read_training(s)
-    seconds = training_seconds(shape, rows * length, rows / micro, device, how)
-    gib = training_gib(shape, device, how, micro, length)
+    seconds = training_seconds(shape, rows * length, rows / s["micro_batch"], device, how)
+    gib = training_gib(shape, device, how, s["micro_batch"], length)
     return replace(job, seconds=seconds, gib=gib, devices=how.processes)
 
 
@@ -497,8 +469,8 @@ def _reinforce(job: Job, s: Settings, device: Device) -> Job:
     )
     if (shape := job.model.shape) is None:
         return job
-    how, rollouts = read_training(s), s.get("rollouts", "corea")
-    steps_per_rollout, micro = s.get("steps_per_rollout", 1), s.get("micro_batch", s["batch"])
+    how, rollouts = read_training(s), s["rollouts"]
+    steps_per_rollout, micro = s["steps_per_rollout"], s["micro_batch"]
     engine, stored = "transformers", how.stored
     if in_vllm := rollouts.startswith("vllm"):
         engine, stored = "vllm", "bfloat16"
@@ -519,7 +491,7 @@ def _reinforce(job: Job, s: Settings, device: Device) -> Job:
     cached = 0 if in_vllm else at_once * most
     gib = training_gib(shape, device, how, micro, most, reference=reference, cached_tokens=cached)
     if rollouts == "vllm_colocate":
-        gib += s.get("vllm_memory_share", 0.3) * device.memory
+        gib += s["vllm_memory_share"] * device.memory
     devices = how.processes + (rollouts == "vllm_server")
     return replace(job, seconds=seconds, gib=gib, devices=devices)
 
@@ -581,6 +553,7 @@ RULES: Mapping[str, tuple[Callable[[Job, Settings, Device], Job], str, str]] = {
     "pretrain": (_supervise, "corpus", "pretraining"),
     "supervise": (_supervise, "trained", "SFT"),
     "reinforce": (_reinforce, "trained", "GRPO"),
+    "reinforce_decisions": (_reinforce, "trained", "GRPO"),
     "evaluate": (_evaluate, "answers", "answers"),
     "decide": (_generate, "decisions", "decisions"),
     "read": (_read, "answers", "reading answers"),
@@ -588,27 +561,14 @@ RULES: Mapping[str, tuple[Callable[[Job, Settings, Device], Job], str, str]] = {
 """What a notebook may do with a model, the dataset unless it says otherwise, and how it is told."""
 
 
-def declared(notebook: Path) -> dict[str, Any]:
-    """What a notebook's metadata say of its work: ``work``, and ``seconds`` where it has them."""
-    metadata = json.loads(notebook.read_text("utf-8"))["metadata"].get("corea", {})
-    items = metadata.get("work", [])
-    work = [{"rule": item} if isinstance(item, str) else item for item in items]
-    return {**metadata, "work": work}
-
-
 def run_jobs(profile: Profile, name: str, device: Device) -> list[Job]:
-    """What a run does with models, and what that takes; nothing if it only reads tables.
-
-    Raises:
-        PipelineError: If a parameter or the notebook's metadata cannot be; names the run.
-    """
+    """What a run does with models, and what that takes; nothing if it only reads tables."""
     run = profile.runs[name]
     _one_of(name, "engine", run.parameters.get("engine", "transformers"), ENGINES)
     try:
         return [
             job
-            for item in declared(run.notebook)["work"]
-            if all(run.parameters[key] == value for key, value in item.get("when", {}).items())
+            for item in items(run.notebook, run.parameters)
             for job in _item_jobs(profile, run, item, device)
         ]
     except KeyError as error:
@@ -621,10 +581,7 @@ def _item_jobs(profile: Profile, run: Run, item: Mapping[str, Any], device: Devi
     """The jobs of one item of a notebook's work, one for each model it uses."""
     _one_of(str(run.notebook), "rule", item["rule"], RULES)
     rule, dataset, what = RULES[item["rule"]]
-    settings, jobs = all_settings(run), []
-    for name, value in item.items():
-        named = isinstance(value, str) and value in run.parameters
-        settings[name] = run.parameters[value] if named else value
+    settings, jobs = item_settings(item, run.parameters), []
     if "of" in item:
         folders = [TABLES.fullmatch(text) for key in item["of"] for text in run.parameters[key]]
         read = [profile.runs[folder["run"]] for folder in folders if folder]
@@ -646,8 +603,3 @@ def _item_jobs(profile: Profile, run: Run, item: Mapping[str, Any], device: Devi
         job = Job(item.get("what", what), model, choices.get(chosen, (chosen,)))
         jobs.append(rule(job, settings, device))
     return jobs
-
-
-def all_settings(run: Run) -> dict[str, Any]:
-    """A run's parameters with what is in ``more``, further fields of the trainer's settings."""
-    return {**run.parameters, **run.parameters.get("more", {})}

@@ -103,14 +103,7 @@ def check_kernel(profile: Profile) -> list[str]:
 def execute(profile: Profile, run: Run) -> None:
     """Execute one notebook in this process and a kernel; wait while another process does.
 
-    Args:
-        profile: The profile.
-        run: The run.
-
-    Raises:
-        PipelineError: If what the run reads is not whole, or the notebook did not run to its
-            end, wrote to standard error or names this machine. The partial notebook is then
-            ``failed/<run>.ipynb``, the reason ``failed/<run>.txt``.
+    A PipelineError says why it failed; so does ``failed/<run>.txt``, beside the partial notebook.
     """
     waiting = f"{run.name}: waiting for another process that executes it"
     with locked(_lock(profile, run.name), waiting):
@@ -356,17 +349,10 @@ def _digest(path: Path) -> str:
 
 
 def damage(profile: Profile, run: str, *, entries: dict[str, str] | None = None) -> str:
-    """What a run's result lacks, or what of it was changed since the run succeeded.
+    """What a run's result lacks or what of it was changed since it succeeded; empty if it is whole.
 
-    Args:
-        profile: The profile.
-        run: Name of the run.
-        entries: What is known of entries of the store: name to damage. It is added to, so that
-            an entry that several runs rest on is read once.
-
-    Returns:
-        What is wrong; empty for a result that is whole: the executed notebook, the tables, and
-        every entry of the store that the run asked for.
+    ``entries`` is what is known of entries of the store, name to damage. It is added to, so that an
+    entry that several runs rest on is read once.
     """
     entries = {} if entries is None else entries
     executed = profile.directory / "executed" / f"{run}.ipynb"

@@ -33,18 +33,7 @@ _MENDS = {
 
 
 def build(profile: Profile) -> Path:
-    """Make the book of a profile.
-
-    Args:
-        profile: The profile.
-
-    Returns:
-        The page that opens the book.
-
-    Raises:
-        PipelineError: If the profile is being built already, its kernel is not there, a training
-            cannot be run with its settings, or something failed; all failures are named.
-    """
+    """Make the book of a profile, the page that opens it; a PipelineError names all failures."""
     check_kernel(profile)
     write_parameters(profile)
     log, held_by = (profile.directory / name for name in ("logs/snakemake.log", "lock"))

@@ -36,14 +36,13 @@ from corea.workflow.estimate import (
     DEVICES,
     GIB,
     Device,
-    all_settings,
     cached_config,
-    declared,
     run_jobs,
 )
 from corea.workflow.execute import check_kernel, damage, plain_lines
 from corea.workflow.profiles import KERNEL, Profile, load_profile
 from corea.workflow.publish import join_notes, read_notes
+from corea.workflow.work import declared, flat
 
 FOLDER = Path(__file__).parents[1] / "data" / "plan"
 DONE = "done"
@@ -56,20 +55,10 @@ _TOKENS = ("prompt_tokens", "sampled_tokens", "trained_tokens")
 
 
 def prepare_plan(profile: Profile, device: str = "") -> pd.DataFrame:
-    """What each run of a profile takes.
+    """What each run of a profile takes: a row a run, in the order in which they would start.
 
-    Args:
-        profile: The profile.
-        device: Name in :data:`corea.workflow.estimate.DEVICES`; :func:`default_device` when empty.
-
-    Returns:
-        One row a run, in the order in which they would start: ``run``, ``notebook``, ``what`` it
-        does, ``model``, ``weights``, ``prompt_tokens``, ``sampled_tokens``, ``trained_tokens``,
-        ``hours`` (of one device), ``memory`` (GiB of each device) and ``devices`` at once. Missing
-        where it cannot be estimated.
-
-    Raises:
-        PipelineError: If a parameter cannot be; names the run.
+    ``hours`` are of one device, ``memory`` is GiB of each of ``devices`` at once; missing where it
+    cannot be estimated. ``device`` is one of :data:`corea.workflow.estimate.DEVICES`.
     """
     device = device or default_device(profile)
     if device not in DEVICES:
@@ -93,9 +82,6 @@ def _row(profile: Profile, run: str, device: Device) -> dict[str, Any]:
     notebook = profile.runs[run].notebook
     core, jobs = device.unit == "core-hours", run_jobs(profile, run, device)
     row = {"run": run, "notebook": notebook.stem, "what": READS, "model": "", "weights": math.nan}
-    if not jobs and profile.runs[run].trains:
-        unknown = dict.fromkeys((*_TOKENS, "hours", "memory", "devices"), math.nan)
-        return row | {"what": "not estimated", **unknown}
     if not jobs:
         took = measured().groupby("notebook")["seconds"].median()
         hours = core * float(took.get(notebook.stem, _READER)) / 3600
@@ -158,11 +144,7 @@ def measured() -> pd.DataFrame:
 
 
 def publish(profile: Profile) -> None:
-    """Write for :func:`measured` how long the runs of ``laptop`` took on an empty store.
-
-    Raises:
-        PipelineError: If a run was not executed, which is named, or the profile is another one.
-    """
+    """Write for :func:`measured` how long the runs of ``laptop`` took on an empty store."""
     if profile.name != "laptop":
         raise PipelineError(f"profile {profile.name}: only what laptop took is kept")
     notes = {name: read_notes(profile, name) for name in profile.runs}
@@ -254,7 +236,7 @@ def lacking(profile: Profile, plan: pd.DataFrame, device: str) -> list[str]:
     except PipelineError as error:
         python, told = sys.executable, [str(error)]
     python = sys.executable if profile.kernel == KERNEL else python
-    settings = [all_settings(profile.runs[name]) for name in rows["run"]]
+    settings = [flat(profile.runs[name].parameters) for name in rows["run"]]
     engines = {s.get("engine", "transformers") for s in settings}
     rollouts = {s.get("rollouts", "") for s in settings}
     files = [Path(s["accelerate"]) for s in settings if s.get("accelerate")]

@@ -28,18 +28,18 @@ the defaults::
    another profile. A run with seeds that is named without one stands for the run of the same seed
    and, as an item of a list, for those of all seeds.
 4. ``kernel`` names the Jupyter kernel of the notebooks, python3 by default. ``resources`` is what
-   runs that train or generate ask of a cluster (their notebooks import :mod:`corea.stages`); an
-   entry may ask otherwise, and any other run asks for what :class:`Resources` says.
+   runs that train or generate ask of a cluster (their notebooks declare it,
+   :mod:`corea.workflow.work`); an entry may ask otherwise, and any other run asks for what
+   :class:`Resources` says.
 """
 
 from __future__ import annotations
 
 import difflib
 import graphlib
-import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,15 +48,6 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from corea.book.display import visible
-from corea.decisions.settings import DecisionSettings
-from corea.rlcc.settings import GRPOSettings
-from corea.training.settings import (
-    RolloutSettings,
-    SFTSettings,
-    TrainingError,
-    accumulation,
-    validation_batch,
-)
 from corea.workflow import PipelineError
 from corea.workflow.notebooks import (
     FULL_RUN,
@@ -66,6 +57,7 @@ from corea.workflow.notebooks import (
     notebook_parameters,
     own_imports,
 )
+from corea.workflow.work import complaints, declared
 
 KERNEL = "python3"  # of the environment that the pipeline runs in
 # a folder of results in a parameter, with or without a file in it
@@ -145,8 +137,8 @@ class Run:
 
     @cached_property
     def trains(self) -> bool:
-        """Whether its notebook trains or generates: it imports :mod:`corea.stages` itself."""
-        return STAGES in own_imports(self.notebook)
+        """Whether its notebook trains or generates: it declares work."""
+        return bool(declared(self.notebook)["work"])
 
     def inputs(self) -> list[Path]:
         """Files that it reads, apart from its parameter file and what other runs make.
@@ -217,18 +209,10 @@ class Profile:
 
 
 def load_profile(name: str) -> Profile:
-    """Read ``profiles/<name>.yaml`` and check its keys, names, types and links.
+    """Read ``profiles/<name>.yaml`` and check its keys, names, types, links and trainings.
 
-    Args:
-        name: Name of the profile.
-
-    Returns:
-        The profile: the chapters of ``_toc.yml`` in their order, then its other runs.
-
-    Raises:
-        PipelineError: If there is no such profile or notebook, a key or parameter is unknown or
-            of a wrong type, or runs have one name, read what no run makes or wait for each
-            other. Names the file and the key.
+    Its runs are the chapters of ``_toc.yml`` in their order, then the others. A PipelineError names
+    the file and the key.
     """
     path = Path("profiles", f"{name}.yaml")
     file = _read(path, name)
@@ -251,7 +235,13 @@ def load_profile(name: str) -> Profile:
     except graphlib.CycleError as error:
         circle = " needs ".join(reversed(error.args[1]))
         raise PipelineError(f"{path}: runs need each other: {circle}") from error
-    _check_settings(path, runs.values())
+    wrong = [
+        f"{path}: runs.{run.name}: {complaint}"
+        for run in runs.values()
+        for complaint in complaints(run.notebook, run.parameters)
+    ]
+    if wrong:
+        raise PipelineError("\n  ".join(wrong))
     return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
 
 
@@ -321,6 +311,11 @@ def _entry_runs(path: Path, key: str, entry: _Entry, file: _File) -> Iterator[Ru
     if not notebook.is_file():
         raise PipelineError(f"{path}: {where}: there is no notebook {notebook}")
     defaults = notebook_parameters(notebook)
+    if STAGES in own_imports(notebook) and not declared(notebook)["work"]:
+        raise PipelineError(
+            f"{notebook} trains or generates, but its metadata declare no work: "
+            "see corea/workflow/work.py"
+        )
     folder = f"build/{defaults['profile']}/tables"
     known = {
         name: _replaced(value, folder, "{tables}")
@@ -449,72 +444,3 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long, or with a null character: not a path
         return False
-
-
-# --- settings -----------------------------------------------------------------------------------
-
-
-def _check_settings(path: Path, runs: Iterable[Run]) -> None:
-    """Build the settings of every training and compare them with its processes.
-
-    Refused is what a training would refuse, and a batch or a validation that cannot be shared out
-    among the processes that its accelerate file starts; each such run is named.
-    """
-    found = []
-    for run in runs:
-        trained = run.trains and run.notebook.stem in _TRAINERS
-        if trained and (complaint := _settings_complaint(run)):
-            found.append(f"{path}: runs.{run.name}: {complaint}")
-    if found:
-        raise PipelineError("\n  ".join(found))
-
-
-# what a notebook calls a setting, where that is not the setting's name
-_TRAINERS: Mapping[str, Mapping[str, str]] = {
-    "pretrain": {"checkpoint_every": "steps"},
-    "decision_pretrain": {"checkpoint_every": "steps"},
-    "train": {"temperature": "train_temperature"},
-    "decision_train": {},
-    "confidence_models": {
-        "steps": "router_steps",
-        "batch": "router_batch",
-        "learning_rate": "router_learning_rate",
-        "checkpoint_every": "router_steps",
-    },
-}
-
-
-def _settings_complaint(run: Run) -> str:
-    given, stem = run.parameters, run.notebook.stem
-    kind: Any = GRPOSettings if stem == "train" else SFTSettings
-    named = dict(_TRAINERS[stem])
-    if stem == "decision_train":
-        kind = SFTSettings if given["method"] == "sft" else DecisionSettings
-        named |= {"checkpoint_every": "steps"} if given["method"] == "sft" else {}
-    values: dict[str, Any] = {
-        setting.name: given.get(named.get(setting.name, setting.name)) for setting in fields(kind)
-    }
-    values = {name: value for name, value in values.items() if value is not None}
-    made = stem in ("pretrain", "decision_pretrain")
-    values["micro_batch"] = math.gcd(values["batch"], 8) if made else values["batch"]
-    try:
-        settings = kind(**values | given.get("more", {}))
-        processes = _processes(given.get("accelerate", ""))
-        accumulation(settings, processes)
-        if isinstance(settings, RolloutSettings):
-            validation_batch(given["n_validation"], settings, processes)
-    except (TypeError, ValueError, TrainingError, PipelineError) as error:
-        return visible(error)
-    return ""
-
-
-def _processes(accelerate: str) -> int:
-    """How many processes an accelerate configuration starts; none: this one."""
-    if not accelerate:
-        return 1
-    try:
-        return int(yaml.safe_load(Path(accelerate).read_text("utf-8"))["num_processes"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise PipelineError(
-            f"{accelerate}: not a configuration of accelerate ({type(error).__name__}: {error})"
-        ) from error

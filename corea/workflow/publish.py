@@ -42,11 +42,8 @@ from corea.workflow.profiles import Profile, load_profile
 def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     """Copy the CSV tables of runs into the package, all or none, and return the files written.
 
-    Raises:
-        PipelineError: With every complaint: an unknown run; one that is published or read was
-            not executed, or with other parameters than the profile's, or before a run that it
-            reads, or was changed since; a published one has no table, or one that cannot be
-            read or is larger than :data:`corea.book.full_run.LARGEST`.
+    A PipelineError has every complaint: of runs that are not whole, not executed with the profile's
+    parameters or before what they read, or whose tables are missing, unreadable or too large.
     """
     if unknown := sorted(set(runs) - profile.runs.keys()):
         raise PipelineError(f"profile {profile.name} has no run {', '.join(unknown)}")

@@ -32,15 +32,7 @@ MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "
 def table_of_contents(profile: Profile) -> dict[str, Any]:
     """``_toc.yml`` with a section for each run that it does not list as a chapter.
 
-    Args:
-        profile: The profile.
-
-    Returns:
-        The contents, with such runs in the profile's order below ``book/<entry>`` or
-        ``book/<notebook>``.
-
-    Raises:
-        PipelineError: If a chapter is no run of the profile, or a run has no place.
+    Such runs stand in the profile's order below ``book/<entry>`` or ``book/<notebook>``.
     """
     contents: dict[str, Any] = yaml.safe_load(Path("_toc.yml").read_text("utf-8"))
     entries = {entry["file"]: entry for entry in page_entries(contents)}
@@ -63,17 +55,8 @@ def table_of_contents(profile: Profile) -> dict[str, Any]:
 def assemble(profile: Profile) -> Path:
     """Lay out the book's source: configuration, pages, executed notebooks, static files.
 
-    Plotly and MathJax come from the installed packages, so that the book needs no network.
-
-    Args:
-        profile: The profile, with all its runs executed.
-
-    Returns:
-        The folder for ``jupyter-book build``.
-
-    Raises:
-        PipelineError: If the result of a run is not whole, or the table of contents and the
-            profile disagree on the chapters.
+    Plotly and MathJax come from the installed packages, so that the book needs no network. Returns
+    the folder for ``jupyter-book build``.
     """
     contents = table_of_contents(profile)
     entries: dict[str, str] = {}
@@ -139,17 +122,7 @@ def _packaged(package: str, path: str) -> Path:
 
 
 def render(profile: Profile) -> Path:
-    """Build the pages with jupyter-book; a warning is an error.
-
-    Args:
-        profile: The profile, with all its runs executed.
-
-    Returns:
-        The page that opens the book.
-
-    Raises:
-        PipelineError: If jupyter-book reports an error or a warning; it holds them.
-    """
+    """Build the pages with jupyter-book, where a warning is an error; the opening page."""
     source = assemble(profile)
     log = profile.directory / "logs" / "book.log"
     log.parent.mkdir(parents=True, exist_ok=True)
