@@ -8,12 +8,16 @@ judges them, and nothing else decides what an interval is.
 With :math:`v_{sb}` the value of seed s under resample b, :math:`S` seeds and N questions:
 
 1. The estimate is :math:`\bar v_{\cdot 0}`, the mean over seeds of what was measured.
-2. Its variance is that over questions, :math:`V_Q = \operatorname{var}_b \bar v_{\cdot b}`, and
-   with several seeds that over seeds, :math:`V_S = \operatorname{var}_s v_{s0} / S`. Both count
-   what questions do to one seed alone, so the sum is a little too large, never too small.
-3. The half width is :math:`t\,\sqrt{V_Q + V_S}` with Satterthwaite's degrees of freedom,
-   :math:`(V_Q + V_S)^2 / (V_Q^2/(N-1) + V_S^2/(S-1))`. Resampling three seeds, as a hierarchical
-   percentile bootstrap does, gives two thirds of their variance and covers about 87 %.
+2. What questions do to the mean is :math:`V_Q = \operatorname{var}_b \bar v_{\cdot b}`. Of it
+   :math:`V_E`, what they do to each seed by itself, is the mean over b of
+   :math:`\operatorname{var}_s (v_{sb} - \bar v_{s\cdot}) / S`. The spread over seeds
+   :math:`V_S = \operatorname{var}_s v_{s0} / S` has it too, so the variance is
+   :math:`(V_Q - V_E) + \max(V_S, V_E)`.
+3. The half width is :math:`\sqrt{t_{N-1}^2 (V_Q - V_E) + t_{S-1}^2 \max(V_S, V_E)}`: each part
+   with its own degrees of freedom, as Cochran has it for the Behrens-Fisher problem.
+   Satterthwaite's grow where the spread over a few seeds is small by chance, just where it must
+   not be trusted. Resampling three seeds, as a hierarchical percentile bootstrap does, gives two
+   thirds of their variance and covers about 87 %.
 4. The plug-in ECE of a sample is too large, and that of a resample again, so a percentile interval
    can lie above its estimate. The corrected estimate is :math:`2 \bar v_{\cdot 0} -
    \operatorname{mean}_b \bar v_{\cdot b}`; the interval reaches a half width below the lower of
@@ -27,7 +31,10 @@ With :math:`v_{sb}` the value of seed s under resample b, :math:`S` seeds and N 
    Questions are drawn within each dataset.
 
 ``benchmarks/bench_coverage.py`` counts how often these intervals cover a known truth, beside the
-rules that were not taken. One seed says nothing about training; its intervals are of that model.
+rules that were not taken. What no rule mends: where the values of seeds are skewed, few of them
+seldom show the long tail, and Student's t then covers about 89 % at five seeds and at eight even
+with endlessly many questions. One seed says nothing about training; its intervals are of that
+model.
 """
 
 from __future__ import annotations
@@ -162,32 +169,77 @@ def interval(
         >>> print(interval([np.array([1.0]), np.array([3.0])]))
         2.000 [-10.706, 14.706]
     """
+    seeds = [values for values in by_seed if not np.isnan(values[0])]
+    if not seeds:
+        return Interval(np.nan, np.nan, np.nan, level, "", n_questions, 0)
+    return combination(
+        [np.array(seeds)], [1.0],
+        n_questions=n_questions, bounds=bounds, level=level, by_rule=by_rule,
+    )  # fmt: skip
+
+
+def combination(
+    groups: Sequence[Floats],
+    factors: Sequence[float] | Floats,
+    *,
+    n_questions: int = 0,
+    bounds: tuple[float, float] = _ANY,
+    level: float = LEVEL,
+    by_rule: bool = False,
+) -> Interval:
+    r"""The interval of :math:`\sum_i c_i \bar v_i`, a slope for one, by the rule of this module.
+
+    :math:`V_S` and :math:`V_E` are those of one seed, pooled over groups, times
+    :math:`\sum_i c_i^2 / S_i`, with :math:`\sum_i (S_i - 1)` degrees of freedom.
+
+    Args:
+        groups: Values of each group of seeds, shape (seeds, 1 + resamples), resample 0 first.
+        factors: :math:`c_i` of each group.
+        n_questions: As for :func:`interval`, like the others.
+        bounds: What the combination can be.
+        level: Level of the interval.
+        by_rule: Whether a value that no resample changes is what it is by definition.
+
+    Returns:
+        The interval.
+
+    Example:
+        >>> print(combination([np.array([[1.0], [3.0]]), np.array([[5.0]])], [-1.0, 1.0]))
+        3.000 [-14.969, 20.969]
+    """
     from scipy.stats import t
 
-    values = np.array([v for v in by_seed if not np.isnan(v[0])])
-    n = len(values)
-    if not n:
-        return Interval(np.nan, np.nan, np.nan, level, "", n_questions, 0)
-    estimate = float(values[:, 0].mean())
-    resampled = values[:, 1:].mean(axis=0)
-    defined = resampled[~np.isnan(resampled)]
-    method = ONE_SEED if n == 1 else FEW_SEEDS if n <= FEW else SEEDS
-    facts = (level, method, n_questions, n, len(resampled) - len(defined))
-    if n == 1 and len(defined) < 2:
+    values = sum(c * group.mean(axis=0) for c, group in zip(factors, groups, strict=True))
+    values = np.asarray(values)
+    every = np.concatenate(groups)
+    n, freedom = len(every), len(every) - len(groups)
+    estimate, resampled = float(values[0]), values[1:]
+    resampled = resampled[known := ~np.isnan(resampled)]
+    method = FEW_SEEDS if freedom < FEW else SEEDS
+    facts = (level, method if freedom else ONE_SEED, n_questions, n, int((~known).sum()))
+    if not freedom and len(resampled) < 2:
         return Interval(estimate, np.nan, np.nan, *facts)
-    questions = float(defined.var(ddof=1)) if len(defined) > 1 else 0.0
-    seeds = float(values[:, 0].var(ddof=1)) / n if n > 1 else 0.0
-    variance = questions + seeds
-    if variance <= 1e-24 * max(1.0, estimate**2):  # sums of the same terms differ in rounding
-        known = by_rule or not n_questions
-        unseen = 0.0 if known else 1 - ((1 - level) / 2) ** (1 / n_questions)
+
+    of_questions = float(resampled.var(ddof=1)) if len(resampled) > 1 else 0.0
+    of_seeds = of_each = 0.0
+    if freedom:
+        share = sum(c**2 / len(group) for c, group in zip(factors, groups, strict=True)) / freedom
+        of_seeds = share * sum(((g[:, 0] - g[:, 0].mean()) ** 2).sum() for g in groups)
+        if len(resampled) > 1:
+            moved = [group[:, 1:][:, known] for group in groups]
+            moved = [m - m.mean(axis=1, keepdims=True) for m in moved]
+            squares = sum(((m - m.mean(axis=0)) ** 2).sum() for m in moved)
+            of_each = min(share * float(squares) / (len(resampled) - 1), of_questions)
+    common, by_seeds = of_questions - of_each, max(float(of_seeds), of_each)
+    if common + by_seeds <= 1e-24 * max(1.0, estimate**2):  # rounding of equal sums
+        known_value = by_rule or not n_questions
+        unseen = 0.0 if known_value else 1 - ((1 - level) / 2) ** (1 / n_questions)
         reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
         return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
-    spread = questions**2 / max(n_questions - 1, 1) if n_questions else 0.0
-    spread += seeds**2 / (n - 1) if n > 1 else 0.0
-    freedom = variance**2 / spread if spread else np.inf
-    half = float(t.ppf((1 + level) / 2, freedom)) * np.sqrt(variance)
-    corrected = 2 * estimate - float(defined.mean()) if len(defined) else estimate
+    many = max(n_questions - 1, 1) if n_questions else np.inf
+    of_common, of_spread = t.ppf((1 + level) / 2, [many, freedom or many])
+    half = np.sqrt(of_common**2 * common + of_spread**2 * by_seeds)
+    corrected = 2 * estimate - float(resampled.mean()) if len(resampled) else estimate
     ends = (min(estimate, corrected) - half, max(estimate, corrected) + half)
     low, high = np.clip(ends, *bounds)
     # rounding may put an estimate at the end of a range beyond it
