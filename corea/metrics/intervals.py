@@ -205,7 +205,7 @@ def combination(
 
     Example:
         >>> print(combination([np.array([[1.0], [3.0]]), np.array([[5.0]])], [-1.0, 1.0]))
-        3.000 [-14.969, 20.969]
+        3.000 [-19.008, 25.008]
     """
     from scipy.stats import t
 
