@@ -564,5 +564,5 @@ def test_stated_confidences_are_described_where_there_are_any():
 
 
 def test_stated_confidences_need_an_outcome_each():
-    with pytest.raises(ValueError, match=r"confidence has shape \(2,\) and correct \(1,\)"):
+    with pytest.raises(ValueError, match="confidence has 2 and correct has 1 rows"):
         describe_stated([0.5, 0.5], [1])
