@@ -14,8 +14,8 @@ and ``benchmarks/bench_server.py --publish`` the fourth:
 
 and ``benchmarks/bench_calibration.py --publish`` the last:
 
-- ``intervals``: ``step``, ``data``, ``way`` (``"corea"`` or another library), ``seconds`` of an ECE
-  with its interval, ``low``, ``high``
+- ``intervals``: ``step``, ``data``, ``way`` (``"corea"`` or another library), ``seconds`` of the
+  processor for an ECE with its interval, ``low``, ``high``
 """
 
 from __future__ import annotations

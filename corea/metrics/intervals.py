@@ -87,15 +87,8 @@ _NOT_LABELS = ("seed", "resample", "value", "n_questions")
 class Interval:
     """An estimate and its interval; ``f"{interval:.3f}"`` reads ``0.123 [0.101, 0.145]``.
 
-    Attributes:
-        estimate: What was measured; NaN where it is not defined.
-        low: Lower end, never above the estimate.
-        high: Upper end, never below it.
-        level: Level of the interval.
-        method: How it was made, such as :data:`ONE_SEED`.
-        n_questions: Questions it was made from; 0 if not known.
-        n_seeds: Training seeds; 0 if not known.
-        n_undefined: Resamples left out because the metric is not defined on them.
+    The estimate is NaN where the metric is not defined, and otherwise within its interval; numbers
+    of questions and seeds are 0 where they are not known; ``n_undefined`` resamples were left out.
     """
 
     estimate: float
@@ -160,9 +153,6 @@ def interval(
         level: Level of the interval.
         by_rule: Whether a value that no resample changes is what it is by definition (point 5).
 
-    Returns:
-        The interval; without ends where there is neither a second seed nor a resample.
-
     Example:
         Two seeds, 1 and 3, and no resamples: t for one degree of freedom is 12.706.
 
@@ -192,16 +182,9 @@ def combination(
     :math:`V_S` and :math:`V_E` are those of one seed, pooled over groups, times
     :math:`\sum_i c_i^2 / S_i`, with :math:`\sum_i (S_i - 1)` degrees of freedom.
 
-    Args:
-        groups: Values of each group of seeds, shape (seeds, 1 + resamples), resample 0 first.
-        factors: :math:`c_i` of each group.
-        n_questions: As for :func:`interval`, like the others.
-        bounds: What the combination can be.
-        level: Level of the interval.
-        by_rule: Whether a value that no resample changes is what it is by definition.
-
-    Returns:
-        The interval.
+    ``groups`` has the values of each group of seeds, shape (seeds, 1 + resamples), resample 0
+    first, and ``factors`` its :math:`c_i`; all else is as for :func:`interval`. The interval has no
+    ends where there is neither a second seed nor a resample.
 
     Example:
         >>> print(combination([np.array([[1.0], [3.0]]), np.array([[5.0]])], [-1.0, 1.0]))
@@ -249,13 +232,8 @@ def combination(
 def summarize(measurements: pd.DataFrame) -> pd.DataFrame:
     """Every measured value with its interval, by the rule of this module.
 
-    Args:
-        measurements: From :func:`corea.metrics.measure.measure` and its kind, or several below
-            each other.
-
-    Returns:
-        One row per (system, dataset, metric, and whatever other columns label a measurement) with
-        the :data:`COLUMNS`; ``n_seeds`` are those on which the value is defined.
+    A row per (system, dataset, metric, and whatever other columns label a measurement) with the
+    :data:`COLUMNS`; ``n_seeds`` are those on which the value is defined.
 
     Example:
         >>> measurements = pd.DataFrame({"system": "SLM", "seed": [0, 1], "dataset": "chains",
@@ -288,17 +266,9 @@ def differences(
 ) -> pd.DataFrame:
     """How much systems differ, paired over the seeds and the resamples that they share.
 
-    Args:
-        measurements: As for :func:`summarize`.
-        pairs: (system, baseline); all pairs, in order of appearance, when None.
-        ratio: System over baseline instead of system minus baseline.
-
-    Returns:
-        One row per pair, dataset and metric that both have: ``system, baseline, dataset,
-        metric`` and the :data:`COLUMNS`.
-
-    Raises:
-        ValueError: If a system is unknown or two have no seed in common.
+    A row per pair (system, baseline), dataset and metric that both have: ``system, baseline,
+    dataset, metric`` and the :data:`COLUMNS`. All pairs, in order of appearance, when None; system
+    minus baseline, or their ``ratio``. Two that have no seed in common are refused.
 
     Example:
         >>> measurements = pd.DataFrame({"system": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1],
@@ -394,9 +364,7 @@ class QuestionWeights:
     def of_rows(self, rows: pd.DataFrame, dataset: str) -> Floats:
         """Weight of each row of one system and seed on a dataset, shape (1 + resamples, rows).
 
-        Raises:
-            ValueError: If an earlier system was asked other questions, and there are no seeds in
-                common that could be compared in place of questions.
+        Where an earlier system was asked other questions, there must be seeds in common.
         """
         questions = pd.Index(np.sort(rows["question_id"].unique()))
         if dataset not in self._of_dataset:
@@ -423,15 +391,7 @@ class QuestionWeights:
 def as_measurements(
     values: Mapping[str, Floats], *, n_questions: int = 0, **labels: object
 ) -> pd.DataFrame:
-    """Values of metrics as measurements: a row per metric and resample.
-
-    Args:
-        values: Metric to its values, resample 0 first; all of one length.
-        n_questions: How many questions were drawn; 0 if not known.
-        **labels: What they are of: ``system``, ``seed`` and ``dataset``.
-
-    Returns:
-        The labels, ``n_questions, metric, resample, value``.
+    """Values of metrics (resample 0 first) as measurements: a row per metric and resample.
 
     Example:
         >>> as_measurements({"ece": np.array([0.1])}, system="SLM", seed=0).to_dict("records")[0]
@@ -483,14 +443,6 @@ def bootstrap_interval(
         seed: Seed of the draws.
         bounds: What the metric can be.
 
-    Returns:
-        Estimate (on all records) and interval, by the rule of this module. Resamples where the
-        metric is NaN (AUROC without a wrong answer) are counted in ``n_undefined``.
-
-    Raises:
-        ValueError: If the table is empty or lacks a column, a question has no name, or
-            an option is out of range; and whatever ``metric`` raises.
-
     Example:
         >>> from corea.metrics.calibration import brier_score
         >>> records = pd.DataFrame({"dataset": "d", "question_id": ["a", "b", "c", "d"],
@@ -516,22 +468,9 @@ def bootstrap_intervals(
     seed: int = 0,
     bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Interval]:
-    """The intervals of several metrics, on the same resamples.
+    """The intervals of several metrics by name, on the same resamples.
 
-    Args:
-        metrics: Name of each metric to its function; all else as in :func:`bootstrap_interval`.
-        records: As there.
-        columns: What the metrics take, in order.
-        n_resamples: Number of resamples, from 1.
-        level: Level of the intervals, between 0 and 1.
-        seed: Seed of the draws.
-        bounds: Name of a metric to what it can be; any number where it is not given.
-
-    Returns:
-        Interval of each metric by its name.
-
-    Raises:
-        ValueError: As :func:`bootstrap_interval`.
+    As :func:`bootstrap_interval`; a metric that has no ``bounds`` can be any number.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a number between 0 and 1")
@@ -667,19 +606,9 @@ def verdict(
 ) -> str:
     """Whether a statement about a value holds, as far as its interval tells.
 
-    Args:
-        found: An interval, or a row with ``value``, ``low`` and ``high``.
-        above: The value is greater than this.
-        at_least: The value is this or greater.
-        at_most: The value is this or smaller.
-        within: The value is no further than this from 0: equivalence within a margin.
-
-    Returns:
-        ``"holds"`` where all of the interval agrees, ``"fails"`` where none of it does,
-        ``"unsettled"`` otherwise and where there is no interval.
-
-    Raises:
-        ValueError: Unless exactly one statement is given.
+    One statement: the value is ``above`` a number, ``at_least`` or ``at_most`` it, or ``within`` it
+    of 0 (equivalence within a margin). ``"holds"`` where all of the interval agrees, ``"fails"``
+    where none of it does, ``"unsettled"`` otherwise and where there is no interval.
 
     Example:
         >>> gap = Interval(0.02, 0.01, 0.03)
