@@ -161,7 +161,7 @@ def test_the_note_says_every_kind_of_interval() -> None:
     table = pd.DataFrame({"interval": [ONE_SEED, FEW_SEEDS, ""], "n_seeds": [1, 3, 0]})
     assert interval_note(table, n_resamples=5, seed=1) == (
         "95 % intervals: bootstrap over questions (5 resamples, seed 1) and Student's t over "
-        "3 seeds, which are few; elsewhere one seed, bootstrap over questions "
+        "3 seeds, few, so it is wide; elsewhere one seed, bootstrap over questions "
         "(5 resamples, seed 1)."
     )
 

@@ -62,8 +62,8 @@ SEEDS_ALONE = "Student's t over seeds"
 """What full runs that were published before this module have; it left the questions out."""
 
 FEW = 4
-"""With so many seeds or fewer an interval is marked: it is wide (with three, 94 to 100 % cover in the
-benchmark), and how skewed the seeds are cannot be seen."""
+"""With so many seeds or fewer an interval is marked: it is wide (with three, 94 to 100 % cover in
+the benchmark), and how skewed the seeds are cannot be seen."""
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     dict.fromkeys(("pass_at_1", "deferral_rate"), (0.0, 100.0))
@@ -692,7 +692,7 @@ def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
         if method == ONE_SEED:
             kinds.append(f"one seed, {ONE_SEED} {resamples}")
         elif method in (SEEDS, FEW_SEEDS):
-            few = ", which are few" if method == FEW_SEEDS else ""
+            few = ", few, so it is wide" if method == FEW_SEEDS else ""
             kinds.append(f"{ONE_SEED} {resamples} and Student's t over {seeds}{few}")
         elif method == SEEDS_ALONE:
             kinds.append(f"Student's t over {seeds}")
