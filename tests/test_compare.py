@@ -129,12 +129,12 @@ def test_resampled_values_are_the_metrics_under_weights():
     stated = rows["confidence"].notna().to_numpy()
     pair = rows["confidence"][stated], rows["correct"][stated]
     for i, w in enumerate(weight):
-        own = {"weight": w[stated]}
+        counted = {"weight": w[stated]}
         expected = {
             "pass_at_1": 100 * np.average(rows["correct"], weights=w),
-            "ece": calibration.expected_calibration_error(*pair, **own),
-            "auroc": calibration.auroc(*pair, **own),
-            "brier": calibration.brier_score(*pair, **own),
+            "ece": calibration.expected_calibration_error(*pair, **counted),
+            "auroc": calibration.auroc(*pair, **counted),
+            "brier": calibration.brier_score(*pair, **counted),
             "confidence_output_ratio": calibration.confidence_output_ratio(
                 rows["confidence"], weight=w
             ),
@@ -211,8 +211,13 @@ def test_priced_questions_are_those_of_the_report(records):
     assert not found["router_cost"].any()
 
 
+@pytest.fixture(scope="module")
+def together(records):
+    return measure_cascades(records, groups=EACH, n_resamples=2)
+
+
 @pytest.mark.parametrize("name", list(CASCADES))
-def test_a_cascade_is_its_operating_point(records, name):
+def test_a_cascade_is_its_operating_point(records, together, name):
     rows = cascade_questions(records, CASCADES[name])
     rows = rows[rows["dataset"] == "long_chains"]
     routed = CASCADES[name].routed
@@ -220,8 +225,7 @@ def test_a_cascade_is_its_operating_point(records, name):
         *(rows[column] for column in cascade.COLUMNS),
         router_cost=rows["router_cost"] if routed else None,
     )
-    measured = measure_cascades(records, groups=EACH, n_resamples=2)
-    found = now(measured, name, "long_chains")
+    found = now(together, name, "long_chains")
     assert found["pass_at_1"] == pytest.approx(100 * point.pass_at_1)
     assert found["cost"] == pytest.approx(point.cost)
     assert found["deferral_rate"] == pytest.approx(100 * point.deferral_rate)
@@ -232,18 +236,17 @@ def test_a_cascade_is_its_operating_point(records, name):
     assert (parts["router_cost"] > 0) == routed
 
 
-def test_models_alone(records):
-    measured = measure_cascades(records, groups=EACH, n_resamples=2)
+def test_models_alone(records, together):
     for system in ("RLVR-SLM", LARGE_MODEL):
         rows = records[(records["system"] == system) & (records["dataset"] == "chains")]
         ratio = rows["parameters"].iloc[0] / 230_000
-        found = now(measured, system)
+        found = now(together, system)
         assert found["pass_at_1"] == pytest.approx(100 * rows["correct"].mean())
         tokens = rows["prompt_tokens"] + 4 * rows["completion_tokens"]
         assert found["cost"] == pytest.approx(ratio * tokens.mean())
         assert found["deferral_rate"] == (100 if system == LARGE_MODEL else 0)
         assert found["router_cost"] == 0
-    assert list(measured["system"].unique()) == [
+    assert list(together["system"].unique()) == [
         *("SLM", "RLVR-SLM", "Brier-SLM", "L1-SLM", LARGE_MODEL),
         *CASCADES,
     ]

@@ -330,10 +330,9 @@ def test_verdicts_follow_the_intervals(verdict, before, after, gain, said):
         assert verdict(*lacking) == "not defined"
 
 
-def test_best_and_intervals_in_words_where_there_is_nothing():
+def test_best_where_there_is_nothing():
     assert dynamics.best(pd.Series({"a": np.nan})) == "none"
     assert dynamics.best(pd.Series({"a": 1.0, "b": 2.0})) == "b"
-    assert dynamics.in_words({"value": np.nan, "low": np.nan, "high": np.nan}) == "not defined"
 
 
 # --- sample outputs ---------------------------------------------------------------------------

@@ -76,18 +76,31 @@ def test_an_interval_holds_its_estimate_and_stays_in_range(by_seed, n_questions)
     assert found.high > found.low
 
 
-def test_questions_and_seeds_add_their_variances() -> None:
+def test_questions_and_seeds_add_their_variances_each_with_its_own_t() -> None:
     random = np.random.default_rng(0)
     seeds = 0.5 + 0.05 * random.standard_normal(5)
-    by_seed = [np.append(v, v + 0.02 * random.standard_normal(200)) for v in seeds]
-    found = interval(by_seed, n_questions=300)
-    questions = np.mean(by_seed, axis=0)[1:].var(ddof=1)
-    own = seeds.var(ddof=1) / 5
-    freedom = (questions + own) ** 2 / (questions**2 / 299 + own**2 / 4)
-    half = t.ppf(0.975, freedom) * np.sqrt(questions + own)
-    shift = abs(np.mean(by_seed, axis=0)[1:].mean() - seeds.mean())
+    common, own = 0.03 * random.standard_normal(200), 0.02 * random.standard_normal((5, 200))
+    by_seed = np.column_stack([seeds, seeds[:, None] + common + own])
+    found = interval(list(by_seed), n_questions=300)
+    covariance = np.cov(by_seed[:, 1:])  # of the seeds, over resamples
+    shared = covariance[~np.eye(5, dtype=bool)].mean()
+    half = np.hypot(
+        t.ppf(0.975, 299) * np.sqrt(shared), t.ppf(0.975, 4) * seeds.std(ddof=1) / 5**0.5
+    )
+    shift = abs((common + own).mean())
     assert found.high - found.low == pytest.approx(2 * half + shift)
     assert (found.method, found.n_seeds, found.n_questions) == (SEEDS, 5, 300)
+
+
+def test_seeds_that_are_alike_by_chance_keep_what_questions_do_to_each() -> None:
+    own = 0.02 * np.random.default_rng(0).standard_normal((3, 300))
+    own -= own.mean(axis=1, keepdims=True)
+    own -= own.mean(axis=0)  # nothing in common
+    found = interval(list(np.column_stack([np.full(3, 0.5), 0.5 + own])), n_questions=300)
+    assert (found.low, found.high) == pytest.approx((0.5, 0.5))
+    own = 0.02 * np.random.default_rng(0).standard_normal((3, 300))
+    found = interval(list(np.column_stack([np.full(3, 0.5), 0.5 + own])), n_questions=300)
+    assert found.high - found.low > 2 * 1.96 * 0.02 / 3**0.5
 
 
 def test_seeds_alone_are_students_t() -> None:
@@ -148,7 +161,7 @@ def test_the_note_says_every_kind_of_interval() -> None:
     table = pd.DataFrame({"interval": [ONE_SEED, FEW_SEEDS, ""], "n_seeds": [1, 3, 0]})
     assert interval_note(table, n_resamples=5, seed=1) == (
         "95 % intervals: bootstrap over questions (5 resamples, seed 1) and Student's t over "
-        "3 seeds, few, so it may be too narrow; elsewhere one seed, bootstrap over questions "
+        "3 seeds, few, so it is wide; elsewhere one seed, bootstrap over questions "
         "(5 resamples, seed 1)."
     )
 

@@ -7,15 +7,14 @@ from scipy import stats
 
 from corea.book import full_run
 from corea.book.model_size import (
-    POOLED,
     direction,
     learner,
     plot_sizes,
     short_number,
+    sizes_agree,
     trends,
-    verdict,
 )
-from corea.metrics.intervals import ONE_SEED
+from corea.metrics.intervals import ONE_SEED, SEEDS
 from corea.tasks.microworld import PRESETS, World, build_tokenizer, model_config, new_model
 
 SIZES = {"a": 1e4, "b": 1e5, "c": 1e6}
@@ -58,7 +57,7 @@ def test_slope_and_interval_are_those_of_least_squares_with_pure_error():
     assert [found["low"], found["high"]] == pytest.approx(
         [found["value"] - half, found["value"] + half]
     )
-    assert (found["interval"], found["n_sizes"], found["n_runs"]) == (POOLED, 3, 9)
+    assert (found["interval"], found["n_sizes"], found["n_runs"]) == (SEEDS, 3, 9)
 
 
 def test_the_interval_holds_the_slope_as_often_as_it_says():
@@ -90,8 +89,29 @@ def test_with_one_run_of_each_size_the_interval_is_over_questions():
     (found,) = trends(table, {"L1": SIZES}).to_dict("records")
     assert found["interval"] == ONE_SEED
     assert found["value"] == pytest.approx(0.1)
-    ends = np.quantile([0.1, 0.2], [0.025, 0.975])
-    assert [found["low"], found["high"]] == pytest.approx(list(ends))
+    # the resamples have slopes 0.2 and 0.1, so a bias of 0.05 that widens to the lower side
+    half = 1.959964 * np.std([0.1, 0.2], ddof=1)
+    assert [found["low"], found["high"]] == pytest.approx([0.05 - half, 0.1 + half])
+
+
+def test_questions_widen_the_interval_of_a_slope_as_they_do_that_of_a_mean():
+    rng = np.random.default_rng(3)
+    values = {name: {s: rng.normal(0, 0.01) for s in range(5)} for name in "ab"}
+    sizes = {"a": 1.0, "b": 10.0}
+    narrow = trend(values, **sizes)
+    table = measurements(values, resamples=np.zeros(300))
+    moved = table["resample"] > 0
+    noise = rng.normal(0, 0.1, 301)
+    table.loc[moved & table["system"].eq("b"), "value"] += noise[table["resample"]][
+        moved & table["system"].eq("b")
+    ]
+    (wide,) = trends(table, {"L1": sizes}).to_dict("records")
+    assert wide["value"] == narrow["value"]
+    # the questions that move all seeds of a size alike have nearly endless degrees of freedom
+    own = (narrow["high"] - narrow["low"]) / 2
+    shift = abs(noise[1:].mean())
+    half = np.sqrt(own**2 + (1.959964 * noise[1:].std(ddof=1)) ** 2)
+    assert wide["high"] - wide["low"] == pytest.approx(2 * half + shift)
 
 
 def test_rank_correlation_is_spearmans_and_its_p_value_that_of_permutations():
@@ -126,13 +146,13 @@ def test_runs_in_which_a_metric_is_not_defined_are_left_out():
 
 def test_resamples_in_which_a_metric_is_not_defined_may_have_no_row():
     values = {system: {0: value} for system, value in zip("abc", (0.1, 0.2, 0.4), strict=True)}
-    table = measurements(values, resamples=(0.1, -0.1, 0.05))
+    table = measurements(values, resamples=(0.1, -0.1, 0.05, 0.0, -0.02))
     lines = {"L1": SIZES}
     (whole,) = trends(table, lines).to_dict("records")
-    (found,) = trends(table.drop(index=[2, 7]), lines).to_dict("records")  # of a and b
+    (found,) = trends(table.drop(index=[2, 9]), lines).to_dict("records")  # of a and b
     assert (found["value"], found["n_sizes"]) == (whole["value"], 3)
     assert np.isfinite([found["low"], found["high"]]).all()
-    (two,) = trends(table.drop(index=4), lines).to_dict("records")  # b as it is
+    (two,) = trends(table.drop(index=6), lines).to_dict("records")  # b as it is
     assert two["n_sizes"] == 2
 
 
@@ -141,7 +161,9 @@ def test_a_system_that_was_not_measured_is_named():
         trends(measurements({"a": {0: 0.5}}), {"L1": {"a": 1e4, "d": 1e7}})
 
 
-UP, DOWN, FLAT = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}, {"low": -1, "high": 1}
+UP, DOWN, FLAT = (
+    {"value": 0, "low": low, "high": high} for low, high in ((0.1, 0.2), (-0.2, -0.1), (-1, 1))
+)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +172,10 @@ UP, DOWN, FLAT = {"low": 0.1, "high": 0.2}, {"low": -0.2, "high": -0.1}, {"low":
 )
 def test_one_size_makes_a_trend_that_the_others_do_not_have(over_all, larger, makes_the_trend):
     assert [direction(row) for row in (UP, DOWN, FLAT)] == ["rises", "falls", "not certain"]
-    assert direction({"low": 0, "high": 1}) == "not certain"  # the whole interval is needed
-    assert verdict(over_all, larger).endswith("makes the trend") == makes_the_trend
-    assert "too few" in verdict(over_all, None)
+    for ends in ({"low": 0}, {"high": 0}):  # the whole interval is needed
+        assert direction(FLAT | ends) == "not certain"
+    assert sizes_agree(over_all, larger).endswith("makes the trend") == makes_the_trend
+    assert "too few" in sizes_agree(over_all, None)
 
 
 # --- what there is to be known ----------------------------------------------------------------
@@ -251,7 +274,7 @@ def chapter(runs, tmp_path, **parameters):
 def test_the_chapter_runs_on_whatever_was_trained(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(full_run, "FOLDER", tmp_path / "none")
     text = "".join(chapter(folders.values(), tmp_path))
-    assert "spread over seeds pooled over sizes" in text
+    assert "95 % intervals: questions and few seeds" in text
     assert "committed full run" not in text
     sizes = pd.read_csv(tmp_path / "sizes.csv")
     assert set(sizes["size"]) == {"tiny", "small", "big"}

@@ -39,20 +39,10 @@ def paper_rows(
 ) -> pd.DataFrame:
     """Printed numbers of paper A under the names of the datasets and systems here.
 
-    Args:
-        *tables: Numbers of paper A's tables; 2, 3 and 4, whose cells are lost, are recomputed
-            as means over all datasets (:func:`corea.book.published.recompute_lost_table`).
-        systems: The paper's name to the name here; rows of others are left out. All under
-            their own names when None.
-        label: ``"system"``, or ``"setting"`` for the tables of rollout sizes.
-        suite: Whose datasets stand for the paper's.
-
-    Returns:
-        Columns ``dataset, system, metric, value, spread, half_unit``; the last two 0 where
-        the paper prints no spread, or the number was recomputed.
-
-    Raises:
-        ValueError: If there is no such table.
+    Tables 2, 3 and 4, whose cells are lost, are recomputed as means over all datasets. ``systems``
+    maps the paper's name to the name here, and rows of others are left out; ``label`` is
+    ``"setting"`` for the tables of rollout sizes. Columns ``dataset, system, metric, value, spread,
+    half_unit``; the last two are 0 where the paper prints no spread, or the number was recomputed.
 
     Example:
         >>> rows = paper_rows(1, systems={"COREA": "COREA"}).set_index(["dataset", "metric"])
@@ -85,15 +75,6 @@ def orderings(measurements: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     lies on the paper's side of 0, does *not* when it lies on the other, and is *not certain*
     when it covers 0. With many pairs some come out wrong by chance: one in forty of those
     without a real difference points each way.
-
-    Args:
-        measurements: As for :func:`corea.metrics.intervals.summarize`.
-        paper: From :func:`paper_rows`.
-
-    Returns:
-        One row per dataset, metric and ordered pair: ``dataset, metric, system, baseline,
-        paper`` (difference of the printed numbers), ``value, low, high, n_seeds, interval``
-        (here) and ``holds``: ``"yes"``, ``"no"`` or ``"not certain"``.
     """
     at = ["dataset", "metric"]
     here = measurements[measurements["system"].isin(paper["system"])]
@@ -125,26 +106,7 @@ def beside_paper(
     metrics: Sequence[str],
     committed: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The paper's number, this run's with its interval, and whether the paper's ordering holds.
-
-    Args:
-        measurements: As for :func:`corea.metrics.intervals.summarize`.
-        paper: From :func:`paper_rows`.
-        metrics: Which, in order.
-        committed: The same table of the committed full run, as this function made it and
-            ``to_csv`` wrote it; None where there is none.
-
-    Returns:
-        One row per dataset, metric and system measured: ``dataset, metric, system, paper,
-        value, low, high, n_seeds, interval``, ``full_run, full_run_low, full_run_high,
-        full_run_interval`` (the committed full run) and ``ordering_holds``: of the pairs with
-        other systems that the paper orders (:func:`orderings`), for how many it holds, for how
-        many it does not and how many are not certain, as ``"3 / 1 / 2"``; empty where the paper
-        orders none.
-
-    Raises:
-        ValueError: If a metric was not measured.
-    """
+    """The paper's number, this run's with its interval, and whether the paper's ordering holds."""
     if unknown := [name for name in metrics if name not in set(measurements["metric"])]:
         raise ValueError(f"not measured: {', '.join(unknown)}")
     at = ["dataset", "metric", "system"]
@@ -179,17 +141,7 @@ def beside_paper(
 
 
 def cost_accuracy_points(beside: pd.DataFrame, *, large: str = LARGE_MODEL) -> pd.DataFrame:
-    """Pass@1 and relative cost of each system, in the paper and here, to be drawn.
-
-    Args:
-        beside: From :func:`beside_paper`, with the metrics ``pass_at_1``, ``cost`` and
-            ``cost_change``.
-        large: The system whose cost is 100.
-
-    Returns:
-        What :func:`corea.book.figures.plot_cost_accuracy` draws: one row per ``source``
-        (``"paper"`` or ``"this run"``), ``dataset`` and ``system`` with a cost.
-    """
+    """Pass@1 and cost relative to the large model, in the paper and here, to be drawn."""
     of = beside.pivot(index=["dataset", "system"], columns="metric")
     relative = of["paper", "cost"] / of["paper", "cost"].xs(large, level="system")
     paper = pd.DataFrame({"cost": 100 * relative, "pass_at_1": of["paper", "pass_at_1"]})
@@ -206,17 +158,7 @@ def cost_accuracy_points(beside: pd.DataFrame, *, large: str = LARGE_MODEL) -> p
 
 
 def lay_out_beside(beside: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """A table of :func:`beside_paper` for reading: a row a system, four columns a metric.
-
-    Args:
-        beside: From :func:`beside_paper`, one dataset or several.
-        metrics: Metric to its heading, in order.
-
-    Returns:
-        Columns ``dataset, system`` and for each metric: its heading with ``paper``, ``here``
-        (an interval), ``committed full run`` (an interval; only if there is one) and
-        ``ordering holds``.
-    """
+    """A table of :func:`beside_paper` for reading: a row a system, up to four columns a metric."""
     wide = beside[["dataset", "system"]].drop_duplicates().reset_index(drop=True)
     for metric, heading in metrics.items():
         part = beside[beside["metric"] == metric]
@@ -239,15 +181,7 @@ def lay_out_beside(beside: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataF
 def show_beside(
     beside: pd.DataFrame, metrics: Mapping[str, tuple[str, str]], caption: str
 ) -> display.Html:
-    """A table of :func:`beside_paper` as a page shows it.
-
-    Args:
-        beside: From :func:`beside_paper`, one dataset or several.
-        metrics: Metric to its heading and the format of its numbers, in order.
-        caption: What is shown; what the orderings count is said behind it.
-
-    Returns:
-        The captioned table.
+    """A table of :func:`beside_paper` as a page shows it: metric to its heading and format.
 
     Example:
         >>> measurements = pd.DataFrame({"system": "SLM", "seed": [0, 1], "dataset": "chains",
@@ -276,15 +210,8 @@ def lay_out_systems(
 ) -> pd.DataFrame:
     """Systems in the paper's own wide layout, as Tables 1 and 5 to 11 have it.
 
-    Args:
-        table: :func:`corea.metrics.intervals.summarize` of :func:`measure_cascades`.
-        cascades: The collaborative systems among them; the others stand alone.
-        metrics: Metric to its heading, in order. A change that was measured stands in
-            parentheses behind its value, for collaborative systems.
-
-    Returns:
-        Text cells such as ``"60.3 (-8.6)"``; columns ``block, System`` and one per dataset
-        and metric, headed by both if there are several datasets.
+    ``table`` is :func:`corea.metrics.intervals.summarize` of ``measure_cascades``, of which
+    ``cascades`` are the collaborative systems; a change stands in parentheses behind its value.
 
     Example:
         >>> table = pd.DataFrame({"system": "COREA", "dataset": "chains", "value": [1500.0, -6.7],

@@ -15,7 +15,11 @@ def measured() -> pd.DataFrame:
 
 
 def truth() -> pd.DataFrame:
-    """True values of both systems (``what`` is ``truth``), and their deviation over seeds."""
+    """``what, metric`` and a column per system: what is known of its models, one per seed.
+
+    ``truth, deviation`` and ``skewness`` over seeds, and the share that Student's t over so many
+    seeds covers where questions are endless.
+    """
     return pd.read_csv(FOLDER / "truth.csv")
 
 

@@ -33,7 +33,7 @@ from matplotlib.ticker import MaxNLocator
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, label_edges, panels, style
 from corea.metrics.calibration import describe_stated, reliability_curve
-from corea.metrics.intervals import as_interval, bootstrap_interval
+from corea.metrics.intervals import bootstrap_interval
 from corea.metrics.measure import calibration_metrics
 from corea.runs import RunError, TrainedModel, read_model, run_file, run_records
 
@@ -413,17 +413,6 @@ def best(values: pd.Series, *, highest: bool = True) -> str:
         return "none"
     top = known.max() if highest else known.min()
     return " and ".join(str(name) for name in known.index[np.isclose(known, top)])
-
-
-def in_words(row: Mapping[Any, Any], spec: str = ".3f") -> str:
-    """An interval for a sentence, also where it does not exist.
-
-    Example:
-        >>> in_words({"value": 0.5, "low": 0.4, "high": 0.6}, ".1f")
-        '0.5 [0.4, 0.6]'
-    """
-    interval = as_interval(row)
-    return "not defined" if interval is None else format(interval, spec)
 
 
 # --- sample outputs ---------------------------------------------------------------------------

@@ -13,10 +13,9 @@ size, all pretrained on the same corpus, are compared. What is decided:
 
    .. math:: b = \sum_i c_i\, \bar v_i, \qquad c_i = \frac{x_i - \bar x}{\sum_j (x_j - \bar x)^2}.
 
-3. Its interval is Student's t from the spread over seeds, pooled over sizes (the variance within
-   a size, with :math:`\sum_i (n_i - 1)` degrees of freedom): a size that was trained once takes
-   part. It does not count how far the means are from the line. Where every size was trained
-   once, it is the bootstrap over questions, as in :mod:`corea.metrics.intervals`.
+3. Its interval is that of any combination of means (:func:`corea.metrics.intervals.combination`):
+   the spread over seeds is pooled over sizes, so a size that was trained once takes part. It does
+   not count how far the means are from the line.
 4. Nothing says that the line is straight. Spearman's rank correlation over all runs, which asks
    only whether the order is that of sizes, stands beside it with the p-value of a permutation
    test.
@@ -38,12 +37,9 @@ from numpy.typing import NDArray
 
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, label_edges, panels, style
-from corea.metrics.intervals import ONE_SEED, Interval
+from corea.metrics.intervals import combination, verdict
 from corea.tasks.microworld import World, questions, sampler_accuracy
 
-POOLED = "Student's t, spread over seeds pooled over sizes"
-
-_LEVEL = 0.95
 _PERMUTATIONS = 10_000
 
 Floats = NDArray[np.float64]
@@ -81,35 +77,28 @@ def trends(
                 if not np.isnan(values[0]):
                     runs.setdefault(sizes[str(system)], []).append(values)
             if len(runs) >= 2:
+                counted = part["n_questions"].max() if "n_questions" in part else np.nan
+                n_questions = 0 if np.isnan(counted) else int(counted)
                 labels = {"line": name, "dataset": dataset, "metric": metric}
-                found.append(labels | _slope(runs) | _ranks(runs, seed))
+                found.append(labels | _slope(runs, n_questions) | _ranks(runs, seed))
     columns = ["line", "dataset", "metric", "value", "low", "high", "n_sizes", "n_runs"]
     return pd.DataFrame(found, columns=[*columns, "interval", "rank_correlation", "p_value"])
 
 
-def _slope(runs: Mapping[float, Sequence[Floats]]) -> dict[str, object]:
+def _slope(runs: Mapping[float, Sequence[Floats]], n_questions: int) -> dict[str, object]:
     """The slope through the means over seeds; of each run the values by resample, 0 first."""
-    from scipy.stats import t
-
     x = np.log10(list(runs))
     share = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    n = np.array([len(seeds) for seeds in runs.values()])
-    now = [np.array([values[0] for values in seeds]) for seeds in runs.values()]
-    slope = float(share @ [values.mean() for values in now])
-    freedom = int(n.sum()) - len(n)
-    if freedom:
-        within = sum(((values - values.mean()) ** 2).sum() for values in now) / freedom
-        error = np.sqrt(within * (share**2 / n).sum())
-        half = float(t.ppf((1 + _LEVEL) / 2, freedom) * error)
-        low, high, kind = slope - half, slope + half, POOLED
-    else:
-        resampled = share @ np.stack([seeds[0][1:] for seeds in runs.values()])
-        resampled = resampled[~np.isnan(resampled)]
-        tails = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
-        low, high = np.quantile(resampled, tails) if len(resampled) else (np.nan, np.nan)
-        kind = ONE_SEED
-    interval = {"value": slope, "low": float(low), "high": float(high)}
-    return interval | {"n_sizes": len(n), "n_runs": int(n.sum()), "interval": kind}
+    groups = [np.array(seeds) for seeds in runs.values()]
+    slope = combination(groups, share, n_questions=n_questions)
+    return {
+        "value": slope.estimate,
+        "low": slope.low,
+        "high": slope.high,
+        "n_sizes": len(runs),
+        "n_runs": slope.n_seeds,
+        "interval": slope.method,
+    }
 
 
 def _ranks(runs: Mapping[float, Sequence[Floats]], seed: int) -> dict[str, float]:
@@ -158,34 +147,28 @@ def direction(row: Mapping[Any, Any]) -> str:
     """What a trend or a difference says, in a word.
 
     Example:
-        >>> direction({"low": 0.1, "high": 0.2}), direction({"low": -0.1, "high": 0.2})
+        >>> row = {"value": 0.1, "low": 0.05, "high": 0.2}
+        >>> direction(row), direction(row | {"low": -0.1})
         ('rises', 'not certain')
     """
-    return "rises" if row["low"] > 0 else "falls" if row["high"] < 0 else "not certain"
+    if verdict(row, above=0) == "holds":
+        return "rises"
+    return "falls" if verdict(row, at_least=0) == "fails" else "not certain"
 
 
-def verdict(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None) -> str:
+def sizes_agree(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None) -> str:
     """Whether a trend is that of sizes, or one size by itself makes it.
 
     Example:
-        >>> verdict({"low": 0.1, "high": 0.2}, {"low": -0.1, "high": 0.1})
+        >>> rises = {"value": 0.1, "low": 0.05, "high": 0.2}
+        >>> sizes_agree(rises, rises | {"low": -0.1})
         'rises over all sizes, not certain without the smallest: that one makes the trend'
     """
     if over_all is None or larger is None:
         return "too few sizes to tell"
     both, rest = direction(over_all), direction(larger)
-    said = f"{both} over all sizes, {rest} without the smallest"
-    return said if both in (rest, "not certain") else f"{said}: that one makes the trend"
-
-
-def in_words(row: Mapping[Any, Any] | None, spec: str = "+.3f") -> str:
-    """A trend for a sentence: what changes, and whether the interval leaves doubt.
-
-    Example:
-        >>> in_words({"value": 0.1, "low": 0.05, "high": 0.15}, "+.2f")
-        '+0.10 [+0.05, +0.15] (rises)'
-    """
-    return "not measured" if row is None else f"{Interval.of(row):{spec}} ({direction(row)})"
+    text = f"{both} over all sizes, {rest} without the smallest"
+    return text if both in (rest, "not certain") else f"{text}: that one makes the trend"
 
 
 def short_number(weights: float) -> str:

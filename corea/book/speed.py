@@ -1,4 +1,4 @@
-r"""What a training step and an answer cost: committed measurements, and what follows from them.
+r"""What a training step, an answer and an interval cost: committed measurements, their summaries.
 
 ``python benchmarks/bench_trainer.py --publish`` makes three of the tables in ``data/speed/``:
 
@@ -11,6 +11,11 @@ and ``benchmarks/bench_server.py --publish`` the fourth:
 
 - ``server``: ``step``, ``logprobs`` whether log-probabilities were asked for, ``way`` to ask
   (``"corea"``, or ``"vllm bench serve"``, the server's own benchmark), ``tokens``, ``seconds``
+
+and ``benchmarks/bench_calibration.py --publish`` the last:
+
+- ``intervals``: ``step``, ``data``, ``way`` (``"corea"`` or another library), ``seconds`` of the
+  processor for an ECE with its interval, ``low``, ``high``
 """
 
 from __future__ import annotations
@@ -26,7 +31,8 @@ from scipy.stats import bootstrap
 from corea import checks
 
 FOLDER = Path(__file__).parents[1] / "data" / "speed"
-TABLES = {"steps": "training", "parts": "training", "rollouts": "training", "server": "server"}
+TABLES = dict.fromkeys(("steps", "parts", "rollouts"), "training")
+TABLES |= {"server": "server", "intervals": "intervals"}
 """Table to what was measured."""
 
 
@@ -37,7 +43,7 @@ def measured(table: str) -> pd.DataFrame:
 
 
 def facts(subject: str) -> dict[str, str]:
-    """Where measurements of ``"training"`` or ``"server"`` come from, with which settings."""
+    """Where the measurements of a subject in :data:`TABLES` come from, with which settings."""
     content: dict[str, str] = json.loads((FOLDER / f"{subject}.json").read_text("utf-8"))
     return content
 

@@ -1,11 +1,16 @@
 r"""Calibration: how far stated confidences are from the accuracy they announce.
 
-Every metric takes ``confidence`` (n,) in [0, 1], ``correct`` (n,) boolean or 0/1, and an
-optional ``weight`` (n,): how many times each row counts. A row of weight 3 is three equal
-rows, which is how :mod:`corea.metrics.intervals` resamples questions. One function,
-:func:`bin_by_confidence`, makes the bins of every binned error and diagram. Bad input is
-refused by :mod:`corea.checks` with a ``ValueError`` that names the first such row, or a
-``TypeError`` where an array is not numeric.
+Every metric takes
+
+- ``confidence``, shape (n,), in [0, 1],
+- ``correct``, shape (n,), boolean or 0/1,
+- ``weight``, shape (n,), from 0: how many times each row counts, once when None. A row of weight 3
+  is three equal rows, which is how :mod:`corea.metrics.intervals` resamples questions.
+
+Those with bins take their number, ``n_bins``, from 1, and ``binning``, ``"equal_width"`` or
+``"equal_mass"``; one function, :func:`bin_by_confidence`, makes them. Bad input is refused by
+:mod:`corea.checks` with a ``ValueError`` that names the first such row, or a ``TypeError`` where an
+array is not numeric. All errors and scores are in [0, 1].
 
 Deviations from the papers, and choices they leave open:
 
@@ -95,16 +100,6 @@ def bin_by_confidence(
     Source: equal width: paper A, section 4.3, equation (7); equal mass: paper B, section 2,
     "bins of equal size", after Nixon et al. (2019).
 
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        n_bins: Number of bins M, from 1.
-        binning: ``"equal_width"`` or ``"equal_mass"``.
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        The bins.
-
     Example:
         >>> bins = bin_by_confidence([0.0, 0.1, 0.3, 0.4, 1.0], [0, 0, 1, 0, 1], n_bins=5)
         >>> bins.count.tolist(), bins.upper.tolist()
@@ -150,16 +145,6 @@ def expected_calibration_error(
     Source: paper A, section 4.3, equation (7); paper B, section 2, with
     ``binning="equal_mass"`` (there also called adaptive calibration error).
 
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        n_bins: Number of bins M, from 1.
-        binning: ``"equal_width"`` or ``"equal_mass"``.
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        ECE, in [0, 1]; 0 is best.
-
     Example:
         Three answers at 0.9, two of them right, and one wrong at 0.25:
         3/4 * \|2/3 - 0.9\| + 1/4 * \|0 - 0.25\|.
@@ -181,10 +166,8 @@ def resampled_errors(
 ) -> Floats:
     """:func:`expected_calibration_error` under each of many weights, shape (b, n), at once.
 
-    Equal-width bins stay where they are; equal-mass bins are cut again under every weight.
-
-    Returns:
-        The errors, shape (b,); NaN where a weight is 0 in every row.
+    Equal-width bins stay where they are; equal-mass bins are cut again under every weight. The
+    error is NaN where a weight is 0 in every row.
     """
     rows = _validated(confidence, correct, None)
     _check_bins(n_bins, binning)
@@ -224,19 +207,10 @@ def maximum_calibration_error(
 
     .. math:: \max_m \left|\mathrm{acc}(B_m) - \mathrm{conf}(B_m)\right|
 
-    Often abbreviated MCE, as is the marginal calibration error of paper B's Table 6.
+    A bin of one answer counts in full. Often abbreviated MCE, as is the marginal calibration error
+    of paper B's Table 6.
 
     Source: Guo et al. (2017), with the bins of :func:`bin_by_confidence`.
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        n_bins: Number of bins, from 1.
-        binning: ``"equal_width"`` or ``"equal_mass"``.
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        The largest gap, in [0, 1]; 0 is best. A bin of one answer counts in full.
 
     Example:
         >>> round(maximum_calibration_error([0.9, 0.9, 0.9, 0.25], [1, 1, 0, 0]), 4)
@@ -268,10 +242,7 @@ def static_calibration_error(
             less than 1 (options are few tokens of a softmax over many), never to more.
         labels: Index of the right option, 0 to K - 1, shape (n,).
         n_bins: Number of bins M, from 1.
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        SCE, in [0, 1]; 0 is best.
+        weight: Multiplicity of each row.
 
     Example:
         Two questions, each option off by 0.2 in its one occupied bin or by 0.3 in the other:
@@ -312,15 +283,11 @@ def marginal_calibration_error(
     Source: Kumar et al. (2019), section 2; paper B, Table 6 (its "MCE").
 
     Args:
-        probabilities: Of each option, in [0, 1], shape (n, K), K from 2. A row may sum to
-            less than 1, never to more.
-        labels: Index of the right option, 0 to K - 1, shape (n,).
+        probabilities: As in :func:`static_calibration_error`, like ``labels``.
+        labels: Index of the right option.
         n_bins: Number of bins M, from 1.
         binning: ``"equal_mass"``, as Kumar et al. recommend, or ``"equal_width"``.
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        The error, in [0, 1]; 0 is best.
+        weight: Multiplicity of each row.
 
     Example:
         The square root of (0.2**2 + 0.3**2) / 2, in bins of one question each:
@@ -344,14 +311,6 @@ def brier_score(
 
     Source: Brier (1950); the calibration reward that paper A compares with (section 3.2).
 
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        Brier score, in [0, 1]; 0 is best.
-
     Example:
         >>> round(brier_score([0.9, 0.4], [1, 0]), 4)  # (0.1**2 + 0.4**2) / 2
         0.085
@@ -366,18 +325,10 @@ def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None
     .. math:: \mathrm{P}(c_i > c_j \mid y_i = 1, y_j = 0)
         + \tfrac{1}{2}\,\mathrm{P}(c_i = c_j \mid y_i = 1, y_j = 0)
 
-    which is the area under the ROC curve that the paper integrates.
+    which is the area under the ROC curve that the paper integrates. 0.5 says nothing; NaN where
+    all answers are correct or none is.
 
-    Source: paper A, section 4.3, equation (8); paper B, Table 7. Computed by scikit-learn.
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        AUROC, in [0, 1]: 1 separates perfectly, 0.5 says nothing. NaN where all answers
-        are correct or none is, since there is then no pair to compare.
+    Source: paper A, section 4.3, equation (8); paper B, Table 7.
 
     Example:
         The right answer at 0.9 beats the wrong one at 0.5 and ties with the one at 0.9:
@@ -401,18 +352,10 @@ def smooth_ece(
     r"""Calibration error by kernel smoothing: no bins, no edges.
 
     The residuals :math:`y_i - c_i` are smoothed with a Gaussian kernel reflected at 0 and
-    1, whose width is the one at which width and error are equal.
+    1, whose width is the one at which width and error are equal. Weights must be whole numbers:
+    the package takes none, so rows are repeated.
 
     Source: Blasiok and Nakkiran (2023), computed by their package relplot.
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        weight: Multiplicity of each row, whole numbers, shape (n,); 1 when None. The
-            package takes no weights, so rows are repeated.
-
-    Returns:
-        Smooth ECE, in [0, 1]; 0 is best.
 
     Example:
         Always certain, right half the time: about 0.5, less what smoothing takes.
@@ -441,59 +384,38 @@ def describe_stated(
 ) -> dict[str, float]:
     """How confidences that completions stated are spread, and how they fit correctness.
 
-    Args:
-        confidence: In [0, 1], NaN where none was stated, shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        n_bins: Bins of the expected calibration error.
-        binning: ``"equal_width"`` or ``"equal_mass"``.
-
-    Returns:
-        ``pass_at_1`` and ``confidence_output_ratio`` of all; of those that state a confidence
-        ``ece``, ``auroc``, ``mean_confidence``, ``distinct_confidences`` (how many) and
-        ``share_at_0`` and ``share_at_1``: NaN where none does. ``auroc`` is also NaN where all
-        of these are right or all wrong.
-
-    Raises:
-        ValueError: If the shapes differ, there are no rows, or a confidence is out of range.
+    ``pass_at_1`` and ``confidence_output_ratio`` are of all; ``ece``, ``auroc``,
+    ``mean_confidence``, ``distinct_confidences`` (how many), ``share_at_0`` and ``share_at_1`` of
+    those that state a confidence, NaN where none does.
 
     Example:
         >>> found = describe_stated([1.0, float("nan")], [1, 0])
         >>> found["pass_at_1"], found["confidence_output_ratio"], found["share_at_1"]
         (0.5, 0.5, 1.0)
     """
-    stated, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    if stated.shape != right.shape:
-        raise ValueError(
-            f"confidence has shape {stated.shape} and correct {right.shape}; expected the same"
-        )
-    there = np.isfinite(stated)
-    confidences, of_these = stated[there], right[there]
-    some = confidences.size > 0
-    mixed = some and 0 < of_these.mean() < 1
+    every = checks.unit_interval(np.asarray(confidence, float), "confidence", missing=True)
+    right = checks.verdicts(correct)
+    checks.same_length(confidence=every, correct=right)
+    known = ~np.isnan(every)
+    stated, of_stated = every[known], right[known]
+    nothing = not len(stated)
     bins: dict[str, Any] = {"n_bins": n_bins, "binning": binning}
     return {
         "pass_at_1": float(right.mean()),
-        "ece": expected_calibration_error(confidences, of_these, **bins) if some else np.nan,
-        "auroc": auroc(confidences, of_these) if mixed else np.nan,
-        "confidence_output_ratio": confidence_output_ratio(stated),
-        "mean_confidence": float(confidences.mean()) if some else np.nan,
-        "distinct_confidences": float(np.unique(confidences).size),
-        "share_at_0": float((confidences == 0).mean()) if some else np.nan,
-        "share_at_1": float((confidences == 1).mean()) if some else np.nan,
+        "ece": np.nan if nothing else expected_calibration_error(stated, of_stated, **bins),
+        "auroc": np.nan if nothing else auroc(stated, of_stated),
+        "confidence_output_ratio": confidence_output_ratio(every),
+        "mean_confidence": np.nan if nothing else float(stated.mean()),
+        "distinct_confidences": float(np.unique(stated).size),
+        "share_at_0": np.nan if nothing else float((stated == 0).mean()),
+        "share_at_1": np.nan if nothing else float((stated == 1).mean()),
     }
 
 
 def confidence_output_ratio(confidence: ArrayLike, *, weight: ArrayLike | None = None) -> float:
-    """Share of responses from which a confidence could be read.
+    """Share of responses from which a confidence could be read, the others being NaN.
 
     Source: paper A, section 4.3.
-
-    Args:
-        confidence: In [0, 1], NaN where missing, shape (n,).
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        The share, in [0, 1].
 
     Example:
         >>> confidence_output_ratio([0.9, float("nan"), 0.2, 1.0])
@@ -523,17 +445,8 @@ def reliability_curve(
 
     Source: paper B, section 2 and Figure 1; Wilson (1927).
 
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        n_bins: Number of bins, from 1.
-        binning: ``"equal_width"`` or ``"equal_mass"``.
-        level: Level of the intervals, between 0 and 1.
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        One row per bin: ``lower``, ``upper``, ``count``, ``confidence``, ``accuracy``,
-        ``accuracy_low``, ``accuracy_high``. An empty bin has count 0 and NaN elsewhere.
+    A row per bin: ``lower, upper, count, confidence, accuracy, accuracy_low, accuracy_high``; an
+    empty bin has count 0 and NaN elsewhere.
 
     Example:
         >>> curve = reliability_curve([0.9, 0.8, 0.3], [1, 0, 0], n_bins=2)
@@ -572,13 +485,7 @@ def risk_coverage_curve(
 
     Source: El-Yaniv and Wiener (2010).
 
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None.
-
-    Returns:
-        One row per distinct confidence, highest first: ``threshold``, ``coverage``, ``risk``.
+    A row per distinct confidence, highest first: ``threshold, coverage, risk``.
 
     Example:
         >>> risk_coverage_curve([0.9, 0.9, 0.5, 0.1], [1, 0, 1, 0]).values.tolist()
@@ -607,18 +514,10 @@ def area_under_risk_coverage(
     every order with equal chance, and the value is the expectation over those orders, so
     the order of rows does not matter: with a rows before and :math:`a_w` of them wrong, a
     run of m rows of error rate r adds
-    :math:`m r + (a_w - a r)(H_{a+m} - H_a)`, H being harmonic numbers.
+    :math:`m r + (a_w - a r)(H_{a+m} - H_a)`, H being harmonic numbers (the digamma function where
+    weights are no whole numbers). Random confidence gets the overall error rate.
 
     Source: Geifman et al. (2019), with ties in expectation.
-
-    Args:
-        confidence: In [0, 1], shape (n,).
-        correct: Boolean or 0/1, shape (n,).
-        weight: Multiplicity of each row, non-negative, shape (n,); 1 when None. Between
-            whole numbers H is the digamma function.
-
-    Returns:
-        AURC, in [0, 1]; 0 is best, the overall error rate is what random confidence gets.
 
     Example:
         One right, one wrong at the same confidence: first 1/2 in expectation, then 1/2.

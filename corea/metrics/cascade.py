@@ -4,6 +4,13 @@ The rule, everywhere: a question is deferred exactly when its confidence is belo
 threshold, or missing. A curve is computed at every threshold at which anything changes,
 by sorting once, so it is exact; nothing is interpolated unless said.
 
+Functions of questions take arrays of shape (n,): ``confidence`` of the small model (or the router)
+in [0, 1] or NaN, ``small_correct`` and ``large_correct`` boolean or 0/1, ``small_cost``,
+``large_cost`` and, for a router, ``router_cost`` of asking each (or one number for all), and
+``weight``, how many times each row counts. What is out of range, of another length, or a missing
+cost is refused with a ``ValueError`` that names the first row. A ``curve`` comes from
+:func:`deferral_curve`.
+
 Deviations from paper A:
 
 1. The paper sweeps thresholds from 0 to 1.1 on a grid; here every distinct confidence
@@ -40,16 +47,6 @@ def defers(confidence: ArrayLike, threshold: float) -> NDArray[np.bool_]:
 
     Source: paper A, section 3.1.
 
-    Args:
-        confidence: In [0, 1], NaN where missing, shape (n,).
-        threshold: :math:`\tau`, from 0.
-
-    Returns:
-        Boolean array, shape (n,).
-
-    Raises:
-        ValueError: If the threshold is not a number from 0, or a confidence is outside [0, 1].
-
     Example:
         >>> defers([0.2, 0.7, float("nan")], 0.7).tolist()
         [True, False, True]
@@ -78,23 +75,9 @@ def deferral_curve(
 
     Source: paper A, section 4.3 (cost), section 5.2 and Figure 2 (curves).
 
-    Args:
-        confidence: Of the small model (or the router), in [0, 1] or NaN, shape (n,).
-        small_correct: Whether the small model is right, shape (n,).
-        large_correct: Whether the large model is right, shape (n,).
-        small_cost: Cost of asking the small model, shape (n,) or scalar.
-        large_cost: Cost of asking the large model, shape (n,) or scalar.
-        router_cost: Cost of asking the router, for a router; shape (n,) or scalar.
-        weight: Multiplicity of each row, shape (n,); 1 when None.
-
-    Returns:
-        A table ``threshold, pass_at_1, cost, deferral_rate``, thresholds increasing from
-        0 (nothing with a confidence defers) to :data:`DEFER_ALL`. At a threshold between
-        two rows the cascade behaves as at the higher one (see :func:`at_threshold`).
-
-    Raises:
-        ValueError: If shapes differ, nothing is given, a value is out of range or a cost
-            is missing or negative.
+    Columns ``threshold, pass_at_1, cost, deferral_rate``, thresholds increasing from 0 (nothing
+    with a confidence defers) to :data:`DEFER_ALL`. At a threshold between two rows the cascade
+    behaves as at the higher one (:func:`at_threshold`).
 
     Example:
         >>> deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
@@ -110,16 +93,11 @@ def deferral_curve(
     order = np.argsort(rows.confidence, kind="stable")  # missing confidences come last
     n_missing = int(np.isnan(rows.confidence).sum())
     order = np.roll(order, n_missing)  # ... and are the first to defer
-    ranked = rows.confidence[order]
-    # the first row of each distinct confidence: everything before it is deferred there
-    is_first = np.ones(ranked.size, dtype=bool)
-    is_first[1:] = ranked[1:] != ranked[:-1]
-    is_first[:n_missing] = False
-    first = np.flatnonzero(is_first)
-    thresholds = ranked[first]
-    if not (thresholds.size and thresholds[0] == 0):
-        thresholds, first = np.append(0.0, thresholds), np.append(n_missing, first)
-    thresholds, first = np.append(thresholds, DEFER_ALL), np.append(first, ranked.size)
+    # everything before the first row of a threshold is deferred there
+    thresholds = np.unique(np.append(rows.confidence[~np.isnan(rows.confidence)], 0.0))
+    stated = rows.confidence[order][n_missing:]
+    first = n_missing + np.searchsorted(stated, thresholds)
+    thresholds, first = np.append(thresholds, DEFER_ALL), np.append(first, order.size)
 
     total = rows.weight.sum()
 
@@ -136,23 +114,13 @@ def deferral_curve(
             "threshold": thresholds,
             "pass_at_1": mean_with_deferred(kept_right, rows.large_correct - rows.small_correct),
             "cost": mean_with_deferred(kept_cost, rows.deferred_cost - rows.kept_cost),
-            "deferral_rate": mean_with_deferred(0.0, np.ones(ranked.size)),
+            "deferral_rate": mean_with_deferred(0.0, np.ones(order.size)),
         }
     )
 
 
 def at_threshold(curve: pd.DataFrame, threshold: float) -> pd.Series[float]:
-    """The row of a curve that holds at any threshold.
-
-    Args:
-        curve: From :func:`deferral_curve`.
-        threshold: From 0; above :data:`DEFER_ALL` is the same as there.
-
-    Returns:
-        The row whose deferrals are those at ``threshold``, under its own threshold.
-
-    Raises:
-        ValueError: If the threshold is not a number from 0.
+    """The row of a curve whose deferrals are those at a threshold, under its own threshold.
 
     Example:
         >>> curve = deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
@@ -197,25 +165,9 @@ def operating_point(
     router_cost: ArrayLike | None = None,
     weight: ArrayLike | None = None,
 ) -> OperatingPoint:
-    """What a cascade does at one threshold.
+    """What a cascade does at a threshold: by the paper's rule the large model's pass@1.
 
     Source: paper A, section 5.1 and Table 1.
-
-    Args:
-        confidence: As in :func:`deferral_curve`, like the next four.
-        small_correct: Whether the small model is right.
-        large_correct: Whether the large model is right.
-        small_cost: Cost of asking the small model.
-        large_cost: Cost of asking the large model.
-        threshold: Where to operate; the paper's rule, the large model's pass@1, when None.
-        router_cost: Cost of asking the router, for a router.
-        weight: Multiplicity of each row.
-
-    Returns:
-        The operating point.
-
-    Raises:
-        ValueError: As :func:`deferral_curve`; and if the large model costs nothing.
 
     Example:
         >>> operating_point([0.9, 0.2], [1, 0], [1, 1], 1, 10, threshold=0.5).cost_saving
@@ -247,18 +199,7 @@ def operating_point(
 
 
 def cheapest_threshold(curve: pd.DataFrame, *, min_pass_at_1: float) -> float:
-    """The threshold of lowest cost whose pass@1 is high enough.
-
-    Args:
-        curve: From :func:`deferral_curve`, on questions kept for choosing.
-        min_pass_at_1: What the cascade must reach, for example the large model's pass@1
-            minus two points.
-
-    Returns:
-        The threshold; the lowest of those that cost the same.
-
-    Raises:
-        ValueError: If no threshold reaches it; the message says what the best reaches.
+    """The threshold of lowest cost whose pass@1 is high enough; of equal costs the lowest.
 
     Example:
         >>> curve = deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)
@@ -279,13 +220,6 @@ def oracle_confidence(small_correct: ArrayLike, large_correct: ArrayLike) -> NDA
     makes no difference. Used as the confidence of a curve, it gives the best any
     deferral rule could do at each deferral rate.
 
-    Args:
-        small_correct: Whether the small model is right, shape (n,).
-        large_correct: Whether the large model is right, shape (n,).
-
-    Returns:
-        Confidence, shape (n,).
-
     Example:
         >>> oracle_confidence([0, 1, 1], [1, 1, 0]).tolist()
         [0.0, 0.5, 1.0]
@@ -298,17 +232,8 @@ def random_deferral(curve: pd.DataFrame, deferral_rate: ArrayLike) -> pd.DataFra
     """What deferring questions drawn at random does, in expectation.
 
     The straight line between the two ends of a curve on which every question has a
-    confidence; where some lack one, the line starts where they have been deferred.
-
-    Args:
-        curve: From :func:`deferral_curve`.
-        deferral_rate: Shares of questions to defer, shape (m,).
-
-    Returns:
-        Table ``pass_at_1, cost, deferral_rate``, m rows.
-
-    Raises:
-        ValueError: If a rate is outside the curve's.
+    confidence; where some lack one, the line starts where they have been deferred. A row
+    ``pass_at_1, cost, deferral_rate`` for each rate.
     """
     rates = np.atleast_1d(np.asarray(deferral_rate, dtype=float))
     ends = curve.iloc[[0, -1]]
@@ -329,14 +254,8 @@ def area_over_random(curve: pd.DataFrame) -> float:
     over the deferral rate :math:`r`, :math:`a` being pass@1. Between two thresholds the
     curve is a straight line: questions of equal confidence are deferred in random order.
     Divided by the gap between the two models it is RouteLLM's average performance gap
-    recovered, less one half.
-
-    Args:
-        curve: From :func:`deferral_curve`.
-
-    Returns:
-        The area, in pass@1; 0 for a confidence that knows nothing, negative for one that
-        is worse than nothing.
+    recovered, less one half. In pass@1: 0 for a confidence that knows nothing, negative for one
+    that is worse than nothing.
 
     Example:
         >>> round(area_over_random(deferral_curve([0.9, 0.2], [1, 0], [1, 1], 1, 10)), 6)
@@ -350,15 +269,7 @@ def area_over_random(curve: pd.DataFrame) -> float:
 def pareto_front(cost: ArrayLike, pass_at_1: ArrayLike) -> NDArray[np.bool_]:
     """Which systems nothing else beats: no other is as cheap and better, or as good and cheaper.
 
-    Args:
-        cost: Shape (n,).
-        pass_at_1: Shape (n,).
-
-    Returns:
-        Boolean array, shape (n,). Equal systems are both on the front.
-
-    Raises:
-        ValueError: If the shapes differ or a value is missing.
+    Equal systems are both on the front.
 
     Example:
         >>> pareto_front([1, 2, 3], [0.5, 0.4, 0.9]).tolist()
@@ -399,9 +310,6 @@ def query_cost(
 
     Returns:
         Cost in input tokens of the small model, the shape of the arguments.
-
-    Raises:
-        ValueError: If a count is missing or negative, or a ratio or price is not positive.
 
     Example:
         >>> float(query_cost(100, 50))
@@ -457,11 +365,7 @@ def small_and_large(table: pd.DataFrame, small: str = "", large: str = "") -> tu
     """Which system answers first and which one is behind it, as far as they are not given.
 
     Of two systems the one with more confidences answers first; the second name is empty where
-    there is one system only.
-
-    Raises:
-        ValueError: If a name is not among the systems, both are the same, or more than
-            two systems leave the choice open.
+    there is one system only. More than two leave the choice open, which is refused.
 
     Example:
         >>> table = pd.DataFrame({"system": ["big", "tiny"], "confidence": [None, 0.5]})

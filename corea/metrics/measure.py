@@ -66,26 +66,52 @@ def measure(
         >>> float(now["pass_at_1"]), float(now["ece"]), float(now["auroc"])
         (50.0, 0.25, 1.0)
     """
-    weights = QuestionWeights(records, n_resamples, seed)
+    return measure_runs(
+        records,
+        groups,
+        QuestionWeights(records, n_resamples, seed),
+        lambda _system, _dataset, rows, weight: _values(rows, weight, n_bins, binning),
+    )
+
+
+def measure_runs(
+    records: pd.DataFrame,
+    groups: Mapping[str, Sequence[str]],
+    weights: QuestionWeights,
+    values: Callable[[str, str, pd.DataFrame, Floats], Mapping[str, Floats]],
+    finish: Callable[[dict[str, Floats]], Mapping[str, Floats]] = dict,
+) -> pd.DataFrame:
+    """Measurements of ``values(system, dataset, rows, weight)`` of every run and group.
+
+    A group is the mean over its datasets weighted by questions, missing if one is; ``finish`` makes
+    what is shown of the means.
+    """
     parts = []
     for (system, run_seed), rows in records.groupby(["system", "seed"], sort=False):
-        by_dataset = split_by_dataset(rows, groups, f"{system!r} with seed {run_seed}")
-        measured = {
-            name: _values(part, weights.of_rows(part, name), n_bins, binning)
-            for name, part in by_dataset.items()
-        }
+        measured: dict[str, Mapping[str, Floats]] = {}
+        asked: dict[str, int] = {}
+        for name in dict.fromkeys(name for datasets in groups.values() for name in datasets):
+            part = on_dataset(rows, name, f"{system!r} with seed {run_seed}")
+            asked[name] = part["question_id"].nunique()
+            measured[name] = values(str(system), name, part, weights.of_rows(part, name))
         for group, datasets in groups.items():
-            means = group_means(measured, by_dataset, datasets)
-            parts.append(
-                as_measurements(
-                    means,
-                    n_questions=n_questions(by_dataset, datasets),
-                    system=system,
-                    seed=run_seed,
-                    dataset=group,
-                )
-            )
+            n = sum(asked[name] for name in datasets)
+            means = {
+                metric: np.sum([asked[d] * measured[d][metric] for d in datasets], axis=0) / n
+                for metric in measured[datasets[0]]
+            }
+            labels = {"system": system, "seed": run_seed, "dataset": group}
+            parts.append(as_measurements(finish(means), n_questions=n, **labels))
     return pd.concat(parts, ignore_index=True)
+
+
+def on_dataset(rows: pd.DataFrame, dataset: str, whose: str) -> pd.DataFrame:
+    """The records on a dataset, of which there must be some."""
+    part = rows[rows["dataset"] == dataset]
+    if part.empty:
+        known = ", ".join(map(repr, rows["dataset"].unique()))
+        raise ValueError(f"{whose} has no records on {dataset!r}; there are {known}")
+    return part
 
 
 def _values(
@@ -122,38 +148,6 @@ def _values(
     }
 
 
-def split_by_dataset(
-    rows: pd.DataFrame, groups: Mapping[str, Sequence[str]], whose: str
-) -> dict[str, pd.DataFrame]:
-    """The records of every dataset of the groups, all of which must be there."""
-    parts = {}
-    for dataset in dict.fromkeys(name for datasets in groups.values() for name in datasets):
-        parts[dataset] = rows[rows["dataset"] == dataset]
-        if parts[dataset].empty:
-            known = ", ".join(map(repr, rows["dataset"].unique()))
-            raise ValueError(f"{whose} has no records on {dataset!r}; there are {known}")
-    return parts
-
-
-def n_questions(by_dataset: Mapping[str, pd.DataFrame], datasets: Sequence[str]) -> int:
-    """Questions of a group of datasets."""
-    return sum(by_dataset[name]["question_id"].nunique() for name in datasets)
-
-
-def group_means(
-    measured: Mapping[str, Mapping[str, Floats]],
-    by_dataset: Mapping[str, pd.DataFrame],
-    datasets: Sequence[str],
-) -> dict[str, Floats]:
-    """Means over the datasets of a group, weighted by questions; missing if one is."""
-    share = {name: by_dataset[name]["question_id"].nunique() for name in datasets}
-    total = sum(share.values())
-    return {
-        metric: np.sum([share[d] * measured[d][metric] for d in datasets], axis=0) / total
-        for metric in measured[datasets[0]]
-    }
-
-
 # --- tables of one run ---
 
 
@@ -172,15 +166,11 @@ def calibration_metrics(n_bins: int = 10) -> dict[str, Metric]:
     }
 
 
-def _pass_at_1(
-    confidence: np.ndarray, correct: np.ndarray, *, weight: np.ndarray | None = None
-) -> float:
+def _pass_at_1(_: Floats, correct: Floats, *, weight: Floats | None = None) -> float:
     return float(np.average(correct, weights=weight))
 
 
-def _mean_confidence(
-    confidence: np.ndarray, correct: np.ndarray, *, weight: np.ndarray | None = None
-) -> float:
+def _mean_confidence(confidence: Floats, _: Floats, *, weight: Floats | None = None) -> float:
     return float(np.average(confidence, weights=weight))
 
 
@@ -273,17 +263,8 @@ def difference_interval(
             [f"{missing} confidence(s) are missing"],
         )
 
-    def difference(
-        confidence: np.ndarray,
-        correct: np.ndarray,
-        confidence_baseline: np.ndarray,
-        correct_baseline: np.ndarray,
-        *,
-        weight: np.ndarray | None = None,
-    ) -> float:
-        return metric(confidence, correct, weight=weight) - metric(
-            confidence_baseline, correct_baseline, weight=weight
-        )
+    def difference(*columns: Floats, weight: Floats | None = None) -> float:
+        return metric(*columns[:2], weight=weight) - metric(*columns[2:], weight=weight)
 
     columns = ("confidence", "correct", "confidence_baseline", "correct_baseline")
     return bootstrap_interval(

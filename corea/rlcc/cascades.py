@@ -26,7 +26,7 @@ from corea.metrics.cascade import (
     query_cost,
 )
 from corea.metrics.intervals import QuestionWeights, as_measurements
-from corea.metrics.measure import group_means, n_questions, split_by_dataset
+from corea.metrics.measure import measure_runs, on_dataset
 from corea.records import join_on_questions
 from corea.tasks import suites
 
@@ -136,23 +136,19 @@ def cascade_questions(
             suffixes=("_small", "_large"),
         )
         ratio = float(both["parameters_large"].iloc[0] / both["parameters_small"].iloc[0])
-
+        tokens = {
+            side: (both[f"prompt_tokens_{side}"], both[f"completion_tokens_{side}"])
+            for side in ("small", "large")
+        }
         parts.append(
             both[["dataset", "question_id", "sample", "confidence"]].assign(
                 seed=run_seed,
                 small_correct=both["correct_small"],
                 large_correct=both["correct_large"],
-                small_cost=query_cost(
-                    both["prompt_tokens_small"], both["completion_tokens_small"], 1.0, output_price
-                ),
-                large_cost=query_cost(
-                    both["prompt_tokens_large"],
-                    both["completion_tokens_large"],
-                    ratio,
-                    output_price,
-                ),
+                small_cost=query_cost(*tokens["small"], 1.0, output_price),
+                large_cost=query_cost(*tokens["large"], ratio, output_price),
                 router_cost=query_cost(both[router[0]], both[router[1]], 1.0, output_price)
-                if cascade.routed
+                if router
                 else 0.0,
                 size_ratio=ratio,
             )
@@ -193,10 +189,10 @@ def measure_cascades(
     # what a small model does alone is seen in any cascade that it is in, as is the large one
     alone = {cascade.small: by_cascade[name] for name, cascade in cascades.items()}
     first = next(iter(by_cascade.values()))
-    own_seeds = list(_of_system(records, large)["seed"].unique())
-    of_large = first[first["seed"].isin(own_seeds)]
+    large_seeds = list(_of_system(records, large)["seed"].unique())
+    of_large = first[first["seed"].isin(large_seeds)]
     if of_large.empty:  # one run of the large model stands behind other seeds of the small
-        of_large = first[first["seed"] == first["seed"].iloc[0]].assign(seed=own_seeds[0])
+        of_large = first[first["seed"] == first["seed"].iloc[0]].assign(seed=large_seeds[0])
     everything = {**alone, large: of_large, **by_cascade}
     together = pd.concat([rows.assign(system=name) for name, rows in everything.items()])
     weights = QuestionWeights(together, n_resamples, seed)
@@ -207,26 +203,17 @@ def measure_cascades(
             threshold = rows["large_correct"].mean() if chosen is None else chosen
             means = _outcome(rows, threshold, routed=cascades[name].routed)
         else:
-            means = _alone(rows, large=name == large)
+            by_large = np.full(len(rows), name == large)
+            means = _priced(rows.assign(router_cost=0.0), by_large=by_large, by_small=~by_large)
         total = weight.sum(axis=1)
         return {metric: weight @ value / total for metric, value in means.items()}
 
-    parts = []
-    for (name, run_seed), rows in together.groupby(["system", "seed"], sort=False):
-        by_dataset = split_by_dataset(rows, groups, f"{name!r} with seed {run_seed}")
-        measured = {
-            dataset: values(str(name), dataset, part, weights.of_rows(part, dataset))
-            for dataset, part in by_dataset.items()
-        }
-        for group, datasets in groups.items():
-            mean = group_means(measured, by_dataset, datasets)
-            mean["pass_at_1_change"] = mean["pass_at_1"] - mean["large_pass_at_1"]
-            mean["cost_change"] = 100 * (mean["cost"] / mean["large_alone_cost"] - 1)
-            shown = {metric: mean[metric] for metric in CASCADE_METRICS}
-            n = n_questions(by_dataset, datasets)
-            labels = {"system": name, "seed": run_seed, "dataset": group}
-            parts.append(as_measurements(shown, n_questions=n, **labels))
-    return pd.concat(parts, ignore_index=True)
+    def with_changes(means: dict[str, Floats]) -> dict[str, Floats]:
+        means["pass_at_1_change"] = means["pass_at_1"] - means["large_pass_at_1"]
+        means["cost_change"] = 100 * (means["cost"] / means["large_alone_cost"] - 1)
+        return {metric: means[metric] for metric in CASCADE_METRICS}
+
+    return measure_runs(together, groups, weights, values, with_changes)
 
 
 def _outcome(rows: pd.DataFrame, threshold: float, *, routed: bool) -> dict[str, Floats]:
@@ -234,12 +221,6 @@ def _outcome(rows: pd.DataFrame, threshold: float, *, routed: bool) -> dict[str,
     deferred = defers(rows["confidence"], threshold)
     by_small = ~deferred if routed else np.ones(len(rows), dtype=bool)
     return _priced(rows, by_large=deferred, by_small=by_small)
-
-
-def _alone(rows: pd.DataFrame, *, large: bool) -> dict[str, Floats]:
-    """What one of the two models gets right and pays on each question."""
-    by_large = np.full(len(rows), large)
-    return _priced(rows.assign(router_cost=0.0), by_large=by_large, by_small=~by_large)
 
 
 def _priced(
@@ -281,9 +262,7 @@ def measure_thresholds(
     metrics = ("pass_at_1", "cost", "deferral_rate")
     parts = []
     for (name, run_seed), rows in paired.groupby(["system", "seed"], sort=False):
-        part = split_by_dataset(rows, {dataset: [dataset]}, f"{name!r} with seed {run_seed}")[
-            dataset
-        ]
+        part = on_dataset(rows, dataset, f"{name!r} with seed {run_seed}")
         weight = weights.of_rows(part, dataset)
         for threshold in thresholds:
             outcome = _outcome(part, threshold, routed=cascades[str(name)].routed)
@@ -316,25 +295,16 @@ def measure_areas(
     paired = _cascade_rows(records, cascades, large=large, output_price=4.0)
     weights = QuestionWeights(paired, n_resamples, seed)
 
-    parts = []
-    for (name, run_seed), rows in paired.groupby(["system", "seed"], sort=False):
-        by_dataset = split_by_dataset(rows, groups, f"{name!r} with seed {run_seed}")
-        measured = {}
-        for dataset, part in by_dataset.items():
-            weight = weights.of_rows(part, dataset)
-            best = oracle_confidence(part["small_correct"], part["large_correct"])
-            gain = part["large_correct"].to_numpy(float) - part["small_correct"].to_numpy(float)
-            stated = part["confidence"].to_numpy(dtype=float)
-            measured[dataset] = {
-                "area_over_random": 100 * _areas(stated, gain, weight),
-                "oracle_area": 100 * _areas(best, gain, weight),
-            }
-        for group, datasets in groups.items():
-            means = group_means(measured, by_dataset, datasets)
-            n = n_questions(by_dataset, datasets)
-            labels = {"system": name, "seed": run_seed, "dataset": group}
-            parts.append(as_measurements(means, n_questions=n, **labels))
-    return pd.concat(parts, ignore_index=True)
+    def values(
+        _system: str, _dataset: str, rows: pd.DataFrame, weight: Floats
+    ) -> dict[str, Floats]:
+        best = oracle_confidence(rows["small_correct"], rows["large_correct"])
+        gain = rows["large_correct"].to_numpy(float) - rows["small_correct"].to_numpy(float)
+        stated = rows["confidence"].to_numpy(dtype=float)
+        areas = {"area_over_random": stated, "oracle_area": best}
+        return {name: 100 * _areas(order, gain, weight) for name, order in areas.items()}
+
+    return measure_runs(paired, groups, weights, values)
 
 
 def _areas(confidence: Floats, gain: Floats, weight: Floats) -> Floats:
@@ -383,8 +353,8 @@ def choose_thresholds(
         raise ValueError("several seeds: a threshold is chosen for one trained model")
     found: dict[str, dict[str, float]] = {name: {} for name in cascades}
     for name, rows in paired.groupby("system", sort=False):
-        parts = split_by_dataset(rows, {"": datasets}, repr(name))
-        for dataset, part in parts.items():
+        for dataset in datasets:
+            part = on_dataset(rows, dataset, repr(name))
             of_large = float(part["large_correct"].mean())
             threshold = of_large
             if max_accuracy_drop is not None:
@@ -427,8 +397,8 @@ def measure_held_out(
     small = {cascade.small for cascade in cascades.values()}
     parts = []
     for run_seed in records.loc[records["system"].isin(small), "seed"].unique():
-        own = halves[halves["system"].eq(large) | halves["seed"].eq(run_seed)]
-        first, second = own[own["chosen"]], own[~own["chosen"]]
+        of_seed = halves[halves["system"].eq(large) | halves["seed"].eq(run_seed)]
+        first, second = of_seed[of_seed["chosen"]], of_seed[~of_seed["chosen"]]
         rules = {
             rule: choose_thresholds(
                 first, cascades, datasets=datasets, max_accuracy_drop=drop, large=large
@@ -468,6 +438,6 @@ def _cascade_rows(
 def _of_system(records: pd.DataFrame, system: str) -> pd.DataFrame:
     rows = records[records["system"] == system]
     if rows.empty:
-        there = ", ".join(map(repr, records["system"].unique()))
-        raise ValueError(f"no system {system!r} among the runs; there are {there}")
+        known = ", ".join(map(repr, records["system"].unique()))
+        raise ValueError(f"no system {system!r} among the runs; there are {known}")
     return rows
