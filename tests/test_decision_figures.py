@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_decision_experiments import decisions
+from test_recalibration import decisions
 
 from corea.book import decision_figures as figures
 from corea.decisions.recalibration import label_curve

@@ -8,7 +8,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("trl", reason="training needs the extra `train`")
 
 from chapters import execute  # noqa: E402
-from test_tasks import ROWS, several, write  # noqa: E402
+from test_papers import ROWS, several, write  # noqa: E402
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from corea.engines.loading import load_model  # noqa: E402

@@ -77,9 +77,9 @@ class Suite:
             from corea.tasks import microworld
 
             return microworld.questions(microworld.World(), dataset, part, n)
-        from corea.tasks import papers as tasks
+        from corea.tasks import papers
 
-        return tasks.load_questions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
+        return papers.load_questions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
 
     def decisions(self, dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
         """Questions that one token decides; with n = 0 all that a dataset of the papers has."""
@@ -87,9 +87,9 @@ class Suite:
             from corea.tasks import decision_world
 
             return decision_world.questions(decision_world.DecisionWorld(), dataset, part, n)
-        from corea.tasks import papers as tasks
+        from corea.tasks import papers
 
-        return tasks.load_decisions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
+        return papers.load_decisions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
 
     def tests(self, n: int = 0) -> list[Question]:
         """Test questions of all datasets, at most n of each, each dataset's in a row."""

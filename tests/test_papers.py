@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from corea.tasks import papers as tasks
+from corea.tasks import papers
 from corea.tasks.decision_questions import LETTERS
 from corea.tasks.papers import TaskError, load_decisions, load_questions
 from corea.tasks.verify import verify_batch
@@ -77,7 +77,7 @@ EXPECTED = {
 
 def write(folder, dataset, rows, name=None):
     """Rows in the form of the dataset's original files."""
-    name = name or tasks.DATASETS[dataset].parts["test"].files[0].replace("*", "00000-of-00001")
+    name = name or papers.DATASETS[dataset].parts["test"].files[0].replace("*", "00000-of-00001")
     path = folder / dataset / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
@@ -108,9 +108,9 @@ def loader(dataset):
 
 def everything(monkeypatch, dataset):
     """The rows of a dataset without a draw."""
-    source = tasks.DATASETS[dataset]
+    source = papers.DATASETS[dataset]
     part = replace(source.parts["test"], stretch=None)
-    monkeypatch.setattr(tasks, "DATASETS", {dataset: replace(source, parts={"test": part})})
+    monkeypatch.setattr(papers, "DATASETS", {dataset: replace(source, parts={"test": part})})
 
 
 @pytest.mark.parametrize("dataset", EXPECTED)
@@ -130,7 +130,7 @@ def test_original_files_and_rows_of_the_hub_say_the_same(monkeypatch, tmp_path, 
     [question] = local
     text, gold, level = EXPECTED[dataset]
     assert (question.text, question.gold, question.level) == (text, gold, level)
-    source = tasks.DATASETS[dataset]
+    source = papers.DATASETS[dataset]
     named = {"split": source.parts["test"].split, "revision": source.revision}
     assert asked == [((source.hub, source.config), named)]
     assert len(source.revision) == 40  # a commit, not a branch
@@ -209,7 +209,7 @@ def test_a_wrong_field_is_named_with_file_and_line(
 def test_a_missing_field_is_named(monkeypatch, tmp_path, dataset):
     everything(monkeypatch, dataset)
     monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: hub.Dataset.from_list([{"a": 1}]))
-    where = f"{tasks.DATASETS[dataset].hub} .*row 0: "
+    where = f"{papers.DATASETS[dataset].hub} .*row 0: "
     with pytest.raises(TaskError, match=where + "(there is no (field|category)|.*expected)"):
         loader(dataset)(dataset, "test")
 
@@ -343,7 +343,7 @@ def test_real_counts_of_labels():
 
 @pytest.mark.parametrize("limit", ["MAX_LINE", "MAX_CHARACTERS", "MAX_LINES"])
 def test_a_small_file_that_holds_very_much_is_refused(tmp_path, monkeypatch, limit):
-    monkeypatch.setattr(tasks, limit, 1000)
+    monkeypatch.setattr(papers, limit, 1000)
     path = tmp_path / "openai_moderation" / "samples-1680.jsonl.gz"
     path.parent.mkdir()
     path.write_bytes(gzip.compress(b" " * 2000 if limit == "MAX_LINE" else b"\n" * 2000))
