@@ -3,8 +3,8 @@
 ``make plan PROFILE=gpu`` prints a row for each run in the order in which they would start, what is
 to go, which models and datasets must be had, and what this machine lacks::
 
-    python -m corea.workflow.plan gpu                 # as on an H100
-    python -m corea.workflow.plan gpu --device a100   # as it would be there
+    python -m corea plan gpu                 # as on an H100
+    python -m corea plan gpu --device a100   # as it would be there
 
 What runs take is estimated by :mod:`corea.workflow.estimate`, what is done is told by Snakemake. No
 model is loaded, nothing is downloaded, and only parameter files are written.
