@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
-import yaml
 
 from corea.workflow.profiles import load_profile
 from corea.workflow.render import table_of_contents
@@ -213,10 +212,7 @@ def test_hostile_records_are_shown_as_text(tmp_path, pipeline, make_repository, 
             row = [dataset, f"{hostile}{question}"]
             writer.writerow([*row, small, right, stated, hostile, hostile, 100, 50])
             writer.writerow([*row, large, int(question % 5 > 0), "", hostile, hostile, 100, 60])
-    values = yaml.safe_load((ROOT / "profiles" / "smoke.yaml").read_text("utf-8"))["runs"]
-    parameters = values["your_records"]["parameters"] | {
-        "records": "{x} $y$.csv", "small": small, "large": large,
-    }  # fmt: skip
+    parameters = {"records": "{x} $y$.csv", "small": small, "large": large, "n_resamples": 20}
     run = {"your_records": {"parameters": parameters}}
     profile = {"profile": "tiny", "seed": 0, "runs": run}
     (repository / "profiles" / "tiny.yaml").write_text(json.dumps(profile), "utf-8")
