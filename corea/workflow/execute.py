@@ -55,11 +55,7 @@ PROGRESS = "progress: "  # what a line starts with that is shown and not kept
 
 
 def write_parameters(profile: Profile) -> list[Path]:
-    """Write one parameter file per run; one that would not change keeps its time of change.
-
-    Before any is written, the settings of all trainings are checked, so nothing starts with one
-    that cannot be.
-    """
+    """Write one parameter file per run; one that would not change keeps its time of change."""
     folder = profile.directory / "parameters"
     texts = {
         folder / f"{run.name}.yaml": yaml.safe_dump(
