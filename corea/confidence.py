@@ -167,24 +167,17 @@ def agreement(table: pd.DataFrame, systems: Sequence[str], *, name: str) -> pd.D
     """
     if len(set(systems)) < 2 or len(set(systems)) != len(systems):
         raise ValueError(f"agreement needs two or more different systems, got {list(systems)}")
-    if missing := [c for c in ("answer", "gold") if c not in table.columns]:
-        raise RecordsError(name, [f"agreement needs the column(s) {', '.join(missing)}"])
-    key = [column for column in KEY if column != "system"]
-    members = [select(table, system=system).set_index(key) for system in systems]
+    if "gold" not in table:
+        raise RecordsError(name, ["agreement needs the column gold"])
+    members = _members(table, systems, name)
     first = members[0]
-    for system, member in zip(systems, members, strict=True):
-        if not member.index.sort_values().equals(first.index.sort_values()):
-            raise RecordsError(
-                name, [f"{system!r} and {systems[0]!r} were not asked the same questions"]
-            )
-    members = [member.loc[first.index] for member in members]
     answers = pd.concat([member["answer"] for member in members], axis=1, ignore_index=True)
     codes, _ = pd.factorize(answers.to_numpy().ravel())  # -1: no answer
     codes = codes.reshape(answers.shape)
     votes = (codes[:, :, None] == codes[:, None, :]).sum(axis=2) * (codes >= 0)
     winner = votes.argmax(axis=1)  # the first among equals
     rows = np.arange(len(first))
-    result = first.drop(columns="system").reset_index()
+    result = first.reset_index()
     result.insert(2, "system", name)
     result["answer"] = answers.to_numpy()[rows, winner]
     result["correct"] = (result["answer"] == result["gold"]).to_numpy(dtype=bool)
@@ -193,3 +186,46 @@ def agreement(table: pd.DataFrame, systems: Sequence[str], *, name: str) -> pd.D
         if tokens in result:
             result[tokens] = sum(member[tokens].array for member in members)
     return result
+
+
+def support(table: pd.DataFrame, system: str, others: Sequence[str], *, name: str) -> pd.DataFrame:
+    r"""A system's own answers, with the share of other systems that give the same as confidence.
+
+    .. math:: c = \frac{1}{m}\sum_{j=1}^{m} [a_j = a]
+
+    of the m ``others``; where the system has no answer :math:`c = 0`. Unlike :func:`agreement`, the
+    others never change the answer. Token counts are the system's own: the others have to be paid
+    for as well.
+
+    Source: ours; agreement between models in the place of paper A's stated confidence.
+
+    Example:
+        >>> answers = pd.DataFrame({"dataset": "d", "question_id": "1", "system": list("abc"),
+        ...     "sample": 0, "correct": [False, True, False], "confidence": np.nan,
+        ...     "answer": ["A", "B", "A"]})
+        >>> float(support(answers, "a", ["b", "c"], name="a, supported")["confidence"].iloc[0])
+        0.5
+    """
+    if not others or len({system, *others}) <= len(others):
+        raise ValueError(f"others are {list(others)}; expected different systems beside {system!r}")
+    first, *members = _members(table, [system, *others], name)
+    own = first["answer"]
+    same = [(member["answer"] == own) & own.notna() for member in members]
+    result = first.reset_index()
+    result.insert(2, "system", name)
+    return result.assign(confidence=np.mean(same, axis=0))
+
+
+def _members(table: pd.DataFrame, systems: Sequence[str], name: str) -> list[pd.DataFrame]:
+    """Each system's records by question, in the order of the first's."""
+    if "answer" not in table:
+        raise RecordsError(name, ["agreement needs the column answer"])
+    key = [column for column in KEY if column != "system"]
+    members = [select(table, system=system).set_index(key) for system in systems]
+    first = members[0].index
+    for system, member in zip(systems, members, strict=True):
+        if not member.index.sort_values().equals(first.sort_values()):
+            raise RecordsError(
+                name, [f"{system!r} and {systems[0]!r} were not asked the same questions"]
+            )
+    return [member.loc[first].drop(columns="system") for member in members]

@@ -369,3 +369,79 @@ def plot_threshold_curves(
     handles, names = grid[0, 0].get_legend_handles_labels()
     drawing.legend(handles, names, loc="outside lower center", ncols=4)
     return drawing
+
+
+@style()
+def plot_stated(values: pd.DataFrame, *, constant: float) -> Figure:
+    """What systems state beside how often they are right: a row a system, which is the index.
+
+    ``values`` holds intervals in the columns ``accuracy`` and ``stated``; ``constant`` is how often
+    one answer to every question is right.
+    """
+    drawing, axes = plt.subplots(figsize=(6.4, 0.34 * len(values) + 1.0))
+    for height, (right, stated) in enumerate(
+        zip(values["accuracy"], values["stated"], strict=True)
+    ):
+        axes.plot([right.estimate, stated.estimate], [height] * 2, color="0.75", linewidth=1)
+        axes.plot([right.low, right.high], [height] * 2, color=PALETTE[0], linewidth=2.5)
+        axes.plot(right.estimate, height, "o", color=PALETTE[0], label="right" * (not height))
+        look = {"color": PALETTE[1], "label": "stated, on average" * (not height)}
+        axes.plot(stated.estimate, height, "D", markersize=5, **look)
+    axes.axvline(constant, **REFERENCE)
+    axes.set_yticks(range(len(values)), [as_label(name) for name in values.index])
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(visible=False, axis="y")
+    drawing.legend(loc="outside lower center", ncols=2)
+    return drawing
+
+
+@style()
+def plot_cascades(
+    cascades: Mapping[str, Mapping[str, pd.DataFrame]], *, below: str, columns: int = 3
+) -> Figure:
+    """Pass@1 of cascades against their cost: a panel a cascade.
+
+    Of each its lines by name, curves of :func:`corea.metrics.cascade.deferral_curve`: the first is
+    the cascade's own, with a mark a threshold, the others are grey references.
+    """
+    columns = min(columns, len(cascades))
+    n_rows = -(-len(cascades) // columns)
+    drawing, grid = panels(n_rows, columns, 2.9 * columns, 2.5 * n_rows + 0.4)
+    for axes in grid.flat[len(cascades) :]:
+        axes.set_visible(False)
+    for axes, (title, lines) in zip(grid.flat, cascades.items(), strict=False):
+        (name, curve), *references = lines.items()
+        for dashes, (other, line) in zip(cycle(_DASHES), references, strict=False):
+            look = {**REFERENCE, "linestyle": dashes, "label": as_label(other)}
+            axes.plot(line["cost"], line["pass_at_1"], **look)
+        look = {"color": PALETTE[0], "markersize": 4, "label": as_label(name)}
+        axes.plot(curve["cost"], curve["pass_at_1"], "o-", **look)
+        axes.set_title(as_label(title), fontsize="small")
+        axes.set_xlabel(below)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    label_edges(grid, rows=["pass@1"] * n_rows)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    drawing.legend(handles, names, loc="outside lower center", ncols=4)
+    return drawing
+
+
+@style()
+def plot_cost_parts(parts: pd.DataFrame) -> Figure:
+    """What a cascade's cost is made of, as shares of the large model's alone: a bar a cascade.
+
+    A row a cascade, which is the index, and a column a part.
+    """
+    drawing, axes = plt.subplots(figsize=(6.4, 0.42 * len(parts) + 1.2))
+    left = np.zeros(len(parts))
+    for i, (name, share) in enumerate(parts.items()):
+        axes.barh(range(len(parts)), share, 0.62, left, color=PALETTE[i], label=as_label(name))
+        left += share.to_numpy(dtype=float)
+    axes.axvline(1, **REFERENCE)
+    axes.set_yticks(range(len(parts)), [as_label(name) for name in parts.index])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("cost (the large model alone = 100 %)")
+    axes.grid(visible=False, axis="y")
+    drawing.legend(loc="outside lower center", ncols=len(parts.columns))
+    return drawing

@@ -319,6 +319,32 @@ def brier_score(
     return float(rows.weight @ (rows.confidence - rows.correct) ** 2 / rows.weight.sum())
 
 
+def brier_skill(
+    confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
+) -> float:
+    r"""How much better than a constant the confidences are, by the Brier score.
+
+    .. math:: 1 - \frac{\mathrm{Brier}}{\bar y (1 - \bar y)}
+
+    The constant is the share of right answers, :math:`\bar y`, which has the best Brier score that
+    one number for every question can have. 1 is perfect, 0 no better than that constant, negative
+    worse; NaN where all answers are correct or none is.
+
+    Source: Murphy (1973), the skill against the sample climatology.
+
+    Example:
+        Right half the time, so the constant 0.5 has 0.25; these have (0.1**2 + 0.4**2) / 2:
+
+        >>> round(brier_skill([0.9, 0.4], [1, 0]), 4)
+        0.66
+    """
+    rows = _validated(confidence, correct, weight)
+    share = float(rows.weight @ rows.correct / rows.weight.sum())
+    if not 0 < share < 1:
+        return float("nan")
+    return 1 - brier_score(confidence, correct, weight=weight) / (share * (1 - share))
+
+
 def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> float:
     r"""Chance that a correct answer has more confidence than a wrong one (ties count half).
 
