@@ -19,6 +19,7 @@ from corea.metrics.calibration import (
     auroc,
     bin_by_confidence,
     brier_score,
+    brier_skill,
     confidence_output_ratio,
     describe_stated,
     expected_calibration_error,
@@ -37,6 +38,7 @@ METRICS = {
     "ece, equal mass": equal_mass_ece,
     "maximum": maximum_calibration_error,
     "brier": brier_score,
+    "brier skill": brier_skill,
     "auroc": auroc,
     "smooth ece": smooth_ece,
     "aurc": area_under_risk_coverage,
@@ -375,6 +377,22 @@ def test_auroc_is_the_share_of_pairs_in_order(rows) -> None:
     expected = np.mean((difference > 0) + (difference == 0) / 2)
     assert_allclose(auroc(confidence, correct), expected, atol=1e-12)
     assert_allclose(auroc(confidence, ~correct), 1 - expected, atol=1e-12)
+
+
+@unhurried
+@given(answers().filter(lambda rows: 0 < rows[1].mean() < 1))
+def test_brier_skill_compares_with_the_best_constant(rows) -> None:
+    confidence, correct = rows
+    share = np.full(len(correct), correct.mean())
+    assert_allclose(brier_skill(share, correct), 0, atol=1e-9)
+    expected = 1 - brier_score(confidence, correct) / brier_score(share, correct)
+    assert_allclose(brier_skill(confidence, correct), expected, atol=1e-9)
+    assert brier_skill(correct.astype(float), correct) == 1
+
+
+def test_brier_skill_of_one_class_is_nan() -> None:
+    assert math.isnan(brier_skill([0.2, 0.9], [1, 1]))
+    assert math.isnan(brier_skill([0.2, 0.9], [0, 1], weight=[2, 0]))
 
 
 def test_auroc_of_one_class_is_nan() -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from corea import adapters
-from corea.confidence import agreement
+from corea.confidence import agreement, support
 from corea.records import (
     KEY,
     MISSING_WORDS,
@@ -649,6 +649,120 @@ def test_mmlu_pro_records():
         adapters.mmlu_pro(systems=["gpt"])
 
 
+def test_rlcr_gpqa_records():
+    table = adapters.rlcr(adapters.RLCR_GPQA).table
+    assert len(table) == 2240
+    assert table["confidence"].notna().all()
+    assert (table.groupby("system")["question_id"].nunique() == 448).all()
+    right = table.groupby("system")["correct"].sum()
+    assert right.to_dict() == {
+        "Answer-Prob": 177, "Base": 177, "RLCR": 186, "RLVR": 177, "RLVR-Classifier": 177
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hallmark():
+    return adapters.hallmark()
+
+
+def test_hallmark_records(hallmark):
+    table = hallmark.table
+    assert len(table) == 6000
+    assert (table.groupby("system")["question_id"].nunique() == 500).all()
+    gold = table.drop_duplicates("question_id")["gold"].value_counts().to_dict()
+    assert gold == {"HALLUCINATED": 300, "VALID": 200}
+    right = table.groupby("system")["correct"].mean()
+    assert right.round(3).to_dict() == {
+        "Claude Opus 4.7": 0.718, "Claude Sonnet 4.6": 0.656, "DeepSeek-R1": 0.086,
+        "DeepSeek-V3.2": 0.606, "GPT-5.1": 0.622, "GPT-5.4": 0.634, "Gemini 2.5 Flash": 0.608,
+        "Gemini 2.5 Pro": 0.64, "Llama 4 Maverick": 0.606, "Mistral Large": 0.62,
+        "Qwen3-235B": 0.6, "Qwen3-VL-235B": 0.61,
+    }  # fmt: skip
+    assert round(select(table, system="GPT-5.4")["confidence"].mean(), 2) == 0.96
+
+
+def test_hallmark_keeps_what_no_model_stated_apart(hallmark):
+    silent = hallmark.table["answer"].isna()
+    assert (silent == hallmark.table["confidence"].isna()).all()
+    assert hallmark.table.loc[silent, "system"].value_counts().to_dict() == {
+        "DeepSeek-R1": 432, "Gemini 2.5 Flash": 6, "Gemini 2.5 Pro": 2, "Claude Opus 4.7": 1,
+        "Claude Sonnet 4.6": 1,
+    }  # fmt: skip
+    unsure = hallmark.table["answer"] == "UNCERTAIN"
+    assert unsure.sum() == 57
+    assert not hallmark.table.loc[unsure | silent, "correct"].any()
+    assert "442 record(s) hold no answer" in str(hallmark)
+    assert "57 answer(s) are UNCERTAIN and count as wrong" in str(hallmark)
+
+
+def test_zeroeval_records():
+    records = adapters.zeroeval()
+    table = records.table
+    assert len(table) == 88_090
+    by_dataset = table.groupby("dataset")
+    assert by_dataset["system"].nunique().to_dict() == {"gsm8k": 44, "math_level5": 43}
+    assert by_dataset["question_id"].nunique().to_dict() == {"gsm8k": 1319, "math_level5": 721}
+    assert (table["correct"] == (table["answer"] == table["gold"])).all()
+    assert table[["prompt_tokens", "completion_tokens"]].notna().all(axis=None)
+    # every model reads the same prompt, counted by one tokenizer
+    prompts = table.groupby(["dataset", "question_id"])["prompt_tokens"]
+    assert (prompts.min() == prompts.max()).all()
+    for partial in (
+        "gemini-1.5-flash-exp-0827 answered 681 of the 1,319 questions of gsm8k",
+        "Meta-Llama-3.1-405B-Instruct@hyperbolic answered 706 of the 721",
+        "Meta-Llama-3.1-70B-Instruct@hyperbolic answered 425 of the 721",
+    ):
+        assert partial in str(records)
+    assert len(records.notes) == 4
+    models = adapters.zeroeval_models()
+    assert set(models.index) == set(table["system"])
+    right = 100 * table.groupby(["dataset", "system"])["correct"].mean()
+    off = {
+        name: right[name].sub(models[f"published_{name}"].dropna(), fill_value=None).abs().dropna()
+        for name in ("gsm8k", "math_level5")
+    }
+    assert {name: len(gap) for name, gap in off.items()} == {"gsm8k": 44, "math_level5": 43}
+    assert {name: (gap <= 1).sum() for name, gap in off.items()} == {"gsm8k": 34, "math_level5": 35}
+    assert pd.concat(off).median() < 0.3
+    papers = [f"Qwen2.5-{size}-Instruct" for size in ("7B", "32B", "72B")]
+    assert off["math_level5"][papers].max() < 0.6
+
+
+def test_zeroeval_models_have_a_size_or_none():
+    models = adapters.zeroeval_models()
+    known = models["billions"].notna()
+    assert (known == models["model_page"].notna()).all()
+    assert known.sum() == 27
+    assert models.loc[known, "billions"].between(2, 406).all()
+    # the size in the name is the size in the table, rounded as their makers round it
+    named = (
+        models[known]
+        .index.to_series()
+        .str.extract(r"-(\d+)[bB](?:-|@|$)")[0]
+        .dropna()
+        .astype(float)
+    )
+    assert len(named) > 20
+    assert ((models.loc[named.index, "billions"] - named).abs() / named < 0.31).all()
+
+
+def test_what_two_chapters_read_is_written_reproducibly():
+    for name in ("hallmark_stated_confidence", "rlcr_gpqa", "zeroeval"):
+        head = adapters.SHIPPED.joinpath(f"{name}.csv.gz").read_bytes()[:10]
+        assert head[3:8] == bytes(5), "no file name and no time in the header"
+    assert adapters.SHIPPED.joinpath("zeroeval.csv.gz").stat().st_size < 600_000
+
+
+def test_zeroeval_reads_some_systems():
+    records = adapters.zeroeval(systems=["Qwen2.5-7B-Instruct"])
+    assert len(records.table) == 721
+    assert records.notes == ("20 record(s) hold no answer and count as wrong",)
+    with pytest.raises(ValueError, match=r"no model \['gpt'\]"):
+        adapters.zeroeval(systems=["gpt"])
+
+
+JUDGED = "dataset,question_id,system,answer,gold,confidence,seconds\n"
+COUNTED = "dataset,question_id,system,correct,answer_class,prompt_tokens,completion_tokens\n"
 ROUTED = "benchmark,subject,idx,mixtral_8x7b_correct,gpt4_1106_correct,listed_contaminated\n"
 CUT = adapters.SHIPPED.joinpath("rlcr_confidence.csv.gz").read_bytes()[:5000]
 
@@ -660,8 +774,18 @@ CUT = adapters.SHIPPED.joinpath("rlcr_confidence.csv.gz").read_bytes()[:5000]
         (adapters.rlcr, "a.csv.gz", CUT, "not a complete CSV file"),
         (adapters.routellm, "a.csv", (ROUTED + "gsm8k,,0,1,1\n").encode(), "row 1: found 5 fields, expected 6"),
         (adapters.routellm, "a.csv", (ROUTED + "gsm8k,\xff,0,1,1,0\n").encode("latin-1"), "not UTF-8"),
+        (adapters.hallmark, "a.csv", (JUDGED + "d,1,s,VALID,REAL,0.9,1\n").encode(), "row 1, field gold: found 'REAL', expected VALID or HALLUCINATED"),
+        (adapters.hallmark, "a.csv", (JUDGED + "d,1,s,Maybe,VALID,0.9,1\n").encode(), "row 1, field answer: found 'Maybe'"),
+        (adapters.hallmark, "a.csv", (JUDGED + "d,1,s,VALID,VALID,0.9,1\nd,2,s,VALID,VALID,,1\n").encode(), "row 2, fields answer and confidence: found 'VALID' and '', expected both or neither"),
+        (adapters.hallmark, "a.csv", (JUDGED + "d,1,s,,VALID,0.5,1\n").encode(), "row 1, fields answer and confidence"),
+        (adapters.hallmark, "a.csv", (JUDGED + "d,1,s,VALID,VALID,95,1\n").encode(), "row 1, field confidence: found '95'"),
+        (adapters.hallmark, "a.csv", (JUDGED + "d,1,s,VALID,VALID,0.9,-1\n").encode(), "row 1, field seconds: found '-1', expected a number from 0"),
+        (adapters.zeroeval, "a.csv", (COUNTED + "d,1,s,1,2,9,9\n").encode(), "row 1, field correct: found 1 with the answer_class '2'"),
+        (adapters.zeroeval, "a.csv", (COUNTED + "d,1,s,yes,0,9,9\n").encode(), "row 1, field correct: found 'yes', expected 0 or 1"),
+        (adapters.zeroeval, "a.csv", (COUNTED + "d,1,s,0,x,9,9\n").encode(), "row 1, field answer_class: found 'x'"),
+        (adapters.zeroeval, "a.csv", (COUNTED + "d,1,s,1,0,9,\n").encode(), "row 1, field completion_tokens: found ''"),
     ],
-    ids=range(4),
+    ids=range(14),
 )  # fmt: skip
 def test_adapters_name_what_is_wrong(tmp_path, adapter, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -700,6 +824,37 @@ def test_agreement(answers, winner, confidence):
     assert row["confidence"] == pytest.approx(confidence)
     assert row["correct"] == (winner == "B")
     assert row["prompt_tokens"] == 3 * len(answers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "confidence"),
+    [
+        (("A", "B", "B"), 0.0),  # the others never change the answer
+        (("A", "A", "B"), 1 / 2),
+        (("A", None, "A"), 1 / 2),
+        ((None, None, None), 0.0),  # no answer is no agreement
+    ],
+)
+def test_support(answers, confidence):
+    table = votes(*answers)
+    found = support(table, "m0", ["m1", "m2"], name="m0, supported")
+    validate(found)
+    row = found.iloc[0]
+    assert row["confidence"] == confidence
+    assert (row["answer"] if pd.notna(row["answer"]) else None) == answers[0]
+    assert row["prompt_tokens"] == 3
+
+
+def test_support_is_by_question_or_refused():
+    first, second = votes("A", "A"), votes("B", "C").assign(question_id="2")
+    table = pd.concat([first, second]).iloc[[0, 3, 1, 2]]  # the two in different orders
+    found = support(table, "m0", ["m1"], name="s").set_index("question_id")["confidence"]
+    assert found.to_dict() == {"1": 1.0, "2": 0.0}
+    for others in ([], ["m0"], ["m1", "m1"]):
+        with pytest.raises(ValueError, match="expected different systems beside 'm0'"):
+            support(first, "m0", others, name="s")
+    with pytest.raises(RecordsError, match="'m1' and 'm0' were not asked the same questions"):
+        support(table.iloc[:3], "m0", ["m1"], name="s")
 
 
 def test_agreement_makes_valid_records_or_refuses():

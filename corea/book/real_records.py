@@ -20,7 +20,6 @@ from corea.confidence import support
 from corea.metrics import calibration
 from corea.metrics.cascade import (
     COLUMNS,
-    at_threshold,
     cheapest_threshold,
     deferral_curve,
     defers,
@@ -103,18 +102,17 @@ def stated_confidences(
 
 
 def judged(values: pd.Series[object], statement: str, **bound: float) -> dict[str, object]:
-    """A row of a table of claims: of how many systems a statement holds, fails or stays open.
+    """A row of a table of claims: for how many values a statement holds, fails or stays open.
 
     Example:
         >>> values = pd.Series({"a": Interval(0.3, 0.2, 0.4), "b": Interval(0.1, -0.1, 0.3)})
         >>> judged(values, "is above 0", above=0)
-        {'statement': 'is above 0', 'holds': 1, 'fails': 0, 'unsettled': 1, 'not for': 'b'}
+        {'statement': 'is above 0', 'holds': 1, 'fails': 0, 'unsettled': 1}
     """
-    found = {str(name): verdict(value, **bound) for name, value in values.items()}
-    said = list(found.values())
-    open_for = [f"{n}{' (fails)' * (v == 'fails')}" for n, v in found.items() if v != "holds"]
-    counts = {word: said.count(word) for word in ("holds", "fails", "unsettled")}
-    return {"statement": statement, **counts, "not for": ", ".join(open_for) or "none"}
+    said = [verdict(value, **bound) for value in values]
+    return {"statement": statement} | {
+        word: said.count(word) for word in ("holds", "fails", "unsettled")
+    }
 
 
 # --- cascades, chosen on one half and judged on the other -------------------------------------
@@ -224,6 +222,50 @@ def priced(paired: pd.DataFrame) -> pd.DataFrame:
     return paired.assign(small_cost=0.0, large_cost=1.0)
 
 
+def judge_rules(
+    cascades: Mapping[str, pd.DataFrame],
+    *,
+    max_accuracy_drop: float,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The paper's threshold and the cheapest, chosen on one half of each cascade's questions.
+
+    A row per cascade and ``rule`` (``"paper's"`` or ``"cheapest"``) with its ``threshold`` and what
+    :func:`judge_cascade` says of it on the other half; ``cascades`` are pairs by name.
+    """
+    rows = []
+    for name, paired in cascades.items():
+        first, second = halves(paired, seed)
+        for rule, drop in (("paper's", None), ("cheapest", max_accuracy_drop)):
+            threshold = choose_threshold(first, drop)
+            found = judge_cascade(second, threshold, n_resamples=n_resamples, seed=seed)
+            rows.append({"cascade": name, "rule": rule, "threshold": threshold, **found})
+    return pd.DataFrame(rows)
+
+
+def median_seconds(
+    table: pd.DataFrame, small: str, large: str, threshold: float
+) -> dict[str, float]:
+    """Seconds of a question, in the median: of each model alone, and of the cascade of both.
+
+    Example:
+        >>> table = pd.DataFrame({"dataset": "d", "question_id": ["1", "1"], "system": ["a", "b"],
+        ...     "sample": 0, "correct": True, "confidence": [0.5, 0.9], "seconds": [1.0, 4.0]})
+        >>> median_seconds(table, "a", "b", threshold=0.8)
+        {'first': 1.0, 'behind': 4.0, 'cascade': 5.0}
+    """
+    paired = pair(table, small, large)
+    of_small, of_large = (
+        select(table, system=system).set_index("question_id")["seconds"].loc[paired["question_id"]]
+        for system in (small, large)
+    )
+    deferred = defers(paired["confidence"], threshold)
+    together = of_small + deferred * of_large
+    medians = {"first": of_small, "behind": of_large, "cascade": together}
+    return {name: float(seconds.median()) for name, seconds in medians.items()}
+
+
 @dataclass(frozen=True)
 class Agreed:
     """A cascade that defers where other models disagree.
@@ -243,6 +285,23 @@ class Agreed:
     def __str__(self) -> str:
         """Who stands before whom."""
         return f"{self.small} before {self.large}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A cascade whose others and threshold were chosen on one half of the questions.
+
+    Attributes:
+        cascade: Who answers.
+        threshold: Below it the large model is asked.
+        first: :func:`agreement_pair` of the half that it was chosen on.
+        second: That of the other half, to judge it on.
+    """
+
+    cascade: Agreed
+    threshold: float
+    first: pd.DataFrame
+    second: pd.DataFrame
 
 
 def agreement_pair(
@@ -301,35 +360,47 @@ def choose_others(
     max_accuracy_drop: float,
     output_price: float = 4.0,
     seed: int = 0,
-) -> tuple[Agreed, float]:
+) -> Chosen:
     """Who to ask for agreement, and the threshold: what is cheapest on the first half.
 
-    Of all sets of up to ``max_others`` of the candidates (others than the two models), each with
-    the cheapest threshold that loses at most ``max_accuracy_drop`` against the large model; of
-    equal costs the first.
+    Of all sets of up to ``max_others`` of the candidates that answered the questions, each with the
+    cheapest threshold that loses at most ``max_accuracy_drop`` against the large model; of equal
+    costs the first.
     """
-    names = [name for name in candidates if name not in (cascade.small, cascade.large)]
-    best: tuple[float, Agreed, float] | None = None
+    rows = select(table, dataset=cascade.dataset)
+    there = set(rows["system"]) - {cascade.small, cascade.large}
+    names = [name for name in candidates if name in there]
+    best, lowest = None, np.inf
     for size in range(1, max_others + 1):
         for others in combinations(names, size):
             tried = replace(cascade, others=others)
-            paired = agreement_pair(table, tried, billions, output_price=output_price)
-            first, _ = halves(paired, seed)
-            curve = deferral_curve(*(first[column] for column in COLUMNS))
+            paired = agreement_pair(rows, tried, billions, output_price=output_price)
+            first, second = halves(paired, seed)
             threshold = choose_threshold(first, max_accuracy_drop)
-            cost = float(at_threshold(curve, threshold)["cost"])
-            if best is None or cost < best[0]:
-                best = cost, tried, threshold
+            cost = float(_outcome(first, threshold)["cost"].mean())
+            if cost < lowest:
+                best, lowest = Chosen(tried, threshold, first, second), cost
     if best is None:
-        raise ValueError(f"no candidate to agree with {cascade.small!r}: {list(candidates)}")
-    return best[1:]
+        raise ValueError(f"{cascade}: none of {list(candidates)} answered {cascade.dataset!r}")
+    return best
+
+
+def question_costs(
+    table: pd.DataFrame, cascade: Agreed, billions: Mapping[str, float], output_price: float = 4.0
+) -> pd.DataFrame:
+    """What each model of a cascade answered to the first question, its tokens and its cost."""
+    asked = select(table, dataset=cascade.dataset)
+    one = asked[asked["question_id"] == asked["question_id"].iloc[0]].set_index("system")
+    one = one.loc[[cascade.small, *cascade.others, cascade.large]]
+    size = [billions[str(system)] for system in one.index]
+    paid = query_cost(one["prompt_tokens"], one["completion_tokens"], output_price=output_price)
+    shown = one[["answer", "prompt_tokens", "completion_tokens"]]
+    return shown.assign(billions=size, cost=paid * size)
 
 
 def against_single(
     table: pd.DataFrame,
-    cascade: Agreed,
-    paired: pd.DataFrame,
-    threshold: float,
+    chosen: Chosen,
     billions: Mapping[str, float],
     *,
     output_price: float = 4.0,
@@ -342,13 +413,14 @@ def against_single(
     the cascade there; on the second its pass@1, how much the cascade's exceeds it, paired, and what
     share of the cascade's cost it takes.
     """
-    first, second = (_outcome(half, threshold) for half in halves(paired, seed))
-    rows = select(table, dataset=cascade.dataset)
+    first, second = (_outcome(half, chosen.threshold) for half in (chosen.first, chosen.second))
+    questions = pd.concat([first["question_id"], second["question_id"]])
+    rows = select(table, dataset=chosen.cascade.dataset)
     found = {}
     for system, part in rows.groupby("system", sort=False):
         size = billions.get(str(system), np.nan)
         asked = part.set_index("question_id")
-        if np.isnan(size) or not paired["question_id"].isin(asked.index).all():
+        if np.isnan(size) or not questions.isin(asked.index).all():
             continue
         counts = asked["prompt_tokens"], asked["completion_tokens"]
         asked = asked.assign(cost=query_cost(*counts, size, output_price))
@@ -356,7 +428,7 @@ def against_single(
         if on_first["cost"].mean() <= first["cost"].mean():
             found[float(on_first["correct"].mean())] = str(system), asked
     if not found:
-        raise ValueError(f"{cascade}: no single model costs as little as the cascade")
+        raise ValueError(f"{chosen.cascade}: no single model costs as little as the cascade")
     system, asked = found[max(found)]
     single = asked.loc[second["question_id"]]
     beside = second.assign(single=single["correct"].to_numpy())
@@ -370,17 +442,24 @@ def against_single(
     }
 
 
-def cost_parts(paired: pd.DataFrame, threshold: float) -> dict[str, float]:
+def cost_parts(chosen: Chosen) -> dict[str, float]:
     """What a cascade's cost is made of, in shares of that of the large model alone."""
-    rows = _outcome(paired, threshold)
-    of_large = rows["large_cost"].mean()
-    return {
-        "answers first": float(rows["first_cost"].mean() / of_large),
-        "asked for agreement": float(rows["others_cost"].mean() / of_large),
-        "large model, where deferred": float(
-            (rows["large_cost"] * rows["deferred"]).mean() / of_large
-        ),
+    rows = _outcome(chosen.second, chosen.threshold)
+    parts = {
+        "answers first": rows["first_cost"],
+        "asked for agreement": rows["others_cost"],
+        "large model, where deferred": rows["large_cost"] * rows["deferred"],
     }
+    of_large = rows["large_cost"].mean()
+    return {name: float(cost.mean() / of_large) for name, cost in parts.items()}
+
+
+def agreement_levels(chosen: Chosen) -> pd.DataFrame:
+    """How often both models are right, by the share of the others that agree with the small one."""
+    levels = chosen.second.groupby("confidence")
+    right = levels[["small_correct", "large_correct"]].mean()
+    right.columns = pd.Index(["small is right", "large is right"])
+    return right.assign(questions=levels.size()).rename_axis("agree").reset_index()
 
 
 def curve_lines(paired: pd.DataFrame) -> dict[str, pd.DataFrame]:
