@@ -231,14 +231,14 @@ def zeroeval(
     known = list(dict.fromkeys(table["system"]))
     if unknown := [name for name in systems or () if name not in known]:
         raise ValueError(f"{path.name}: no model {unknown}; there are {known}")
-    asked = table.groupby("dataset")["question_id"].nunique()
+    asked = table.groupby("dataset")["question_id"].nunique().to_dict()
     if systems is not None:
         table = table[table["system"].isin(list(systems))]
-    answered = table.groupby(["dataset", "system"]).size()
+    answered = table.groupby(["dataset", "system"], as_index=False).size()
     notes = [f"{(table['answer_class'] == '').sum():,} record(s) hold no answer and count as wrong"]
     notes += [
         f"{system} answered {n:,} of the {asked[dataset]:,} questions of {dataset}"
-        for (dataset, system), n in answered.items()
+        for dataset, system, n in answered.itertuples(index=False)
         if n < asked[dataset]
     ]
     columns = {name: list(table[name]) for name in names if name != "answer_class"}

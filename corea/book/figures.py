@@ -385,12 +385,12 @@ def plot_stated(values: pd.DataFrame, *, constant: float) -> Figure:
         axes.plot([right.estimate, stated.estimate], [height] * 2, color="0.75", linewidth=1)
         axes.plot([right.low, right.high], [height] * 2, color=PALETTE[0], linewidth=2.5)
         axes.plot(right.estimate, height, "o", color=PALETTE[0], label="right" * (not height))
-        look = {"color": PALETTE[1], "label": "stated, on average" * (not height)}
+        look: dict[str, Any] = {"color": PALETTE[1], "label": "stated, on average" * (not height)}
         axes.plot(stated.estimate, height, "D", markersize=5, **look)
     axes.axvline(constant, **REFERENCE)
     axes.set_yticks(range(len(values)), [as_label(name) for name in values.index])
     axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(visible=False, axis="y")
     drawing.legend(loc="outside lower center", ncols=2)
     return drawing
@@ -419,7 +419,7 @@ def plot_cascades(
         axes.plot(curve["cost"], curve["pass_at_1"], "o-", **look)
         axes.set_title(as_label(title), fontsize="small")
         axes.set_xlabel(below)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     label_edges(grid, rows=["pass@1"] * n_rows)
     handles, names = grid[0, 0].get_legend_handles_labels()
     drawing.legend(handles, names, loc="outside lower center", ncols=4)

@@ -7,7 +7,7 @@ seen. Differences are paired: in a resample both sides answer the same questions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
@@ -101,7 +101,7 @@ def stated_confidences(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
-def judged(values: pd.Series[object], statement: str, **bound: float) -> dict[str, object]:
+def judged(values: Iterable[Interval], statement: str, **bound: float) -> dict[str, object]:
     """A row of a table of claims: for how many values a statement holds, fails or stays open.
 
     Example:
@@ -392,9 +392,9 @@ def question_costs(
     asked = select(table, dataset=cascade.dataset)
     one = asked[asked["question_id"] == asked["question_id"].iloc[0]].set_index("system")
     one = one.loc[[cascade.small, *cascade.others, cascade.large]]
-    size = [billions[str(system)] for system in one.index]
+    size = np.array([billions[str(system)] for system in one.index])
     paid = query_cost(one["prompt_tokens"], one["completion_tokens"], output_price=output_price)
-    shown = one[["answer", "prompt_tokens", "completion_tokens"]]
+    shown: pd.DataFrame = one[["answer", "prompt_tokens", "completion_tokens"]]
     return shown.assign(billions=size, cost=paid * size)
 
 
