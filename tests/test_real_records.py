@@ -258,6 +258,8 @@ def test_references_of_a_curve_pay_nobody_for_agreement():
     assert lines["cascade"]["cost"].iloc[[0, -1]].tolist() == pytest.approx([0.3, 1.3])
     for name in ("oracle", "random deferral"):
         assert lines[name]["cost"].iloc[[0, -1]].tolist() == pytest.approx([0.1, 1.1])
+    (alone,) = lines["large model alone"].to_dict("records")
+    assert alone == {"cost": 1.0, "pass_at_1": paired["large_correct"].mean()}
     assert lines["oracle"]["pass_at_1"].max() == pytest.approx(
         (paired["small_correct"] | paired["large_correct"]).mean()
     )

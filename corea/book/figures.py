@@ -403,7 +403,8 @@ def plot_cascades(
     """Pass@1 of cascades against their cost: a panel a cascade.
 
     Of each its lines by name, curves of :func:`corea.metrics.cascade.deferral_curve`: the first is
-    the cascade's own, with a mark a threshold, the others are grey references.
+    the cascade's own, with a mark a threshold, the others are grey references, one of a single row
+    a mark.
     """
     columns = min(columns, len(cascades))
     n_rows = -(-len(cascades) // columns)
@@ -413,7 +414,9 @@ def plot_cascades(
     for axes, (title, lines) in zip(grid.flat, cascades.items(), strict=False):
         (name, curve), *references = lines.items()
         for dashes, (other, line) in zip(cycle(_DASHES), references, strict=False):
-            look = {**REFERENCE, "linestyle": dashes, "label": as_label(other)}
+            look: dict[str, Any] = {**REFERENCE, "linestyle": dashes, "label": as_label(other)}
+            if len(line) == 1:  # a system, not a curve
+                look |= {"linestyle": "", "marker": "D", "markersize": 5, "color": "0.25"}
             axes.plot(line["cost"], line["pass_at_1"], **look)
         look = {"color": PALETTE[0], "markersize": 4, "label": as_label(name)}
         axes.plot(curve["cost"], curve["pass_at_1"], "o-", **look)

@@ -463,7 +463,7 @@ def agreement_levels(chosen: Chosen) -> pd.DataFrame:
 
 
 def curve_lines(paired: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """A cascade's curve, the oracle's and random deferral; cost as a share of the large model's.
+    """A cascade's curve, its references by name; cost as a share of the large model's alone.
 
     Neither the oracle nor random deferral asks anybody for agreement: they pay ``first_cost``,
     where there is that column.
@@ -479,6 +479,7 @@ def curve_lines(paired: pd.DataFrame) -> dict[str, pd.DataFrame]:
         ),
         "oracle": oracle,
         "random deferral": oracle.iloc[[0, -1]],
+        "large model alone": pd.DataFrame({"cost": [1.0], "pass_at_1": [verdicts[1].mean()]}),
     }
 
 
