@@ -121,6 +121,7 @@ def test_resampled_values_are_the_metrics_under_weights():
         {
             "confidence": np.where(rng.random(60) < 0.2, np.nan, rng.integers(0, 11, 60) / 10),
             "correct": rng.random(60) < 0.6,
+            "sample": np.arange(60) % 3,
         }
     )
     weight = rng.integers(0, 4, (20, 60)).astype(float)
@@ -138,7 +139,17 @@ def test_resampled_values_are_the_metrics_under_weights():
             "confidence_output_ratio": calibration.confidence_output_ratio(
                 rows["confidence"], weight=w
             ),
+            "ece_per_run": np.mean(
+                [
+                    calibration.expected_calibration_error(
+                        pair[0][own], pair[1][own], weight=w[stated][own]
+                    )
+                    for own in (rows["sample"][stated] == k for k in range(3))
+                ]
+            ),
             "mean_confidence": np.average(pair[0], weights=w[stated]),
+            "overconfidence": np.average(pair[0] - pair[1], weights=w[stated]),
+            "share_at_ends": np.average(pair[0].isin([0, 1]), weights=w[stated]),
         }
         assert {name: found[name][i] for name in expected} == pytest.approx(expected, nan_ok=True)
     assert np.isnan(found["auroc"][19])
