@@ -25,7 +25,7 @@ import pandas as pd
 from corea.book import display
 from corea.book.published import published_table, recompute_lost_table
 from corea.metrics.cascade import pareto_front
-from corea.metrics.intervals import COLUMNS, as_interval, differences, summarize, verdict
+from corea.metrics.intervals import COLUMNS, Interval, as_interval, differences, summarize, verdict
 from corea.rlcc.cascades import CASCADES, LARGE_MODEL, Cascade
 from corea.tasks.suites import MICROWORLD, Suite
 
@@ -144,11 +144,16 @@ def _both_cells(rows: pd.DataFrame) -> dict[str, list[Any]]:
     if rows["full_run"].notna().any():
         ends = {"value": "full_run", "low": "full_run_low", "high": "full_run_high"}
         there = [{name: row[column] for name, column in ends.items()} for row in runs]
-        cells["committed full run"] = [as_interval(row) for row in there]
-    cells["this run"] = [as_interval(row) for row in runs]
+        cells["committed full run"] = [_cell(row) for row in there]
+    cells["this run"] = [_cell(row) for row in runs]
     if "committed full run" in cells:
         cells["this run is"] = rows["replicates"].to_list()
     return cells
+
+
+def _cell(row: Mapping[str, Any]) -> Interval | float | None:
+    """A value with its interval; alone where one seed and no resample leave it without."""
+    return float(row["value"]) if np.isnan(row["low"]) else as_interval(row)
 
 
 def show_beside(
