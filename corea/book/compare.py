@@ -118,7 +118,9 @@ def _beside(here: pd.DataFrame, committed: pd.DataFrame | None, at: list[str]) -
     named = {name: f"full_run_{name}" for name in COLUMNS} | {"value": "full_run"}
     there = pd.DataFrame(columns=at) if committed is None else committed
     there = there.reindex(columns=[*at, *COLUMNS]).rename(columns=named)
-    there = there[there["full_run"].notna()]
+    # a label that one of them lacks is missing there, whatever its type in the other
+    there = there[there["full_run"].notna()].astype(dict.fromkeys(at, object))
+    here = here.astype(dict.fromkeys(at, object))
     order = pd.concat([there[at], here[at]]).drop_duplicates()  # as the full run has it
     both = order.merge(here[[*at, *COLUMNS]], how="left", on=at, validate="1:1")
     both = both.merge(there, how="left", on=at, validate="1:1")
@@ -273,7 +275,8 @@ class Statement:
     Attributes:
         says: The statement in words, without the dataset.
         of: Labels that pick the contrast, such as ``system``, ``baseline`` and ``metric``;
-            ``statistic`` is a difference unless named.
+            ``statistic`` is a difference unless named, and a label that only some contrasts have
+            is missing unless named.
         bound: One bound of :func:`corea.metrics.intervals.verdict`.
         paper: The paper's number, missing where it prints none.
         given: What must hold first; where it does not with its whole interval, the verdict is
@@ -313,8 +316,9 @@ def decide(
         >>> decide([lower], pd.DataFrame([row | {"n_seeds": 1}]))["holds_here"].item()
         'unsettled: one training seed'
     """
-    at = [str(name) for name in here if name not in COLUMNS]
-    both = _beside(here, committed, at)
+    labels = [*here] if committed is None else [*here, *committed]
+    at = [str(name) for name in dict.fromkeys(labels) if name not in COLUMNS]
+    both = _beside(here.reindex(columns=[*at, *COLUMNS]), committed, at)
     rows = []
     for statement in statements:
         row = _picked(both, statement)
@@ -340,6 +344,9 @@ def _picked(both: pd.DataFrame, statement: Statement) -> dict[str, Any] | None:
         if name not in rows:
             raise ValueError(f"{statement.says!r}: the contrasts have no column {name!r}")
         rows = rows[rows[name] == value]
+    known = {*CONTRAST, *COLUMNS, *wanted, "full_run", "replicates"}
+    more = [c for c in both if c not in known and not str(c).startswith("full_run_")]
+    rows = rows[rows[more].isna().all(axis=1)]
     if len(rows) > 1:
         raise ValueError(f"{statement.says!r}: {len(rows)} contrasts fit {wanted}; expected one")
     return {str(k): v for k, v in rows.iloc[0].items()} if len(rows) else None
