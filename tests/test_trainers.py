@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 import json
 import math
@@ -917,6 +918,18 @@ def test_the_step_whose_worst_component_is_least_behind_is_selected():
     np.testing.assert_allclose(table["behind_format"], [0, 0])
     np.testing.assert_allclose(table["worst"], [math.sqrt(2) / 2, math.sqrt(2)])
     assert table["selected"].tolist() == [True, False]
+
+
+def test_a_fixed_stopping_step_takes_the_last_whatever_was_validated():
+    tables = pd.concat([evaluated(10, *PERFECT), evaluated(20, *SURE), evaluated(0, *PERFECT)])
+    settings = GRPOSettings("l1", group_size=2, selection="last")
+    best = select_checkpoint(tables, dataclasses.replace(settings, selection="validation"))
+    last = select_checkpoint(tables, settings)
+    assert best["selected"].tolist() == [True, False]
+    assert last["selected"].tolist() == [False, True]
+    pd.testing.assert_frame_equal(best.drop(columns="selected"), last.drop(columns="selected"))
+    with pytest.raises(ValueError, match="selection is 'first'; expected one of"):
+        GRPOSettings("l1", selection="first")
 
 
 def test_confidence_does_not_count_where_it_is_not_trained():
