@@ -153,7 +153,7 @@ def _both_cells(rows: pd.DataFrame) -> dict[str, list[Any]]:
     return cells
 
 
-def _cell(row: Mapping[str, Any]) -> Interval | float | None:
+def _cell(row: Mapping[Any, Any]) -> Interval | float | None:
     """A value with its interval; alone where one seed and no resample leave it without."""
     return float(row["value"]) if np.isnan(row["low"]) else as_interval(row)
 
