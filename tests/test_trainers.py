@@ -971,6 +971,18 @@ def test_selection_needs_a_step_after_0():
         select(evaluated(0, *PERFECT))
 
 
+def test_the_papers_settings_reach_the_trainer(tmp_path):
+    settings = GRPOSettings(
+        "l1", group_size=2, batch=8, micro_batch=4, steps=8, checkpoint_every=4,
+        steps_per_rollout=4, kl_coef=1e-4, weight_decay=0.01, loss_type="bnpo",
+        scale_rewards="none",
+    )  # fmt: skip
+    config = grpo_module.grpo_config(settings, tmp_path, n_validation=4)
+    assert (config.weight_decay, config.beta, config.loss_type) == (0.01, 1e-4, "bnpo")
+    assert (config.scale_rewards, config.steps_per_generation) == ("none", 8)
+    assert config.lr_scheduler_type == "constant_with_warmup"
+
+
 # --- what is logged -------------------------------------------------------------------------------
 
 
