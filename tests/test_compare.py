@@ -205,7 +205,7 @@ def test_one_seed_needs_the_same_questions(records, replicated):
 
 def test_a_computed_signal_is_there_in_every_row(records):
     lacking = Cascade("L1-SLM", "probe")
-    with pytest.raises(ValueError, match="lacks the signal 'probe' in 256 of 256 rows"):
+    with pytest.raises(ValueError, match="lacks the signal 'probe' in (\\d+) of \\1 rows"):
         cascade_questions(records, lacking, large="Baseline LLM")
     nobody = Cascade("nobody")
     with pytest.raises(ValueError, match="no system 'nobody' among the runs; there are 'SLM'"):
