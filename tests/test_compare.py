@@ -820,3 +820,16 @@ def test_the_collapse_is_seen(chapter):
     assert found[zero][1] == "holds"
     low = "the tiny model is underconfident at the end (held-out questions)"
     assert found[low][1] == "holds"
+
+
+def test_stated_confidence_is_the_coarser_one(chapter):
+    shown, _ = chapter("threshold_curves", "three_seeds")
+    found = verdicts(tables(shown), "Stated less expected confidence")
+    for dataset in MICROWORLD.datasets:
+        of = (
+            f"the stated confidence leaves fewer operating points than the expected one ({dataset})"
+        )
+        assert found[of][1] == "holds"
+    one, _ = chapter("threshold_curves", "one_seed")
+    found = verdicts(tables(one), "Stated less expected confidence")
+    assert {here for _, here in found.values()} == {"unsettled: one training seed"}
