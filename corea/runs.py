@@ -41,7 +41,8 @@ class TrainedModel:
             where nobody knows.
         group_size: Rollouts of one prompt in training, or None for a base model.
         seed: Seed of the run.
-        parameters: Weights of the model.
+        parameters: Size by which its tokens are priced: the nominal one where its name has one, as
+            in paper A, and else the number of its weights.
         selected_step: Step of the checkpoint that was chosen, or None for a base model.
         checkpoint: Folder of the weights, relative to the repository, or a hub name.
         suite: What it is asked, a name in :data:`corea.tasks.suites.SUITES`.

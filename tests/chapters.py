@@ -2,6 +2,8 @@
 
 import ast
 import json
+import re
+from html import unescape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,3 +26,20 @@ def execute(name, parameters):
                 interactive = getattr(value, "_repr_mimebundle_", None)
                 shown.append(interactive()["text/html"] if interactive else value._repr_html_())
     return shown
+
+
+def tables(shown):
+    """Tables of a chapter's HTML: caption to rows, each a dict of heading to text."""
+    found = {}
+    for table in re.findall(r"<table.*?</table>", "\n".join(shown), re.DOTALL):
+        caption = _text(re.search(r"<caption>(.*?)</caption>", table, re.DOTALL)[1])
+        head, body = table.split("</thead>")
+        headings = [_text(cell) for cell in re.findall(r"<th\b.*?</th>", head, re.DOTALL)]
+        rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+        cells = [[_text(c) for c in re.findall(r"<td\b.*?</td>", row, re.DOTALL)] for row in rows]
+        found[caption] = [dict(zip(headings, row, strict=True)) for row in cells]
+    return found
+
+
+def _text(html):
+    return unescape(re.sub(r"<[^>]+>", "", html.replace("<br>", " ")))

@@ -1,19 +1,25 @@
 """Metrics and cascades of several runs beside the paper, and their chapters, on made-up runs."""
 
-import ast
-import json
 import warnings
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute, tables
 from fake_runs import fake_run, fake_runs
 
 from corea.book import compare, figures, full_run, published
 from corea.metrics import calibration, cascade
-from corea.metrics.intervals import FEW_SEEDS, ONE_SEED, as_interval, differences, summarize
+from corea.metrics.intervals import (
+    COLUMNS,
+    FEW_SEEDS,
+    ONE_SEED,
+    QuestionWeights,
+    as_interval,
+    differences,
+    summarize,
+)
 from corea.metrics.measure import METRICS, _values, measure
 from corea.records import RecordsError
 from corea.rlcc.cascades import (
@@ -26,12 +32,13 @@ from corea.rlcc.cascades import (
     measure_areas,
     measure_cascades,
     measure_held_out,
+    measure_matched,
     measure_thresholds,
+    reprice,
 )
 from corea.runs import run_records
 from corea.tasks.suites import MICROWORLD, PAPERS
 
-ROOT = Path(__file__).resolve().parent.parent
 MAIN = ("base", "rlvr", "brier", "l1", "large")
 EACH, GROUPS, ALL = MICROWORLD.each, MICROWORLD.groups, MICROWORLD.together
 EVERY = {**GROUPS, **EACH, **ALL}
@@ -121,6 +128,7 @@ def test_resampled_values_are_the_metrics_under_weights():
         {
             "confidence": np.where(rng.random(60) < 0.2, np.nan, rng.integers(0, 11, 60) / 10),
             "correct": rng.random(60) < 0.6,
+            "sample": np.arange(60) % 3,
         }
     )
     weight = rng.integers(0, 4, (20, 60)).astype(float)
@@ -138,7 +146,17 @@ def test_resampled_values_are_the_metrics_under_weights():
             "confidence_output_ratio": calibration.confidence_output_ratio(
                 rows["confidence"], weight=w
             ),
+            "ece_per_run": np.mean(
+                [
+                    calibration.expected_calibration_error(
+                        pair[0][own], pair[1][own], weight=w[stated][own]
+                    )
+                    for own in (rows["sample"][stated] == k for k in range(3))
+                ]
+            ),
             "mean_confidence": np.average(pair[0], weights=w[stated]),
+            "overconfidence": np.average(pair[0] - pair[1], weights=w[stated]),
+            "share_at_ends": np.average(pair[0].isin([0, 1]), weights=w[stated]),
         }
         assert {name: found[name][i] for name in expected} == pytest.approx(expected, nan_ok=True)
     assert np.isnan(found["auroc"][19])
@@ -187,7 +205,7 @@ def test_one_seed_needs_the_same_questions(records, replicated):
 
 def test_a_computed_signal_is_there_in_every_row(records):
     lacking = Cascade("L1-SLM", "probe")
-    with pytest.raises(ValueError, match="lacks the signal 'probe' in 256 of 256 rows"):
+    with pytest.raises(ValueError, match="lacks the signal 'probe' in (\\d+) of \\1 rows"):
         cascade_questions(records, lacking, large="Baseline LLM")
     nobody = Cascade("nobody")
     with pytest.raises(ValueError, match="no system 'nobody' among the runs; there are 'SLM'"):
@@ -324,6 +342,49 @@ def test_areas_are_those_of_the_curves():
             assert area == pytest.approx(cascade.area_over_random(curve), abs=1e-12)
 
 
+def test_matched_accuracy_is_the_cheapest_threshold_of_each_resample(records):
+    some = records[records["dataset"].isin(["chains", "words"])]
+    drops = [0.0, 3.0]
+    groups = {"chains": ["chains"]}
+    measured = measure_matched(some, drops, groups=groups, n_resamples=6)
+    for name in ("COREA", "Router+RLVR-SLM", "SLM-Verb"):
+        rows = cascade_questions(some, CASCADES[name])
+        rows = rows[rows["dataset"] == "chains"]
+        weights = QuestionWeights(rows.assign(system=name), 6, 0).of_rows(rows, "chains")
+        for k, weight in enumerate(weights):
+            curve = cascade.deferral_curve(
+                *(rows[column] for column in cascade.COLUMNS),
+                router_cost=rows["router_cost"] if CASCADES[name].routed else None,
+                weight=weight,
+            )
+            large = np.average(rows["large_correct"], weights=weight)
+            alone = np.average(rows["large_cost"], weights=weight)
+            for drop in drops:
+                enough = large - drop / 100 - 1e-9
+                best = curve[
+                    curve["threshold"] == cascade.cheapest_threshold(curve, min_pass_at_1=enough)
+                ].iloc[0]
+                at = measured[(measured["max_drop"] == drop) & (measured["resample"] == k)]
+                at = at[at["system"] == name].set_index("metric")["value"]
+                assert at["cost"] == pytest.approx(best["cost"])
+                assert at["pass_at_1"] == pytest.approx(100 * best["pass_at_1"])
+                assert at["cost_change"] == pytest.approx(100 * (best["cost"] / alone - 1))
+                assert at["pass_at_1_change"] >= -drop - 1e-6
+                assert at["deferral_rate"] == pytest.approx(100 * best["deferral_rate"])
+
+
+def test_a_dearer_large_model_is_one_with_more_weights(records):
+    of = {"COREA": CASCADES["COREA"]}
+    options = {"groups": {"chains": ["chains"]}, "n_resamples": 2}
+    measured = measure_cascades(records, of, **options)
+    dear = records["parameters"].where(records["system"] != LARGE_MODEL, records["parameters"] * 3)
+    expected = now(measure_cascades(records.assign(parameters=dear), of, **options))
+    priced = reprice(measured[measured["system"] == "COREA"], [3.0, 1e12, np.inf])
+    found = [now(rows)["cost_change"] for _, rows in priced.groupby("price_factor")]
+    assert found[0] == pytest.approx(expected["cost_change"])
+    assert found[1] == pytest.approx(found[2])
+
+
 def test_no_confidence_defers_better_than_the_oracle(records):
     found = summarize(measure_areas(records, n_resamples=5))
     wide = found.pivot(index=["system", "dataset"], columns="metric", values="value")
@@ -396,66 +457,63 @@ def test_the_half_used_is_not_the_half_chosen_on(records):
 
 
 def three_systems():
-    """Paper: a < b < c, c's spread hides its distance to b. Here: certain, turned, open."""
+    """The paper's numbers, and this run's of three systems, one of them ours."""
     paper = pd.DataFrame(
-        {
-            "dataset": "chains", "metric": "ece", "system": ["a", "b", "c", "d"],
-            "value": [0.1, 0.3, 0.31, 0.5], "spread": [0.0, 0.0, 0.02, 0.0], "half_unit": 0.005,
-        }
-    )  # fmt: skip
+        {"dataset": "chains", "metric": "ece", "system": ["a", "b", "d"], "value": [0.1, 0.3, 0.5]}
+    )
     here = pd.concat(
         [
             made({0: [0.1], 1: [0.11]}, system="a"),
             made({0: [0.4], 1: [0.42]}, system="b"),
-            made({0: [0.0], 1: [0.01]}, system="c"),
-            made({0: [0.0], 1: [0.9]}, system="d"),
             made({0: [0.2], 1: [0.3]}, system="ours"),
         ]
     )
     return here, paper
 
 
-def test_orderings():
-    found = compare.orderings(*three_systems())
-    holds = found.set_index(["system", "baseline"])["holds"].to_dict()
-    assert holds == {
-        ("a", "b"): "yes",
-        ("a", "c"): "no",
-        ("a", "d"): "not certain",
-        ("b", "d"): "not certain",
-        ("c", "d"): "not certain",
-    }  # b and c differ by less than rounding and spread
-    assert found.set_index(["system", "baseline"]).loc[("a", "b"), "paper"] == pytest.approx(-0.2)
+def evidence(**values):
+    """A committed table of one metric: system to (value, low, high)."""
+    rows = [
+        {"dataset": "chains", "metric": "ece", "system": system, "value": value, "low": low,
+         "high": high, "n_seeds": 8, "n_questions": 300, "interval": "questions and seeds"}
+        for system, (value, low, high) in values.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-def test_beside_the_paper():
+def test_rows_beside_the_paper_are_those_of_either_run():
     here, paper = three_systems()
-    committed = summarize(here[here["system"] == "b"])
+    committed = evidence(d=(0.6, 0.5, 0.7), a=(0.2, 0.15, 0.25), b=(0.4, 0.3, 0.5))
     beside = compare.beside_paper(here, paper, metrics=["ece"], committed=committed)
     rows = beside.set_index("system")
-    assert rows["ordering_holds"].to_dict() == {
-        "a": "1 / 1 / 1", "b": "1 / 0 / 1", "c": "0 / 1 / 1", "d": "0 / 0 / 3", "ours": "",
-    }  # fmt: skip
-    assert rows.loc["b", "full_run"] == rows.loc["b", "value"] == pytest.approx(0.41)
-    assert rows["full_run"].notna().sum() == 1
-    assert np.isnan(rows.loc["ours", "paper"])
+    assert list(rows.index) == ["d", "a", "b", "ours"]
+    assert rows["replicates"].to_dict() == {"d": "", "a": "outside", "b": "inside", "ours": ""}
+    assert rows["paper"].isna().to_dict() == {"d": False, "a": False, "b": False, "ours": True}
+    assert rows.loc["d", "full_run"] == 0.6
+    assert np.isnan(rows.loc["d", "value"])
+    assert np.isnan(rows.loc["ours", "full_run"])
     with pytest.raises(ValueError, match="not measured: auroc"):
-        compare.beside_paper(here, paper, metrics=["ece", "auroc"])
+        compare.beside_paper(here, paper, metrics=["ece", "auroc"], committed=committed)
 
 
-def test_a_table_beside_the_paper_shows_all_three():
+def test_a_table_beside_the_paper_shows_every_arm():
     here, paper = three_systems()
     hostile = here.replace({"system": {"ours": "<img src=x onerror=alert(1)>"}})
-    committed = summarize(here)
-    for full, columns in ((None, 3), (committed, 4)):
-        beside = compare.beside_paper(hostile, paper, metrics=["ece"], committed=full)
-        shown = compare.show_beside(beside, {"ece": ("ECE", ".2f")}, "A caption.").data
-        assert shown.count("<th>") + shown.count("<th ") == 1 + columns
-        assert ("committed full run" in shown) == (full is not None)
-        assert '<td class="corea-number">0.10</td>' in shown  # the paper's
-        assert "0.41<br><small>[0.28, 0.54]</small>" in shown  # this run's
-        assert "1 / 1 / 1" in shown
-        assert "<img" not in shown
+    alone = compare.beside_paper(hostile, paper, metrics=["ece"])
+    shown = compare.show_beside(alone, {"ece": ("ECE", ".2f")}, "A caption.").data
+    assert "<img" not in shown
+    (rows,) = tables([shown]).values()
+    assert list(rows[0]) == ["system", "paper", "this run"]
+    committed = evidence(d=(0.6, 0.5, 0.7), b=(0.4, 0.3, 0.5))
+    both = compare.beside_paper(hostile, paper, metrics=["ece"], committed=committed)
+    (rows,) = tables(
+        [compare.show_beside(both, {"ece": ("ECE", ".2f")}, "A caption.").data]
+    ).values()
+    assert [list(row.values()) for row in rows[:2]] == [
+        ["d", "0.50", "0.60 [0.50, 0.70]", "–", ""],
+        ["b", "0.30", "0.40 [0.30, 0.50]", "0.41 [0.28, 0.54]", "inside"],
+    ]
+    assert len(rows) == 4
 
 
 def test_a_committed_table_survives_its_file(tmp_path, records):
@@ -463,11 +521,108 @@ def test_a_committed_table_survives_its_file(tmp_path, records):
     paper = compare.paper_rows(1)
     metrics = ["pass_at_1", "cost_change"]
     first = compare.beside_paper(measured, paper, metrics=metrics)
-    first.to_csv(tmp_path / "t.csv", index=False)
+    compare.own_columns(first).to_csv(tmp_path / "t.csv", index=False)
     committed = pd.read_csv(tmp_path / "t.csv")
+    assert not {"paper", "replicates", "full_run"} & set(committed)
     again = compare.beside_paper(measured, paper, metrics=metrics, committed=committed)
     assert again["full_run"].to_numpy() == pytest.approx(again["value"].to_numpy())
-    assert list(first.columns) == list(again.columns)
+    assert set(again["replicates"]) == {"inside"}
+    # what a run shows of others is not its own to publish
+    del_ours = measured[measured["system"] != "COREA"]
+    fewer = compare.beside_paper(del_ours, paper, metrics=metrics, committed=committed)
+    assert "COREA" in set(fewer["system"]) - set(compare.own_columns(fewer)["system"])
+
+
+# --- statements ---
+
+
+def contrast(value, low, high, *, n_seeds=8, system="a", metric="ece", **labels):
+    row = {"system": system, "baseline": "b", "dataset": "chains", "metric": metric,
+           "statistic": "difference", "value": value, "low": low, "high": high,
+           "n_seeds": n_seeds, "n_questions": 300, "interval": ""}  # fmt: skip
+    return row | labels
+
+
+LOWER = compare.Statement("a is lower", {"system": "a", "metric": "ece"}, {"at_most": 0.0}, -0.3)
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (contrast(-1, -2, -0.5), "holds"),
+        (contrast(1, 0.5, 2), "fails"),
+        (contrast(-1, -2, 0.5), "unsettled"),
+        (contrast(-1, -2, -0.5, n_seeds=1), "unsettled: one training seed"),
+        (contrast(np.nan, np.nan, np.nan, n_seeds=0), ""),
+    ],
+)
+def test_an_interval_decides_a_statement_on_each_run_by_itself(row, verdict):
+    other = pd.DataFrame([contrast(-1, -2, -0.5, n_seeds=3)])
+    found = compare.decide([LOWER], other, pd.DataFrame([row])).iloc[0]
+    assert (found["holds_there"], found["holds_here"]) == (verdict, "holds")
+    found = compare.decide([LOWER], pd.DataFrame([row]), other).iloc[0]
+    assert (found["holds_there"], found["holds_here"]) == ("holds", verdict)
+
+
+def test_a_statement_is_withheld_where_its_condition_does_not_hold():
+    given = compare.Statement("c is right", {"metric": "pass_at_1"}, {"above": 0.0})
+    statement = compare.Statement("a is lower", {"metric": "ece"}, {"at_most": 0}, given=given)
+    for condition, verdict in (
+        (contrast(1, 0.5, 2, metric="pass_at_1"), "holds"),
+        (contrast(1, -1, 2, metric="pass_at_1"), "withheld: it is unsettled that c is right"),
+        (contrast(-1, -2, -1, metric="pass_at_1"), "withheld: it is not so that c is right"),
+        (contrast(1, 1, 1, metric="auroc"), "withheld: it is not measured that c is right"),
+    ):
+        rows = pd.DataFrame([contrast(-1, -2, -0.5), condition])
+        assert compare.decide([statement], rows)["holds_here"].item() == verdict
+
+
+def test_statements_pick_one_contrast_or_none():
+    rows = pd.DataFrame([contrast(-1, -2, -0.5), contrast(-1, -2, -0.5, metric="auroc")])
+    nowhere = compare.Statement("no", {"system": "x"}, {"above": 0.0})
+    assert compare.decide([nowhere], rows).empty
+    with pytest.raises(ValueError, match=r"'two': 2 contrasts fit .*; expected one"):
+        compare.decide([compare.Statement("two", {"system": "a"}, {"above": 0.0})], rows)
+    with pytest.raises(ValueError, match="'no': the contrasts have no column 'drop'"):
+        compare.decide([compare.Statement("no", {"drop": 1}, {"above": 0.0})], rows)
+    # the evidence may have what the run has not, and the other way round
+    here, there = rows[rows["metric"] == "ece"], rows[rows["metric"] == "auroc"]
+    both = [LOWER, compare.Statement("x", {"metric": "auroc"}, {"above": 0.0})]
+    found = compare.decide(both, here, there)
+    assert found[["holds_there", "holds_here"]].values.tolist() == [["", "holds"], ["fails", ""]]
+    text = compare.show_decided(found, "A caption.").data
+    (shown,) = tables([text]).values()
+    assert [row["verdict there"] for row in shown] == ["", "fails"]
+    assert compare.tally(found) == (
+        "the committed full run: 0 holds, 1 fails, 0 unsettled, 0 withheld; "
+        "this run: 1 holds, 0 fails, 0 unsettled, 0 withheld"
+    )
+
+
+def test_contrasts_are_the_differences_of_the_pairs_there_are():
+    here, _ = three_systems()
+    found = compare.contrasts(
+        here, [("b", "a"), ("b", "x"), ("b", "a")], metrics=["ece"], ratios=["ece"]
+    )
+    expected = differences(here, [("b", "a")])
+    assert found["statistic"].to_list() == ["difference", "ratio"]
+    assert found.loc[0, list(COLUMNS)].to_list() == expected.loc[0, list(COLUMNS)].to_list()
+    assert found.loc[1, "value"] == pytest.approx(np.mean([0.4 / 0.1, 0.42 / 0.11]))
+    none = compare.contrasts(here, [("x", "y")], metrics=["ece"])
+    assert none.empty
+    assert list(none) == [*compare.CONTRAST, *COLUMNS]
+
+
+def test_shares_of_the_pareto_front():
+    acc = {"a": [9, 9, 1], "b": [8, 8, 8], "c": [8, 7, 7]}  # resample 0 does not count
+    ece = {"a": [1, 1, 9], "b": [2, 2, 2], "c": [1, 3, 3]}
+    rows = pd.concat(
+        made({0: values[s]}, system=s, metric=metric)
+        for metric, values in (("acc", acc), ("ece", ece))
+        for s in "abc"
+    )
+    found = compare.pareto_shares(rows, gain="acc", loss="ece")
+    assert found["share"].to_list() == [0.5, 0.5, 0.0]
 
 
 def test_paper_rows():
@@ -477,7 +632,8 @@ def test_paper_rows():
     rollouts = compare.paper_rows(14, systems={"8": "G = 8"}, label="setting")
     assert set(rollouts["dataset"]) == {"chains", "words"}  # Math500 has no counterpart
     assert set(rollouts["system"]) == {"G = 8"}
-    assert (rollouts["spread"] > 0).any()
+    assert "ece_per_run" in set(rollouts["metric"])
+    assert "ece" not in set(rollouts["metric"])
     lost = compare.paper_rows(3)
     assert set(lost["dataset"]) == {"all datasets"}
     own = compare.paper_rows(12, 13, suite=PAPERS)
@@ -529,35 +685,6 @@ def test_systems_of_one_figure_have_colours_of_their_own():
 # --- the chapters ---------------------------------------------------------------------------
 
 
-def run_cells(name, parameters, shown):
-    """Run a notebook's code cells in this process, with warnings as errors."""
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
-    space = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            *body, last = _statements(source)
-            exec(compile("".join(body), name, "exec"), space)
-            try:
-                code = compile(last.strip(), name, "eval")
-            except SyntaxError:
-                exec(compile(last, name, "exec"), space)
-            else:
-                value = eval(code, space)
-                html = getattr(value, "data", None) or value._repr_mimebundle_()["text/html"]
-                shown.append(html)
-            if "parameters" in cell["metadata"].get("tags", []):
-                space |= parameters
-    return space
-
-
-def _statements(source):
-    lines = source.splitlines(keepends=True)
-    ends = [node.end_lineno for node in ast.parse(source).body]
-    starts = [0, *ends[:-1]]
-    return ["".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
-
-
 CHAPTERS = {
     "corea_baselines": ("base", "rlvr", "brier", "l1"),
     "threshold_curves": ("base", "rlvr", "brier", "l1"),
@@ -582,10 +709,9 @@ def chapter(request, tmp_path_factory):
         if (name, made) not in done:
             folder = tmp_path_factory.mktemp(f"{name}-{made}")
             parameters = parameters_of(name, request.getfixturevalue(made))
-            shown = []
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                run_cells(name, parameters | {"output_dir": str(folder)}, shown)
+                shown = execute(name, parameters | {"output_dir": str(folder)})
             done[name, made] = shown, folder
         return done[name, made]
 
@@ -617,25 +743,93 @@ def test_chapters_on_the_papers_datasets_show_no_other_datasets(chapter):
         assert "committed full run" not in text
 
 
-@pytest.mark.parametrize(("name", "n_tables"), [("corea_baselines", 12), ("second_pairing", 5)])
-def test_a_chapter_shows_the_committed_full_run(chapter, one_seed, monkeypatch, name, n_tables):
-    _, folder = chapter(name, "one_seed")
+def doctored(folder, name, seeds):
+    """Tables that a chapter wrote, as evidence with an arm more and one less, from eight seeds."""
 
-    def published_table(run, table, suite):
+    def published(run, table, suite):
         assert (run, suite) == (name, MICROWORLD)
-        return pd.read_csv(folder / f"{table}.csv")
+        rows = pd.read_csv(folder / f"{table}.csv")
+        if "n_seeds" in rows:
+            rows["n_seeds"] = seeds
+        if table == "systems":
+            more = rows[rows["system"] == "COREA"].assign(system="Extra-SLM-Verb", value=77.25)
+            rows = pd.concat([rows[rows["system"] != "SLM-Verb"], more])
+        return rows
 
-    monkeypatch.setattr(full_run, "published", published_table)
+    return published
+
+
+@pytest.mark.parametrize("name", ["corea_baselines", "second_pairing"])
+def test_every_arm_of_the_evidence_and_of_the_run_is_shown(chapter, one_seed, monkeypatch, name):
+    _, folder = chapter(name, "one_seed")
+    monkeypatch.setattr(full_run, "published", doctored(folder, name, 8))
     monkeypatch.setattr(full_run, "facts", lambda run, suite: {"profile": "laptop-full"})
-    shown = []
-    run_cells(name, parameters_of(name, one_seed), shown)
-    with_it = [html for html in "".join(shown).split("<caption>") if "committed full run" in html]
-    assert len(with_it) == n_tables
+    found = tables(execute(name, parameters_of(name, one_seed)))
+    (rows,) = [rows for caption, rows in found.items() if caption.startswith("Pass@1%. Beside")]
+    of = {(row["dataset"], row["system"]): row for row in rows}
+    extra, own, both = (of["chains", s] for s in ("Extra-SLM-Verb", "SLM-Verb", "COREA"))
+    assert extra["committed full run"].startswith("77.2")
+    assert (extra["this run"], extra["this run is"]) == ("–", "")
+    assert (own["committed full run"], own["this run is"]) == ("–", "")
+    assert own["this run"] != "–"
+    assert both["this run is"] == "inside"
+
+
+def verdicts(found, start):
+    """Verdicts of the table whose caption starts so: statement to (there, here)."""
+    (rows,) = [rows for caption, rows in found.items() if caption.startswith(start)]
+    return {row["statement"]: (row.get("verdict there"), row["verdict here"]) for row in rows}
+
+
+def test_the_evidence_decides_and_one_seed_does_not(chapter, one_seed, monkeypatch):
+    name = "corea_baselines"
+    _, folder = chapter(name, "one_seed")
+    contrasts = pd.read_csv(folder / "contrasts.csv")
+
+    def shown_with(value, gap):
+        """The chapter with evidence whose differences are all the same, but for one."""
+        rows = contrasts.assign(value=value, low=value - 0.1, high=value + 0.1, n_seeds=8)
+        of_gap = (rows["system"] == LARGE_MODEL) & (rows["baseline"] == "L1-SLM")
+        rows.loc[of_gap, ["value", "low", "high"]] = [gap, gap - 0.1, gap + 0.1]
+        monkeypatch.setattr(
+            full_run, "published", lambda run, table, suite: rows if table == "contrasts" else None
+        )
+        return tables(execute(name, parameters_of(name, one_seed)))
+
+    promise = "COREA loses at most 2 points of pass@1 (chains)"
+    cheaper = "COREA is cheaper than Router+RLVR-SLM, 1 points lost at most (chains)"
+    at_match = "COREA less the other system"
+    found = shown_with(-1.0, gap=5.0)
+    assert verdicts(found, "What the paper promises")[promise][0] == "holds"
+    there, here = verdicts(found, at_match)[cheaper]
+    assert there == "holds"
+    assert here.startswith("unsettled: one training seed; ")
+    found = shown_with(-3.0, gap=5.0)
+    assert verdicts(found, "What the paper promises")[promise][0] == "fails"
+    found = shown_with(-1.0, gap=0.05)
+    withheld = "withheld: it is unsettled that the large model is better than L1-SLM"
+    assert verdicts(found, "What the paper promises")[promise][0] == withheld
+    found = shown_with(1.0, gap=5.0)
+    assert verdicts(found, at_match)[cheaper][0] == "fails"
 
 
 def test_the_collapse_is_seen(chapter):
-    shown, _ = chapter("second_pairing", "one_seed")
-    (text,) = [html for html in shown if "The tiny model: mean confidence" in html]
-    tiny, small = text.split("The small model: mean confidence")
-    assert "1 of 1 runs, the collapse that the paper saw" in tiny
-    assert "no collapse" in small
+    shown, _ = chapter("second_pairing", "three_seeds")
+    found = verdicts(tables(shown), "The collapse of appendix D")
+    zero = "the tiny model states 0 in most answers at the end (held-out questions)"
+    assert found[zero][1] == "holds"
+    low = "the tiny model is underconfident at the end (held-out questions)"
+    assert found[low][1] == "holds"
+
+
+def test_stated_confidence_is_the_coarser_one(chapter):
+    shown, _ = chapter("threshold_curves", "three_seeds")
+    found = verdicts(tables(shown), "Stated less expected confidence")
+    for dataset in MICROWORLD.datasets:
+        of = (
+            f"the stated confidence leaves fewer operating points than the expected one ({dataset})"
+        )
+        assert found[of][1] == "holds"
+    one, _ = chapter("threshold_curves", "one_seed")
+    found = verdicts(tables(one), "Stated less expected confidence")
+    assert {here for _, here in found.values()} == {"unsettled: one training seed"}

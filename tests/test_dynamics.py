@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from chapters import execute
+from chapters import execute, tables
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
@@ -482,6 +482,8 @@ RUNS = {
     "train_l1_g4": {"system": "L1-SLM", "method": "l1", "group_size": 4},
     "pretrain_llama": {"system": "SLM", "method": "base", "architecture": "llama"},
     "train_l1_llama": {"system": "L1-SLM", "method": "l1", "architecture": "llama"},
+    "train_l1_paper": {"system": "L1, paper's GRPO", "method": "l1"},
+    "train_l1_batch": {"system": "L1, batch-scaled", "method": "l1"},
     "pretrain_uninformed": {"system": "SLM", "method": "base", "informed": False},
     "train_l1_uninformed": {"system": "L1-SLM", "method": "l1", "informed": False},
 }
@@ -492,8 +494,15 @@ CHAPTERS = {
         "answer_runs": ["pretrain_small", "confidence_models", "train_brier", "train_l1"],
     },
     "backbones": {"runs": [*MAIN, "pretrain_llama", "train_l1_llama"]},
-    "reward_ablation": {"runs": [*MAIN, "train_l2"]},
-    "rollout_size": {"runs": ["train_l1", "train_l1_g4"], "base_runs": ["pretrain_small"]},
+    "reward_ablation": {
+        "runs": [*MAIN, "train_l2"],
+        "scaling_runs": ["train_l1_paper", "train_l1_batch"],
+    },
+    "rollout_size": {
+        "runs": ["train_l1", "train_l1_g4"],
+        "question_runs": ["train_l1"],
+        "base_runs": ["pretrain_small"],
+    },
     "sample_outputs": {"runs": MAIN},
     "self_knowledge": {
         "runs": ["pretrain_small", "train_l1", "pretrain_uninformed", "train_l1_uninformed"]
@@ -516,7 +525,8 @@ def chapter_parameters(name, folders, seeds, tmp_path):
         for parameter, runs in CHAPTERS[name].items()
     }
     defaults = notebook_parameters(ROOT / "notebooks" / f"{name}.ipynb")
-    quick = {"n_resamples": 10} if "n_resamples" in defaults else {}
+    quick = {"n_resamples": 10, "learning_steps": 20}
+    quick = {parameter: value for parameter, value in quick.items() if parameter in defaults}
     return given | quick | {"output_dir": str(tmp_path)}
 
 
@@ -547,19 +557,70 @@ def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
     assert "and Student&#x27;s t over 2 seeds, few" in text
 
 
-def test_the_committed_full_run_stands_beside_ones_own(folders, tmp_path, monkeypatch):
-    parameters = chapter_parameters("reward_ablation", folders, (0,), tmp_path)
+ARMS = {  # an arm that only the evidence has, one that both have, one that only the run has
+    "reward_ablation": ("L2", "L1", "Brier", "Pass@1%. Table 3"),
+    "rollout_size": (
+        "G = 4, equal completions", "G = 8, equal completions", "G = 8, equal questions",
+        "Pass@1%. Table 4",
+    ),
+    "backbones": ("llama small, L1", "qwen2 small, L1", "qwen2 small, RLVR", "Pass@1%. Figure 4"),
+    "self_awareness": (
+        "L1-SLM-Expected", "RLVR-SLM-Verb", "Brier-SLM-Verb", "Pass@1%. Table 2",
+    ),
+}  # fmt: skip
+FEWER = {
+    "reward_ablation": {"runs": [*MAIN, "train_brier"]},
+    "rollout_size": {"runs": ["train_l1"], "question_runs": ["train_l1"]},
+    "backbones": {"runs": MAIN},
+    "self_awareness": {},
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_of_the_evidence_and_of_the_run_is_shown(name, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(full_run, "FOLDER", tmp_path / "none")
-    text = "".join(execute("reward_ablation", parameters))
-    assert "committed full run" not in text
-    written = pd.read_csv(tmp_path / "rewards.csv")
-    monkeypatch.setattr(
-        full_run, "published", lambda run, table, suite: written.assign(value=0.4321)
-    )
+    execute(name, chapter_parameters(name, folders, (0, 1), tmp_path))
+    theirs, common, ours, caption = ARMS[name]
+    kept = {}
+    for path in tmp_path.glob("*.csv"):
+        kept[path.stem] = rows = pd.read_csv(path)
+        if "system" in rows:
+            kept[path.stem] = rows[rows["system"] != ours]
+    monkeypatch.setattr(full_run, "published", lambda run, table, suite: kept.get(table))
     monkeypatch.setattr(full_run, "facts", lambda run, suite: {"commit": "abc"})
-    text = "".join(execute("reward_ablation", parameters))
-    assert "0.432" in text
-    assert "committed full run: commit" in text
+    fewer = CHAPTERS[name] | FEWER[name]
+    parameters = chapter_parameters(name, folders, (0,), tmp_path)
+    parameters |= {key: [f"{folders}/{run}_s0" for run in runs] for key, runs in fewer.items()}
+    if name == "self_awareness":  # the arm is a reading, and this run's answers lack its signal
+        kept["table2"].loc[kept["table2"]["system"] == theirs, "system"] = theirs = "Another"
+    found = tables(execute(name, parameters))
+    (rows,) = [rows for text, rows in found.items() if text.startswith(caption)]
+    of = {row["system"]: row for row in rows}
+    assert of[theirs]["committed full run"] != "–"
+    assert (of[theirs]["this run"], of[theirs]["this run is"]) == ("–", "")
+    assert of[ours]["committed full run"] == "–"
+    assert of[ours]["this run"] != "–"
+    assert of[common]["this run is"] in ("inside", "outside")
+    assert "committed full run: commit" in str(found)
+
+
+def test_evidence_decides_what_the_run_cannot(folders, tmp_path, monkeypatch):
+    """The run trained no L2; the evidence did, and says so; doctored, it says the contrary."""
+    execute("reward_ablation", chapter_parameters("reward_ablation", folders, (0, 1), tmp_path))
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv")
+    parameters = chapter_parameters("reward_ablation", folders, (0,), tmp_path)
+    parameters["runs"] = [f"{folders}/{run}_s0" for run in MAIN]
+    for value, verdict in ((0.2, "holds"), (-0.2, "fails")):
+        rows = contrasts.assign(value=value, low=value - 0.1, high=value + 0.1, n_seeds=8)
+        evidence = {"contrasts": rows}
+        monkeypatch.setattr(
+            full_run, "published", lambda run, table, suite, e=evidence: e.get(table)
+        )
+        found = tables(execute("reward_ablation", parameters))
+        (said,) = [rows for text, rows in found.items() if text.startswith("What the paper says")]
+        of = {row["statement"]: row for row in said}
+        row = of["L2 has a higher ECE than L1 (all datasets)"]
+        assert (row["verdict there"], row["this run"], row["verdict here"]) == (verdict, "–", "")
 
 
 def test_what_models_write_is_shown_as_text(folders, tmp_path):

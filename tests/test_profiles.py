@@ -6,12 +6,14 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
+from corea.book.published import hyperparameters
 from corea.workflow import PipelineError, execute, notebooks
 from corea.workflow.profiles import Resources, Run, load_profile
 from corea.workflow.work import TRAININGS, items, training_settings
@@ -309,7 +311,7 @@ def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
         ("paper", "micro_batch: 8}", "micro_batch: 16}",
          r"runs.decision_train_sft_choices: batch is 32; expected a multiple .* 16 x 4\n"),
         ("paper", "n_validation: 256", "n_validation: 255", "runs.train_l1_g4: 255 validation"),
-        ("paper", "router_batch: 32 ", "router_batch: 40 ", "runs.confidence_models: batch is 40"),
+        ("paper", "router_batch: 256 ", "router_batch: 40 ", "runs.confidence_models: batch is 40"),
         ("gpu", "micro_batch: 16", "micro_bacth: 16", "runs.train_l1: .*argument 'micro_bacth'"),
         ("smoke", "{group_size: 2}", "{group_size: 3}", "runs.train_l1_g2: batch is 16; expected"),
         ("laptop", "cosine_every: 5\n      paper", "cosine_every: -5\n      paper",
@@ -332,6 +334,39 @@ def test_training_that_cannot_be_run_is_refused_before_anything_starts(
     Path(f"profiles/{name}.yaml").write_text(text.replace(old, new), "utf-8")
     with pytest.raises(PipelineError, match=complaint):
         load_profile(name)
+
+
+def settings_of(profile):
+    """Every value of a profile that is a setting: entry and parameter, and the value as text."""
+    # which model, not how; and how precise the intervals are
+    named = {"system", "base", "role", "task", "method", "n_resamples"}
+
+    def leaves(parameters, entry):
+        for name, value in (parameters or {}).items():
+            if name == "more":
+                yield from leaves(value, entry)
+            elif name not in named and value != [] and "{tables}" not in str(value):
+                yield f"{entry}.{name}", str(value)
+
+    for entry, given in profile["runs"].items():
+        if not entry.startswith("world"):  # the model world, which no paper has
+            variants = (given.get("variants") or {}).values()
+            for parameters in (given.get("parameters"), *variants):
+                yield from leaves(parameters, entry)
+    yield from leaves(profile["defaults"], "defaults")
+
+
+def test_each_setting_of_the_profile_paper_has_a_source_and_each_source_a_setting():
+    profile = yaml.safe_load((ROOT / "profiles" / "paper.yaml").read_text("utf-8"))
+    table = hyperparameters()
+    rows = list(zip(table["setting"], table["value"], strict=True))
+    assert len(set(rows)) == len(rows)
+    assert set(settings_of(profile)) == set(rows)
+    places = table["place"].str.split(r"[ :]", regex=True).str[0]
+    assert set(places) == {"A", "B", "SimpleRL", "TRL", "ours"}
+    assert table.loc[places == "ours", "place"].str.fullmatch("ours: .+").all()
+    assert set(table["paper"]) == {"A", "B"}
+    assert (places[places.isin(["A", "B"])] == table.loc[places.isin(["A", "B"]), "paper"]).all()
 
 
 @pytest.mark.parametrize(
@@ -360,9 +395,8 @@ def test_the_settings_that_are_checked_are_those_that_the_notebook_trains_with(n
     ]
     trained = eval(ast.unparse(call), {kind.__name__: kind, "math": math, **parameters})
     # of no weight for what is checked and estimated, so not declared
-    left = {"warmup_steps": 0, "loss_type": "dapo"}
-    left |= {"weight_decay": 0.01, "adam_beta2": 0.999}
-    left = {key: value for key, value in left.items() if hasattr(trained, key)}
+    silent = {"warmup_steps", "loss_type", "weight_decay", "adam_beta2", "selection"}
+    left = {field.name: field.default for field in fields(kind) if field.name in silent}
     assert training_settings(item, parameters) == replace(trained, **left)
 
 

@@ -441,3 +441,20 @@ def test_claims_that_hold():
     assert claims["recomputed"]["GRPO above SFT on average by"] == pytest.approx(33.86 / 12)
     drop = claims.loc["COREA's drop in pass@1 is at most"]
     assert (drop["relation"], drop["recomputed"] < 2) == ("<=", True)
+
+
+def test_the_price_of_the_large_model_decides_about_the_saving():
+    swept = published.sweep_price_ratio([1, 5, np.inf])
+    of = swept.set_index(["price_factor", "system", "dataset"])["cost_change"]
+    printed = pd.concat([published.published_table("A", n) for n in range(5, 11)])
+    printed = printed[printed["metric"] == "cost_change"].set_index(["system", "dataset"])["value"]
+    now = of[1.0].reindex(printed.index)
+    assert (now - printed).abs().max() < 0.07  # as printed, but for rounding
+    limits = {"DeepMath500": -32.0, "Math500": -42.7, "GSM8K": -80.2, "OlympiadBench": -26.2,
+              "GPQA": -49.8, "CommonsenseQA": -35.5}  # fmt: skip
+    assert of[np.inf]["COREA"].round(1).to_dict() == limits
+    assert (of[np.inf] <= of[5.0]).all()
+    # SLM-Verb on GSM8K, by hand: 1388 and 1280 of 6073
+    assert of[5.0, "SLM-Verb", "GSM8K"] == pytest.approx(
+        100 * (1387 / 5 / 6073 + 1280 / 6073 - 1), abs=0.01
+    )

@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 import json
 import math
@@ -919,6 +920,18 @@ def test_the_step_whose_worst_component_is_least_behind_is_selected():
     assert table["selected"].tolist() == [True, False]
 
 
+def test_a_fixed_stopping_step_takes_the_last_whatever_was_validated():
+    tables = pd.concat([evaluated(10, *PERFECT), evaluated(20, *SURE), evaluated(0, *PERFECT)])
+    settings = GRPOSettings("l1", group_size=2, selection="last")
+    best = select_checkpoint(tables, dataclasses.replace(settings, selection="validation"))
+    last = select_checkpoint(tables, settings)
+    assert best["selected"].tolist() == [True, False]
+    assert last["selected"].tolist() == [False, True]
+    pd.testing.assert_frame_equal(best.drop(columns="selected"), last.drop(columns="selected"))
+    with pytest.raises(ValueError, match="selection is 'first'; expected one of"):
+        GRPOSettings("l1", selection="first")
+
+
 def test_confidence_does_not_count_where_it_is_not_trained():
     table = select(evaluated(10, *SURE), evaluated(20, *BETTER), reward="none")
     assert table["selected"].tolist() == [False, True]
@@ -956,6 +969,18 @@ def test_a_confidence_that_is_missing_is_the_worst():
 def test_selection_needs_a_step_after_0():
     with pytest.raises(ValueError, match="no step after 0 was evaluated"):
         select(evaluated(0, *PERFECT))
+
+
+def test_the_papers_settings_reach_the_trainer(tmp_path):
+    settings = GRPOSettings(
+        "l1", group_size=2, batch=8, micro_batch=4, steps=8, checkpoint_every=4,
+        steps_per_rollout=4, kl_coef=1e-4, weight_decay=0.01, loss_type="bnpo",
+        scale_rewards="none",
+    )  # fmt: skip
+    config = grpo_module.grpo_config(settings, tmp_path, n_validation=4)
+    assert (config.weight_decay, config.beta, config.loss_type) == (0.01, 1e-4, "bnpo")
+    assert (config.scale_rewards, config.steps_per_generation) == ("none", 8)
+    assert config.lr_scheduler_type == "constant_with_warmup"
 
 
 # --- what is logged -------------------------------------------------------------------------------

@@ -5,29 +5,38 @@
 2. A group of datasets is the mean over its datasets weighted by questions, as the paper's Table 1
    is made (:func:`corea.book.published.weighted_mean_over_datasets`). Metrics are computed on each
    dataset first. A change is computed from the means.
-3. The paper has six datasets, the microworld four. :data:`corea.tasks.suites.MICROWORLD` says which
-   stands where; Math500 and GPQA have none of their own.
+3. :data:`corea.tasks.suites.MICROWORLD` says which dataset stands for which of the paper's.
 4. ECE, AUROC and the Brier score are of the answers that state a confidence; the confidence
    output ratio says how many do.
+5. The paper's ECE is the mean of the ECEs of ten runs, one answer to each question in each
+   (section 4.4); here that is ``ece_per_run``, and ``ece`` that of all answers together.
+6. The committed full run is the evidence; the reader's own run is a replication beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from corea.book import display
 from corea.book.published import published_table, recompute_lost_table
-from corea.metrics.intervals import SEEDS_ALONE, as_interval, differences, summarize, verdict
+from corea.metrics.cascade import pareto_front
+from corea.metrics.intervals import COLUMNS, Interval, as_interval, differences, summarize, verdict
 from corea.rlcc.cascades import CASCADES, LARGE_MODEL, Cascade
 from corea.tasks.suites import MICROWORLD, Suite
 
-_ORDERING_NOTE = (
-    "Ordering holds (yes / no / not certain): of the pairs with other systems that the paper "
-    "orders, how many stand in its order here, how many the other way round, and for how many the "
-    "paired interval of the difference covers 0."
+CONTRAST = ("system", "baseline", "dataset", "metric", "statistic")
+"""Labels of a contrast, as chapters write it to ``contrasts.csv``; some have more."""
+
+_VERDICTS = ("holds", "fails", "unsettled", "withheld")
+
+_REPLICATION = (
+    "Inside or outside: where the value of this run, a replication, lies relative to the interval "
+    "of the committed full run."
 )
 
 
@@ -41,8 +50,8 @@ def paper_rows(
 
     Tables 2, 3 and 4, whose cells are lost, are recomputed as means over all datasets. ``systems``
     maps the paper's name to the name here, and rows of others are left out; ``label`` is
-    ``"setting"`` for the tables of rollout sizes. Columns ``dataset, system, metric, value, spread,
-    half_unit``; the last two are 0 where the paper prints no spread, or the number was recomputed.
+    ``"setting"`` for the tables of rollout sizes. The paper's ECE is ``ece_per_run``. Columns
+    ``dataset, system, metric, value``.
 
     Example:
         >>> rows = paper_rows(1, systems={"COREA": "COREA"}).set_index(["dataset", "metric"])
@@ -54,49 +63,16 @@ def paper_rows(
         if table in (2, 3, 4):
             lost = recompute_lost_table(table).rename_axis(label).reset_index()
             rows = lost.melt(label, var_name="metric").assign(dataset="all datasets")
-            rows = rows.assign(spread=np.nan, half_unit=0.0)
         else:
             rows = published_table("A", table)
         rows = rows.assign(system=rows[label])
-        parts.append(rows[["dataset", "system", "metric", "value", "spread", "half_unit"]])
+        parts.append(rows[["dataset", "system", "metric", "value"]])
     found = pd.concat(parts, ignore_index=True).dropna(subset=["value"])
     found["dataset"] = found["dataset"].map(dict(suite.counterparts))
     if systems is not None:
         found["system"] = found["system"].map(dict(systems))
-    found["spread"] = found["spread"].fillna(0.0)
+    found["metric"] = found["metric"].replace({"ece": "ece_per_run"})
     return found.dropna(subset=["dataset", "system"]).reset_index(drop=True)
-
-
-def orderings(measurements: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Does each pair of systems that the paper orders stand in the same order here?
-
-    The paper orders two systems when its numbers differ by more than rounding and its printed
-    spreads explain. The order *holds* here when the paired 95 % interval of the difference
-    lies on the paper's side of 0, does *not* when it lies on the other, and is *not certain*
-    when it covers 0. With many pairs some come out wrong by chance: one in forty of those
-    without a real difference points each way.
-    """
-    at = ["dataset", "metric"]
-    here = measurements[measurements["system"].isin(paper["system"])]
-    printed = paper.set_index(["system", *at])
-    found = differences(here)
-    sides = [
-        printed.reindex(pd.MultiIndex.from_frame(found[[side, *at]])).reset_index(drop=True)
-        for side in ("system", "baseline")
-    ]
-    first, second = sides
-    found.insert(4, "paper", first["value"] - second["value"])
-    slack = sum(side["spread"] + side["half_unit"] for side in sides) + 1e-9
-    ordered = found[found["paper"].abs() > slack]
-    words = {"holds": "yes", "fails": "no", "unsettled": "not certain"}
-    holds = []
-    for row in ordered.to_dict("records"):
-        # turned so that the paper's difference is positive; "fails" needs it below 0, not at it
-        ends = sorted(np.sign(row["paper"]) * row[end] for end in ("low", "high"))
-        turned = {"value": np.sign(row["paper"]) * row["value"], "low": ends[0], "high": ends[1]}
-        holds.append(words[verdict(turned, above=0.0)])
-    columns = [*at, "system", "baseline", "paper", "value", "low", "high", "n_seeds", "interval"]
-    return ordered[columns].assign(holds=holds).reset_index(drop=True)
 
 
 def beside_paper(
@@ -106,103 +82,356 @@ def beside_paper(
     metrics: Sequence[str],
     committed: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """The paper's number, this run's with its interval, and whether the paper's ordering holds."""
-    if unknown := [name for name in metrics if name not in set(measurements["metric"])]:
-        raise ValueError(f"not measured: {', '.join(unknown)}")
+    """The paper's number, the committed full run's, and this run's, of every system of either run.
+
+    Args:
+        measurements: Of this run.
+        paper: From :func:`paper_rows`.
+        metrics: Those to keep, in their order.
+        committed: The table that the full run of this chapter wrote; None where there is none.
+
+    Returns:
+        A row per dataset, metric and system: ``paper``; this run's ``value`` and the other
+        :data:`corea.metrics.intervals.COLUMNS`; the same of the committed full run behind
+        ``full_run``; and ``replicates``, whether this run's value is ``"inside"`` or ``"outside"``
+        the committed interval, empty where one of them is missing.
+
+    Raises:
+        ValueError: If neither run has a metric.
+    """
     at = ["dataset", "metric", "system"]
-    measurements = measurements[measurements["metric"].isin(metrics)]
-    rows = summarize(measurements)
-    order = {name: i for i, name in enumerate(metrics)}
-    rows = rows.sort_values("metric", key=lambda names: names.map(order), kind="stable")
-    groups = {name: i for i, name in enumerate(measurements["dataset"].unique())}
-    rows = rows.sort_values("dataset", key=lambda names: names.map(groups), kind="stable")
-    rows = rows.merge(
-        paper[[*at, "value"]].rename(columns={"value": "paper"}), how="left", on=at, validate="1:1"
+    here = summarize(measurements[measurements["metric"].isin(metrics)])
+    both = _beside(here, committed, at)
+    if unknown := [name for name in metrics if name not in set(both["metric"])]:
+        raise ValueError(f"not measured: {', '.join(unknown)}")
+    both = both[both["metric"].isin(metrics)]
+    printed = paper[[*at, "value"]].rename(columns={"value": "paper"})
+    rows = both.merge(printed, how="left", on=at, validate="1:1")
+    for column, order in (("metric", list(metrics)), ("dataset", list(both["dataset"].unique()))):
+        places = rows[column].map(order.index).sort_values(kind="stable")
+        rows = rows.loc[places.index].reset_index(drop=True)
+    return rows[[*at, "paper", *both.columns.drop(at)]]
+
+
+def _beside(here: pd.DataFrame, committed: pd.DataFrame | None, at: list[str]) -> pd.DataFrame:
+    """Rows of this run and of the committed full run, joined by their labels."""
+    named = {name: f"full_run_{name}" for name in COLUMNS} | {"value": "full_run"}
+    there = pd.DataFrame(columns=at) if committed is None else committed
+    there = there.reindex(columns=[*at, *COLUMNS]).rename(columns=named)
+    # a label that one of them lacks is missing there, whatever its type in the other
+    there = there[there["full_run"].notna()].astype(dict.fromkeys(at, object))
+    here = here.astype(dict.fromkeys(at, object))
+    order = pd.concat([there[at], here[at]]).drop_duplicates()  # as the full run has it
+    both = order.merge(here[[*at, *COLUMNS]], how="left", on=at, validate="1:1")
+    both = both.merge(there, how="left", on=at, validate="1:1")
+    numbers = [name for name in both if name not in at and not str(name).endswith("interval")]
+    both = both.astype(dict.fromkeys(numbers, "float64"))
+    inside = both["value"].between(both["full_run_low"], both["full_run_high"])
+    known = both[["value", "full_run_low", "full_run_high"]].notna().all(axis=1)
+    return both.assign(
+        replicates=inside.map({True: "inside", False: "outside"}).where(known, "").astype(str)
     )
-    names = {"value": "full_run", "low": "full_run_low", "high": "full_run_high"}
-    names["interval"] = "full_run_interval"
-    full = pd.DataFrame(columns=[*at, *names.values()])
-    if committed is not None:
-        full = committed[[*at, *names]].rename(columns=names)
-    rows = rows.merge(full, how="left", on=at, validate="1:1")
-    pairs = orderings(measurements, paper)
-    turned = pairs.rename(columns={"system": "baseline", "baseline": "system"})
-    of_either = pd.concat([pairs, turned]).groupby([*at, "holds"]).size().unstack("holds")
-    counts = of_either.reindex(
-        pd.MultiIndex.from_frame(rows[at]), columns=["yes", "no", "not certain"]
-    ).fillna(0)
-    rows["ordering_holds"] = [
-        " / ".join(f"{n:.0f}" for n in row) if sum(row) else "" for row in counts.to_numpy()
-    ]
-    columns = [*at, "paper", "value", "low", "high", "n_seeds", "interval"]
-    floats = ["full_run", "full_run_low", "full_run_high"]
-    kept = [*columns, *floats, "full_run_interval", "ordering_holds"]
-    return rows[kept].astype(dict.fromkeys(floats, "float64"))
 
 
-def cost_accuracy_points(beside: pd.DataFrame, *, large: str = LARGE_MODEL) -> pd.DataFrame:
-    """Pass@1 and cost relative to the large model, in the paper and here, to be drawn."""
-    of = beside.pivot(index=["dataset", "system"], columns="metric")
-    relative = of["paper", "cost"] / of["paper", "cost"].xs(large, level="system")
-    paper = pd.DataFrame({"cost": 100 * relative, "pass_at_1": of["paper", "pass_at_1"]})
-    ends = {"": "value", "_low": "low", "_high": "high"}
-    here = pd.DataFrame(
-        {f"cost{end}": 100 + of[column, "cost_change"] for end, column in ends.items()}
-        | {f"pass_at_1{end}": of[column, "pass_at_1"] for end, column in ends.items()}
-    )
-    points = pd.concat({"paper": paper, "this run": here}, names=["source"]).reset_index()
-    points["together"] = points["system"].isin(list(CASCADES))
-    order = beside[["dataset", "system"]].drop_duplicates()
-    points = order.merge(points, on=["dataset", "system"]).dropna(subset=["cost"])
-    return points.sort_values("source", kind="stable", ignore_index=True)
+def own_columns(beside: pd.DataFrame) -> pd.DataFrame:
+    """What this run has in a table of :func:`beside_paper`, to be written: it may be published."""
+    theirs = [name for name in beside if str(name).startswith("full_run")] + ["paper", "replicates"]
+    return beside.loc[beside["value"].notna()].drop(columns=theirs)
 
 
-def lay_out_beside(beside: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """A table of :func:`beside_paper` for reading: a row a system, up to four columns a metric."""
-    wide = beside[["dataset", "system"]].drop_duplicates().reset_index(drop=True)
-    for metric, heading in metrics.items():
-        part = beside[beside["metric"] == metric]
-        full = part.rename(columns={"value": "now", "low": "now_low", "high": "now_high"}).rename(
-            columns={"full_run": "value", "full_run_low": "low", "full_run_high": "high"}
-        )
-        columns: dict[str, object] = {f"{heading} paper": part["paper"].to_list()}
-        columns[f"{heading} here"] = [as_interval(row) for row in part.to_dict("records")]
-        if part["full_run"].notna().any():
-            shown = [as_interval(row) for row in full.to_dict("records")]
-            columns[f"{heading} committed full run"] = shown
-        columns[f"{heading} ordering holds"] = part["ordering_holds"].to_list()
-        shown_columns = pd.DataFrame(columns).assign(
-            dataset=part["dataset"].to_list(), system=part["system"].to_list()
-        )
-        wide = wide.merge(shown_columns, how="left", on=["dataset", "system"], validate="1:1")
-    return wide
+def _both_cells(rows: pd.DataFrame) -> dict[str, list[Any]]:
+    """Cells of the committed full run, if there is one, and of this run beside it."""
+    runs = rows.to_dict("records")
+    cells: dict[str, list[Any]] = {}
+    if rows["full_run"].notna().any():
+        ends = {"value": "full_run", "low": "full_run_low", "high": "full_run_high"}
+        there = [{name: row[column] for name, column in ends.items()} for row in runs]
+        cells["committed full run"] = [_cell(row) for row in there]
+    cells["this run"] = [_cell(row) for row in runs]
+    if "committed full run" in cells:
+        cells["this run is"] = rows["replicates"].to_list()
+    return cells
+
+
+def _cell(row: Mapping[Any, Any]) -> Interval | float | None:
+    """A value with its interval; alone where one seed and no resample leave it without."""
+    return float(row["value"]) if np.isnan(row["low"]) else as_interval(row)
 
 
 def show_beside(
     beside: pd.DataFrame, metrics: Mapping[str, tuple[str, str]], caption: str
 ) -> display.Html:
-    """A table of :func:`beside_paper` as a page shows it: metric to its heading and format.
+    """Tables of :func:`beside_paper` as a page shows them, one for each metric.
+
+    ``metrics`` are their headings and formats, by metric.
 
     Example:
         >>> measurements = pd.DataFrame({"system": "SLM", "seed": [0, 1], "dataset": "chains",
-        ...     "metric": "ece", "resample": 0, "value": [0.3, 0.4]})
-        >>> beside = beside_paper(measurements, paper_rows(12), metrics=["ece"])
-        >>> ">0.57</td>" in show_beside(beside, {"ece": ("ECE", ".2f")}, "ECE.").data
+        ...     "metric": "ece_per_run", "resample": 0, "value": [0.3, 0.4]})
+        >>> beside = beside_paper(measurements, paper_rows(12), metrics=["ece_per_run"])
+        >>> ">0.57</td>" in show_beside(beside, {"ece_per_run": ("ECE", ".2f")}, "ECE.").data
         True
     """
-    wide = lay_out_beside(beside, {metric: heading for metric, (heading, _) in metrics.items()})
-    if len(beside["dataset"].unique()) == 1:
-        wide = wide.drop(columns="dataset")
-    formats = {
-        name: spec
-        for heading, spec in metrics.values()
-        for name in (f"{heading} paper", f"{heading} here", f"{heading} committed full run")
-        if name in wide
+    parts = []
+    for metric, (heading, spec) in metrics.items():
+        rows = beside[beside["metric"] == metric]
+        shown = rows[["dataset", "system"]].reset_index(drop=True)
+        if rows["paper"].notna().any():
+            shown["paper"] = rows["paper"].to_list()
+        shown = shown.assign(**_both_cells(rows))
+        if len(rows["dataset"].unique()) == 1:
+            shown = shown.drop(columns="dataset")
+        numbers = [n for n in ("paper", "committed full run", "this run") if n in shown]
+        text = caption if len(metrics) == 1 else f"{heading}. {caption}"
+        if "this run is" in shown:
+            text += f" {_REPLICATION}"
+        parts.append(display.table(shown, text, formats=dict.fromkeys(numbers, spec)).data)
+    return display.Html("\n".join(parts))
+
+
+def sources(beside: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of :func:`beside_paper` one below the other, to be drawn.
+
+    Columns ``dataset, metric, system, whose`` (paper, committed full run, this run), ``estimate,
+    low, high``; a source without any number is left out.
+    """
+    at = ["dataset", "metric", "system"]
+    of = {
+        "paper": beside.assign(value=beside["paper"], low=np.nan, high=np.nan),
+        "committed full run": beside.assign(
+            value=beside["full_run"], low=beside["full_run_low"], high=beside["full_run_high"]
+        ),
+        "this run": beside,
     }
-    note = _ORDERING_NOTE
-    if (beside["full_run_interval"] == SEEDS_ALONE).any():
-        note += " Intervals of the committed full run: Student's t over its seeds alone."
-    return display.table(wide, f"{caption} {note}", formats=formats)
+    parts = [
+        rows[[*at, "value", "low", "high"]].assign(whose=whose)
+        for whose, rows in of.items()
+        if rows["value"].notna().any()
+    ]
+    return pd.concat(parts, ignore_index=True).rename(columns={"value": "estimate"})
+
+
+def cost_accuracy_points(beside: pd.DataFrame, *, large: str = LARGE_MODEL) -> pd.DataFrame:
+    """Pass@1 and cost relative to the large model, of each source, to be drawn."""
+    of = sources(beside).pivot(index=["whose", "dataset", "system"], columns="metric")
+    relative = of["estimate", "cost"] / of["estimate", "cost"].groupby(
+        level=["whose", "dataset"]
+    ).transform(lambda costs: costs.xs(large, level="system").iloc[0])
+    ends = {"": "estimate", "_low": "low", "_high": "high"}
+    points = pd.DataFrame(
+        {f"pass_at_1{end}": of[column, "pass_at_1"] for end, column in ends.items()}
+        | {f"cost{end}": 100 + of[column, "cost_change"] for end, column in ends.items()}
+    )
+    points["cost"] = 100 * relative
+    points = points.reset_index().rename(columns={"whose": "source"}).dropna(subset=["cost"])
+    points["together"] = points["system"].isin(list(CASCADES))
+    order = beside[["dataset", "system"]].drop_duplicates()
+    points = order.merge(points, on=["dataset", "system"])
+    places = ["paper", "committed full run", "this run"]
+    in_order = points["source"].map(places.index).sort_values(kind="stable")
+    return points.loc[in_order.index].reset_index(drop=True)
+
+
+# --- what is said, and whether it holds -------------------------------------------------------
+
+
+def contrasts(
+    measurements: pd.DataFrame,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    metrics: Sequence[str],
+    datasets: Collection[str] = (),
+    ratios: Collection[str] = (),
+) -> pd.DataFrame:
+    """Differences of the pairs (system, baseline) of which both were measured.
+
+    A row per pair, dataset and metric, as :func:`corea.metrics.intervals.differences` gives it,
+    with a column ``statistic``: ``"difference"``, or ``"ratio"`` of the metrics in ``ratios``.
+
+    Example:
+        >>> measurements = pd.DataFrame({"system": ["SLM", "L1"] * 2, "seed": [0, 0, 1, 1],
+        ...     "dataset": "chains", "metric": "ece", "resample": 0, "value": [0.4, 0.1, 0.6, 0.1]})
+        >>> found = contrasts(measurements, [("L1", "SLM"), ("L2", "SLM")], metrics=["ece"])
+        >>> found[["system", "baseline", "value"]].values.tolist()
+        [['L1', 'SLM', -0.4]]
+    """
+    there = set(measurements["system"])
+    made = [pair for pair in dict.fromkeys(pairs) if set(pair) <= there]
+    kept = measurements[measurements["metric"].isin(metrics)]
+    if datasets:
+        kept = kept[kept["dataset"].isin(datasets)]
+    parts = [differences(kept, made).assign(statistic="difference")]
+    if ratios:
+        of_ratios = kept[kept["metric"].isin(ratios)]
+        parts.append(differences(of_ratios, made, ratio=True).assign(statistic="ratio"))
+    found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    return found[[*CONTRAST, *COLUMNS]]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is said of one contrast; its interval decides.
+
+    Attributes:
+        says: The statement in words, without the dataset.
+        of: Labels that pick the contrast, such as ``system``, ``baseline`` and ``metric``;
+            ``statistic`` is a difference unless named, and a label that only some contrasts have
+            is missing unless named.
+        bound: One bound of :func:`corea.metrics.intervals.verdict`.
+        paper: The paper's number, missing where it prints none.
+        given: What must hold first; where it does not with its whole interval, the verdict is
+            withheld and says why.
+    """
+
+    says: str
+    of: Mapping[str, object]
+    bound: Mapping[str, float]
+    paper: float = np.nan
+    given: Statement | None = None
+
+
+def decide(
+    statements: Iterable[Statement], here: pd.DataFrame, committed: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Each statement on the committed full run's contrasts and, separately, on this run's.
+
+    One training seed decides nothing: a verdict on it is unsettled whatever its interval.
+
+    Args:
+        statements: What is said.
+        here: Contrasts of this run.
+        committed: Those of the full run; None where there are none.
+
+    Returns:
+        A row per statement that either run has a contrast for: ``says`` and the labels; ``paper``;
+        the columns of :func:`beside_paper`; ``holds_there`` and ``holds_here``, the verdicts.
+
+    Example:
+        >>> row = {"system": "L1", "baseline": "SLM", "dataset": "chains", "metric": "ece",
+        ...     "statistic": "difference", "value": -0.4, "low": -0.5, "high": -0.3,
+        ...     "n_seeds": 3, "n_questions": 300, "interval": "questions and few seeds"}
+        >>> lower = Statement("L1 lowers the ECE", {"system": "L1"}, {"at_most": 0})
+        >>> decide([lower], pd.DataFrame([row]))["holds_here"].item()
+        'holds'
+        >>> decide([lower], pd.DataFrame([row | {"n_seeds": 1}]))["holds_here"].item()
+        'unsettled: one training seed'
+    """
+    labels = [*here] if committed is None else [*here, *committed]
+    at = [str(name) for name in dict.fromkeys(labels) if name not in COLUMNS]
+    both = _beside(here.reindex(columns=[*at, *COLUMNS]), committed, at)
+    rows = []
+    for statement in statements:
+        row = _picked(both, statement)
+        if row is None:
+            continue
+        rows.append(
+            {"says": statement.says}
+            | row
+            | {
+                "paper": statement.paper,
+                "holds_there": _verdict(both, statement, "full_run_"),
+                "holds_here": _verdict(both, statement, ""),
+            }
+        )
+    columns = ["says", *both.columns, "paper", "holds_there", "holds_here"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _picked(both: pd.DataFrame, statement: Statement) -> dict[str, Any] | None:
+    wanted = {"statistic": "difference"} | dict(statement.of)
+    rows = both
+    for name, value in wanted.items():
+        if name not in rows:
+            raise ValueError(f"{statement.says!r}: the contrasts have no column {name!r}")
+        rows = rows[rows[name] == value]
+    known = {*CONTRAST, *COLUMNS, *wanted, "full_run", "replicates"}
+    more = [c for c in both if c not in known and not str(c).startswith("full_run_")]
+    rows = rows[rows[more].isna().all(axis=1)]
+    if len(rows) > 1:
+        raise ValueError(f"{statement.says!r}: {len(rows)} contrasts fit {wanted}; expected one")
+    return {str(k): v for k, v in rows.iloc[0].items()} if len(rows) else None
+
+
+def _verdict(both: pd.DataFrame, statement: Statement, run: str) -> str:
+    """The verdict of one run, in words; empty where the run has no such contrast."""
+    row = _picked(both, statement)
+    names = {"value": run.removesuffix("_") or "value"} | {
+        name: f"{run}{name}" for name in ("low", "high", "n_seeds")
+    }
+    if row is None or np.isnan(row[names["value"]]):
+        return ""
+    if statement.given is not None:
+        first = _verdict(both, statement.given, run)
+        if not first.startswith("holds"):
+            what = {"fails": "not so", "unsettled": "unsettled"}.get(first.partition(":")[0])
+            return f"withheld: it is {what or 'not measured'} that {statement.given.says}"
+    if row[names["n_seeds"]] == 1:
+        return "unsettled: one training seed"
+    return verdict({name: row[column] for name, column in names.items()}, **statement.bound)
+
+
+def show_decided(decided: pd.DataFrame, caption: str, spec: str = ".2f") -> display.Html:
+    """A table of :func:`decide`: statement, the paper's number, both runs and their verdicts."""
+    shown = pd.DataFrame({"statement": decided["says"] + " (" + decided["dataset"] + ")"})
+    if decided["paper"].notna().any():
+        shown["paper"] = decided["paper"]
+    cells = _both_cells(decided)
+    words = decided["holds_here"].to_list()
+    if (inside := cells.pop("this run is", None)) is not None:
+        words = ["; ".join(filter(None, pair)) for pair in zip(words, inside, strict=True)]
+        shown["committed full run"] = cells.pop("committed full run")
+        shown["verdict there"] = decided["holds_there"].to_list()
+        caption += f" {_REPLICATION}"
+    shown = shown.assign(**cells).assign(**{"verdict here": words})
+    numbers = [n for n in ("paper", "committed full run", "this run") if n in shown]
+    return display.table(shown, caption, formats=dict.fromkeys(numbers, spec))
+
+
+def tally(decided: pd.DataFrame) -> str:
+    """How many statements of :func:`decide` hold, fail and are open, run by run, in words.
+
+    Example:
+        >>> tally(pd.DataFrame({"holds_there": ["", ""], "holds_here": ["holds", "fails"]}))
+        'this run: 1 holds, 1 fails, 0 unsettled, 0 withheld'
+    """
+    parts = []
+    for run, column in (("the committed full run", "holds_there"), ("this run", "holds_here")):
+        verdicts = decided.loc[decided[column] != "", column].str.split(":").str[0]
+        if len(verdicts):
+            counts = [(word, int((verdicts == word).sum())) for word in _VERDICTS]
+            parts.append(f"{run}: " + ", ".join(f"{n} {word}" for word, n in counts))
+    return "; ".join(parts) or "nothing was measured"
+
+
+def pareto_shares(
+    measurements: pd.DataFrame, *, gain: str, loss: str, seed: int = 0
+) -> pd.DataFrame:
+    """How often each system is on the Pareto front of a gain and a loss, over the resamples.
+
+    In each resample of the questions seeds are drawn with replacement from those that all systems
+    share. Columns ``system, share, n_seeds``; measurements of one dataset.
+
+    Example:
+        >>> measurements = pd.DataFrame({"system": ["a", "a", "b", "b"], "seed": 0,
+        ...     "metric": ["acc", "ece"] * 2, "resample": 1, "value": [0.9, 0.1, 0.8, 0.2]})
+        >>> pareto_shares(measurements, gain="acc", loss="ece")["share"].tolist()
+        [1.0, 0.0]
+    """
+    resampled = measurements[measurements["resample"] > 0]
+    seeds = set.intersection(*(set(rows["seed"]) for _, rows in resampled.groupby("system")))
+    cells = resampled[resampled["seed"].isin(seeds)].pivot(
+        index=["resample", "system"], columns=["metric", "seed"], values="value"
+    )
+    systems = list(measurements["system"].unique())
+    rng = np.random.default_rng(seed)
+    on_front = []
+    for _, rows in cells.groupby(level="resample"):
+        drawn = rng.choice(sorted(seeds), len(seeds))
+        of = rows.droplevel("resample").loc[systems]
+        means = [of[metric][list(drawn)].to_numpy().mean(axis=1) for metric in (loss, gain)]
+        on_front.append(pareto_front(*means))
+    share = np.mean(on_front, axis=0)
+    return pd.DataFrame({"system": systems, "share": share, "n_seeds": len(seeds)})
 
 
 def lay_out_systems(
@@ -211,7 +440,8 @@ def lay_out_systems(
     """Systems in the paper's own wide layout, as Tables 1 and 5 to 11 have it.
 
     ``table`` is :func:`corea.metrics.intervals.summarize` of ``measure_cascades``, of which
-    ``cascades`` are the collaborative systems; a change stands in parentheses behind its value.
+    ``cascades`` are the collaborative systems; a change stands in parentheses behind its value,
+    and what was not measured is empty.
 
     Example:
         >>> table = pd.DataFrame({"system": "COREA", "dataset": "chains", "value": [1500.0, -6.7],
@@ -227,7 +457,8 @@ def lay_out_systems(
         row = {"block": "Collaborative" if together else "Standalone", "System": system}
         for dataset in datasets:
             for metric, heading in metrics.items():
-                text = f"{cells[system, dataset, metric]:.{0 if 'cost' in metric else 1}f}"
+                value = cells.get((system, dataset, metric))
+                text = "" if value is None else f"{value:.{0 if 'cost' in metric else 1}f}"
                 change = cells.get((system, dataset, f"{metric}_change"))
                 if together and change is not None:
                     text += f" ({change:+.1f}{'%' * (metric == 'cost')})"

@@ -398,6 +398,54 @@ def deferral_selectivity() -> pd.DataFrame:
     )
 
 
+def sweep_price_ratio(factors: Iterable[float]) -> pd.DataFrame:
+    r"""The change in cost of paper A's systems, were its large model dearer than it is.
+
+    With the large model's price times f, of the costs in the tables,
+
+    .. math:: 100\,\left(\frac{C - C_L}{f\, C_\mathrm{alone}}
+        + \frac{C_L}{C_\mathrm{alone}} - 1\right),
+
+    which falls towards what is left of the large model's own cost, :math:`100\,(C_L /
+    C_\mathrm{alone} - 1)`, as f grows. Columns ``dataset, system, price_factor, cost_change``;
+    collaborative systems.
+
+    Source: paper A, Tables 5-10; its limitations say that savings grow with the ratio.
+
+    Example:
+        >>> limit = sweep_price_ratio([np.inf]).set_index(["dataset", "system"])["cost_change"]
+        >>> round(float(limit["GPQA", "COREA"]), 1)
+        -49.8
+    """
+    wide = _wide(_tables("A", _PER_DATASET), ["dataset", "system"], "metric")
+    of = wide.loc[[(d, s) for d in QUESTIONS for s in SMALL_MODEL]]
+    alone = wide["cost"].xs(LARGE_MODEL, level="system").reindex(of.index, level="dataset")
+    rest, large = (of["cost"] - of["large_cost"]) / alone, of["large_cost"] / alone
+    parts = [
+        (100 * (rest / factor + large - 1)).rename("cost_change").reset_index()
+        .assign(price_factor=float(factor))
+        for factor in factors
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def hyperparameters() -> pd.DataFrame:
+    """What the papers trained with, as the profile ``paper`` has it, and where each value is from.
+
+    Columns ``paper, setting`` (entry of the profile and parameter), ``value`` and ``place``: a
+    section of the paper; SimpleRL, the framework of paper A, or TRL, that of paper B, to whose
+    defaults they refer; or "ours:" and why. A test compares them with ``profiles/paper.yaml``.
+
+    Example:
+        >>> rows = hyperparameters().set_index("setting")
+        >>> rows.loc["train.kl_coef", "value"].to_list()
+        ['0.0001', '0.001']
+    """
+    source = files("corea").joinpath("data", "published", "hyperparameters.csv")
+    with source.open("rb") as stream:
+        return pd.read_csv(stream, dtype=str, keep_default_na=False)
+
+
 def recompute_lost_table(table: int) -> pd.DataFrame:
     """A summary table of paper A whose cells are lost, from Tables 12-15.
 

@@ -68,11 +68,15 @@ the benchmark), and how skewed the seeds are cannot be seen."""
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
     dict.fromkeys(("pass_at_1", "deferral_rate"), (0.0, 100.0))
     | dict.fromkeys(
-        ("ece", "auroc", "brier", "confidence_output_ratio", "mean_confidence", "sce", "mce"),
+        (
+            *("ece", "ece_per_run", "auroc", "brier", "confidence_output_ratio"),
+            *("mean_confidence", "share_at_ends", "sce", "mce"),
+        ),
         (0.0, 1.0),
     )
     | dict.fromkeys(("small_cost", "large_cost", "router_cost", "cost"), (0.0, np.inf))
     | {"cost_change": (-100.0, np.inf), "pass_at_1_change": (-100.0, 100.0)}
+    | {"overconfidence": (-1.0, 1.0)}
 )
 """What metrics can be; others can be any number."""
 
@@ -685,9 +689,9 @@ def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
     """
     resamples = f"({n_resamples} resamples, seed {seed})"
     kinds = []
-    for method in dict.fromkeys(table["interval"]):
+    for method in dict.fromkeys(table["interval"].dropna()):
         n_seeds = table.loc[table["interval"] == method, "n_seeds"]
-        fewest, most = n_seeds.min(), n_seeds.max()
+        fewest, most = int(n_seeds.min()), int(n_seeds.max())
         seeds = f"{fewest if fewest == most else f'{fewest} to {most}'} seeds"
         if method == ONE_SEED:
             kinds.append(f"one seed, {ONE_SEED} {resamples}")

@@ -23,8 +23,15 @@ from corea.records import RecordsError, join_on_questions, quoted
 Floats = NDArray[np.float64]
 Metric = Callable[..., float]
 
-METRICS = ("pass_at_1", "ece", "auroc", "brier", "confidence_output_ratio", "mean_confidence")
-"""What :func:`measure` measures."""
+METRICS = (
+    *("pass_at_1", "ece", "ece_per_run", "auroc", "brier"),
+    *("confidence_output_ratio", "mean_confidence", "overconfidence", "share_at_ends"),
+)
+"""What :func:`measure` measures. ``overconfidence`` is the mean confidence less the accuracy of the
+answers that state one, ``share_at_ends`` the share of confidences that are 0 or 1. ``ece`` is that
+of all answers together; ``ece_per_run``, which paper A prints, the mean of the ECEs of its runs:
+the first answers to all questions, the second ones, and so on. The fewer answers an ECE is of, the
+more of it is noise."""
 
 
 def measure(
@@ -38,7 +45,7 @@ def measure(
 ) -> pd.DataFrame:
     """Accuracy and calibration of every system: the measurements that intervals are made of.
 
-    Source: paper A, section 4.3.
+    Source: paper A, section 4.3; its results are means over ten runs (section 4.4).
 
     Args:
         records: From :func:`corea.runs.run_records`: records with ``seed``; systems under
@@ -122,6 +129,7 @@ def _values(
     order = rows["confidence"].to_numpy(dtype=float).argsort(kind="stable")
     confidence = rows["confidence"].to_numpy(dtype=float)[order]
     correct = rows["correct"].to_numpy(dtype=float)[order]
+    answer = rows["sample"].to_numpy()[order]
     weight = weight[:, order]
     total = weight.sum(axis=1)
     n_stated = int((~np.isnan(confidence)).sum())
@@ -136,15 +144,20 @@ def _values(
     right = np.add.reduceat(weight * correct, runs, axis=1)
     wrong = np.add.reduceat(weight * (1 - correct), runs, axis=1)
     below = np.cumsum(wrong, axis=1) - wrong
+    ece = partial(calibration.resampled_errors, n_bins=n_bins, binning=binning)
+    of_runs = [answer[:n_stated] == k for k in np.unique(answer[:n_stated])]
     pairs = right.sum(axis=1) * wrong.sum(axis=1)
     won = np.sum(right * (below + wrong / 2), axis=1)
     return values | {
-        "ece": calibration.resampled_errors(
-            confidence, correct, weight=weight, n_bins=n_bins, binning=binning
+        "ece": ece(confidence, correct, weight=weight),
+        "ece_per_run": np.mean(
+            [ece(confidence[own], correct[own], weight=weight[:, own]) for own in of_runs], axis=0
         ),
         "auroc": won / np.where(pairs > 0, pairs, np.nan),
         "brier": weight @ (confidence - correct) ** 2 / some,
         "mean_confidence": weight @ confidence / some,
+        "overconfidence": weight @ (confidence - correct) / some,
+        "share_at_ends": weight @ ((confidence == 0) | (confidence == 1)) / some,
     }
 
 

@@ -3,13 +3,15 @@
 The measurements that intervals are made of (:mod:`corea.metrics.intervals`), of what a small model,
 its confidence and a large model do together. Units are the paper's: pass@1, deferral rate and
 changes in cost in percent, changes in pass@1 in percentage points, costs in input tokens of the
-small model. The threshold of a cascade is the same in every resample.
+small model. The threshold of a cascade is the same in every resample, but for
+:func:`measure_matched`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -208,12 +210,16 @@ def measure_cascades(
         total = weight.sum(axis=1)
         return {metric: weight @ value / total for metric, value in means.items()}
 
-    def with_changes(means: dict[str, Floats]) -> dict[str, Floats]:
-        means["pass_at_1_change"] = means["pass_at_1"] - means["large_pass_at_1"]
-        means["cost_change"] = 100 * (means["cost"] / means["large_alone_cost"] - 1)
-        return {metric: means[metric] for metric in CASCADE_METRICS}
+    return measure_runs(
+        together, groups, weights, values, partial(_with_changes, metrics=CASCADE_METRICS)
+    )
 
-    return measure_runs(together, groups, weights, values, with_changes)
+
+def _with_changes(means: dict[str, Floats], *, metrics: Sequence[str]) -> dict[str, Floats]:
+    """Means with what changes against the large model alone."""
+    means["pass_at_1_change"] = means["pass_at_1"] - means["large_pass_at_1"]
+    means["cost_change"] = 100 * (means["cost"] / means["large_alone_cost"] - 1)
+    return {metric: means[metric] for metric in metrics}
 
 
 def _outcome(rows: pd.DataFrame, threshold: float, *, routed: bool) -> dict[str, Floats]:
@@ -240,6 +246,129 @@ def _priced(
         "large_pass_at_1": 100.0 * rows["large_correct"].to_numpy(),
         "large_alone_cost": rows["large_cost"].to_numpy(),
     }
+
+
+def measure_matched(
+    records: pd.DataFrame,
+    max_drops: Sequence[float],
+    cascades: Mapping[str, Cascade] = CASCADES,
+    *,
+    large: str = LARGE_MODEL,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    output_price: float = 4.0,
+    n_resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Cascades at matched accuracy: the cheapest at the large model's pass@1 less a drop.
+
+    On each dataset the threshold of lowest cost at which the cascade loses at most ``max_drops``
+    points of pass@1 against the large model; that which defers everything always does. It is
+    chosen in each resample anew, on its own questions, so the intervals hold the choice too. What
+    is chosen on the questions it is judged on flatters, and a finer confidence more than a coarse
+    one; :func:`measure_held_out` chooses on others.
+
+    Source: ours. Paper A compares systems at one threshold (section 5.1), where they differ in
+    accuracy and in cost, and by their curves (Figure 2(d)).
+
+    Returns:
+        Measurements of pass@1, cost, their changes against the large model and the deferral rate,
+        with a column ``max_drop``, in percentage points.
+    """
+    groups = suites.of(records["dataset"]).groups if groups is None else groups
+    paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
+    weights = QuestionWeights(paired, n_resamples, seed)
+    kept = ("pass_at_1", "pass_at_1_change", "cost", "cost_change", "deferral_rate")
+
+    def values(name: str, _dataset: str, rows: pd.DataFrame, weight: Floats) -> dict[str, Floats]:
+        found = _cheapest(rows, weight, max_drops, routed=cascades[name].routed)
+        return {f"{m} {drop}": v for drop, of in found.items() for m, v in of.items()}
+
+    def with_changes(means: dict[str, Floats]) -> dict[str, Floats]:
+        found: dict[str, Floats] = {}
+        for drop in max_drops:
+            of = {m.split()[0]: v for m, v in means.items() if m.split()[1] == str(drop)}
+            changed = _with_changes(of, metrics=kept)
+            found |= {f"{m} {drop}": v for m, v in changed.items()}
+        return found
+
+    found = measure_runs(paired, groups, weights, values, with_changes)
+    both = found["metric"].str.split(expand=True)
+    return found.assign(metric=both[0], max_drop=both[1].astype(float))
+
+
+def _cheapest(
+    rows: pd.DataFrame, weight: Floats, max_drops: Sequence[float], *, routed: bool
+) -> dict[float, dict[str, Floats]]:
+    """What a cascade does at its cheapest threshold within each drop, under each row of weights."""
+    # missing confidences defer first, and at every threshold
+    confidence = rows["confidence"].fillna(-1.0).to_numpy(dtype=float)
+    order = confidence.argsort(kind="stable")
+    runs = np.flatnonzero(np.diff(confidence[order], prepend=-2.0))
+    always = int(confidence[order[0]] < 0)
+    everybody = np.ones(len(rows), dtype=bool)
+    by_large = _priced(rows, by_large=everybody, by_small=~everybody | (not routed))
+    by_small = _priced(rows, by_large=~everybody, by_small=everybody)
+    total, ordered = weight.sum(axis=1), weight[:, order]
+    zero = np.zeros((len(weight), 1))
+
+    def at_thresholds(metric: str) -> Floats:
+        """Its mean after the first runs of equal confidences are deferred, (resamples, runs)."""
+        change = (by_large[metric] - by_small[metric])[order]
+        moved = np.add.reduceat(ordered * change, runs, axis=1).cumsum(axis=1)
+        start = (weight @ by_small[metric])[:, None]
+        means: Floats = ((start + np.hstack([zero, moved])) / total[:, None])[:, always:]
+        return means
+
+    curves = {name: at_thresholds(name) for name in ("pass_at_1", "cost", "deferral_rate")}
+    alone = {
+        name: weight @ by_large[name] / total for name in ("large_pass_at_1", "large_alone_cost")
+    }
+    found = {}
+    for drop in max_drops:
+        # what is summed over questions is off by some 1e-14
+        enough = curves["pass_at_1"] >= alone["large_pass_at_1"][:, None] - drop - 1e-9
+        chosen = np.where(enough, curves["cost"], np.inf).argmin(axis=1)[:, None]
+        at = {name: np.take_along_axis(c, chosen, axis=1)[:, 0] for name, c in curves.items()}
+        found[drop] = at | alone
+    return found
+
+
+def reprice(measurements: pd.DataFrame, factors: Sequence[float]) -> pd.DataFrame:
+    r"""The change in cost of cascades, were the large model dearer or cheaper than it is.
+
+    With the costs of section 4.3, and the large model's price times f,
+
+    .. math:: \frac{C}{C_\mathrm{alone}} = \frac{C_S + C_R}{f\, C_\mathrm{alone}}
+        + \frac{C_L}{C_\mathrm{alone}},
+
+    so that for :math:`f \to \infty` only the large model's part is left.
+
+    Source: paper A, section 4.3; its limitations say that savings grow with the ratio.
+
+    Args:
+        measurements: Of :func:`measure_cascades`, the cascades among them.
+        factors: Of the price, 1 for as it is; infinity gives the limit.
+
+    Returns:
+        Measurements of ``cost_change`` with a column ``price_factor``.
+
+    Example:
+        >>> table = pd.DataFrame({"system": "COREA", "seed": 0, "dataset": "d", "n_questions": 9,
+        ...     "metric": ["small_cost", "large_cost", "router_cost", "cost", "cost_change"],
+        ...     "resample": 0, "value": [10.0, 30.0, 0.0, 40.0, -20.0]})
+        >>> reprice(table, [1, 2, np.inf])["value"].round(6).tolist()
+        [-20.0, -30.0, -40.0]
+    """
+    at = ["system", "seed", "dataset", "n_questions", "resample"]
+    of = measurements.pivot(index=at, columns="metric", values="value")
+    alone = of["cost"] / (1 + of["cost_change"] / 100)
+    small, large = (of["small_cost"] + of["router_cost"]) / alone, of["large_cost"] / alone
+    parts = [
+        (100 * (small / factor + large - 1)).rename("value").reset_index()
+        .assign(metric="cost_change", price_factor=float(factor))
+        for factor in factors
+    ]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def measure_thresholds(

@@ -2,8 +2,9 @@ r"""Checkpoints: sealed when they are whole, found again after a kill, selected 
 
 1. A checkpoint counts once its checksums are written, last of all. A run that was killed goes on
    from the newest one that is whole, and ends with the weights it would have had.
-2. Checkpoint selection (paper A stops at a fixed step and names that as a limitation): of the
-   evaluated steps after 0, the one whose worst component is least behind. For each component of
+2. Checkpoint selection: of the evaluated steps after 0, the one whose worst component is least
+   behind; or the last, as paper A does, which stops at a fixed step and suspects that rule of the
+   L2 reward's high ECE (section 5.4.2). For each component of
    the method's reward k (correctness, format, and confidence if it is trained),
 
    .. math:: \text{behind}_k(t) = \frac{\max_s v_k(s) - v_k(t)}{\text{SE}_k},
@@ -84,7 +85,7 @@ def last_checkpoint(directory: str | Path) -> Path | None:
 
 
 def select_checkpoint(validation: pd.DataFrame, settings: RolloutSettings) -> pd.DataFrame:
-    """Compare the evaluated steps by all components of the reward together (rule 2).
+    """Compare the evaluated steps by all components of the reward, and select one (rule 2).
 
     Args:
         validation: Rollouts with ``step`` and what :meth:`RolloutSettings.earned` reads; whole
@@ -104,6 +105,10 @@ def select_checkpoint(validation: pd.DataFrame, settings: RolloutSettings) -> pd
         >>> choice = select_checkpoint(rollouts, RolloutSettings(group_size=2))
         >>> choice[["step", "correctness", "worst", "selected"]].round(2).values.tolist()
         [[10, 0.25, 2.83, False], [20, 0.75, 0.0, True]]
+        >>> fixed = RolloutSettings(group_size=2, selection="last")
+        >>> select_checkpoint(rollouts.assign(correct=1 - rollouts["correct"]), fixed)[
+        ...     ["worst", "selected"]].round(2).values.tolist()
+        [[0.0, False], [2.83, True]]
     """
     steps = [step for step in sorted(validation["step"].unique()) if step > 0]
     if not steps:
@@ -117,7 +122,10 @@ def select_checkpoint(validation: pd.DataFrame, settings: RolloutSettings) -> pd
         ]
         means.append([values.mean() for values in by_question])
         errors.append([values.std() / np.sqrt(values.size) for values in by_question])
-    return _least_behind(steps, names, np.array(means), np.array(errors))
+    table = _least_behind(steps, names, np.array(means), np.array(errors))
+    if settings.selection == "last":
+        table["selected"] = table["step"] == steps[-1]
+    return table
 
 
 def _least_behind(

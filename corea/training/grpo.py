@@ -302,6 +302,7 @@ def grpo_config(
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards,
         reward_weights=settings.reward_weights,
+        weight_decay=settings.weight_decay,
         lr_scheduler_type=_SCHEDULES.get(settings.lr_schedule, settings.lr_schedule),
         shuffle_dataset=False,
         eval_strategy="steps",

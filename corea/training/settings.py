@@ -142,7 +142,11 @@ class RolloutSettings(WeightSettings):
             whole in every process; ``"trl"``, for weights that are sharded; ``"vllm_colocate"``,
             vLLM on the GPUs of the training; or ``"vllm_server"``, on others.
         vllm_memory_share: Fraction of a GPU's memory for vLLM, in (0, 1).
+        weight_decay: Of AdamW; 0 is TRL's default.
         checkpoint_every: Steps between checkpoints, each with a validation.
+        selection: Which checkpoint the run keeps: that of the best ``"validation"`` (rule 2 of
+            :mod:`corea.training.checkpoints`), or the ``"last"``, as paper A does, whose steps are
+            fixed.
         seed: Seed of the questions' order and of sampling.
 
     Raises:
@@ -166,7 +170,9 @@ class RolloutSettings(WeightSettings):
     scale_rewards: str = one_of("group", ("group", "batch", "none"))
     rollouts: str = one_of("corea", ("corea", "trl", "vllm_colocate", "vllm_server"))
     vllm_memory_share: float = below(0.3, 1)
+    weight_decay: float = from_zero(0.0)
     checkpoint_every: int = 20
+    selection: str = one_of("validation", ("validation", "last"))
     seed: int = from_zero(0)
 
     def __post_init__(self) -> None:
