@@ -178,6 +178,11 @@ def test_what_cannot_be_tested_says_why():
         ),
         (
             evidence(),
+            table(row(0, 1) | {"low": "0.1 [0, 1]"}),
+            "A7: rewards/gaps: could not convert string to float: '0.1 [0, 1]'; expected numbers",
+        ),
+        (
+            evidence(),
             table(row(0, 1), row(0, 1, dataset="facts")),
             "A7: rewards/gaps has 2 rows with system 'L1', metric 'ece'; expected one",
         ),
@@ -360,6 +365,13 @@ def test_a_run_is_decided_by_the_same_function(tmp_path, capsys, tables):
     assert "A4: corea_baselines/systems: there is no such table" in told.err
 
 
+def test_a_table_of_a_run_that_cannot_be_read_is_named(tmp_path, capsys):
+    (tmp_path / "backbones").mkdir()
+    (tmp_path / "backbones" / "changes.csv").write_text("")
+    assert claims.main(["--tables", str(tmp_path)]) == 1
+    assert "backbones/changes.csv: not readable as CSV: No columns" in capsys.readouterr().err
+
+
 # --- the file, when it is wrong ---------------------------------------------------------------
 
 WHOLE = """
@@ -488,7 +500,9 @@ def test_boxes_hide_rows_by_keyboard_and_paper_has_them_all(visit, tmp_path, dec
     page.keyboard.press("Space")
     assert rows.count() == sum(name[0] != "B" for name in decisions)
     page.get_by_label("unsettled").uncheck()
-    left = [name for name, each in decisions.items() if name[0] != "B" and each.verdict != UNSETTLED]
+    left = [
+        name for name, each in decisions.items() if name[0] != "B" and each.verdict != UNSETTLED
+    ]
     assert rows.count() == len(left)
     assert rows.locator("td:first-child").all_text_contents() == left
     page.emulate_media(media="print")

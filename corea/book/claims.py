@@ -53,22 +53,23 @@ MOST_SEEDS = 1000
 PRINTED = "printed/claims"
 """The table of :func:`corea.book.printed_claims.printed_claims`, exact but for rounding."""
 
+
+def _places(sections: str, appendices: str, n_tables: int, n_figures: int) -> frozenset[str]:
+    counted = {"section": sections, "appendix": appendices}
+    named = [f"{kind} {part}" for kind, parts in counted.items() for part in parts.split()]
+    named += [f"Table {n + 1}" for n in range(n_tables)]
+    named += [f"Figure {n + 1}" for n in range(n_figures)]
+    return frozenset(["abstract", "limitations", *named])
+
+
 PLACES: Mapping[str, frozenset[str]] = {
-    "A": frozenset(
-        ["abstract", "limitations"]
-        + [f"section {n}" for n in "1 2.1 2.2 3.1 3.2 4.1 4.2 4.3 4.4 5.1 5.2 5.3".split()]
-        + [f"section {n}" for n in "5.4.1 5.4.2 5.4.3 6".split()]
-        + [f"appendix {n}" for n in "A.1 A.2 B C D E F G".split()]
-        + [f"Table {n}" for n in range(1, 16)]
-        + [f"Figure {n}" for n in range(1, 10)]
+    "A": _places(
+        "1 2.1 2.2 3.1 3.2 4.1 4.2 4.3 4.4 5.1 5.2 5.3 5.4.1 5.4.2 5.4.3 6",
+        "A.1 A.2 B C D E F G",
+        15,
+        9,
     ),
-    "B": frozenset(
-        ["abstract", "limitations"]
-        + [f"section {n}" for n in "1 2 3.1 3.2 3.3 4.1 4.2 5 5.1 6 7".split()]
-        + [f"appendix {n}" for n in "A B.1 B.2 B.3 B.4 B.5 C".split()]
-        + [f"Table {n}" for n in range(1, 10)]
-        + [f"Figure {n}" for n in range(1, 5)]
-    ),
+    "B": _places("1 2 3.1 3.2 3.3 4.1 4.2 5 5.1 6 7", "A B.1 B.2 B.3 B.4 B.5 C", 9, 4),
 }
 """The places that each paper has."""
 
@@ -108,7 +109,7 @@ class Evidence(_Strict):
     """
 
     table: Annotated[str, Field(pattern=r"^\w+/\w+$")]
-    rows: Annotated[dict[str, Text | Annotated[list[Text], Field(min_length=1)]], Field()]
+    rows: dict[str, Text | Annotated[list[Text], Field(min_length=1)]]
     at_least: float | None = None
     at_most: float | None = None
     within: Annotated[float, Field(gt=0)] | None = None
@@ -135,6 +136,12 @@ class Evidence(_Strict):
         """The bound in words."""
         ((side, bound),) = self.bound.items()
         return {"within": f"within ±{bound:g}"}.get(side, f"{side.replace('_', ' ')} {bound:g}")
+
+    def __str__(self) -> str:
+        """Table, what all rows have in common, the bound and its reason."""
+        common = [str(value) for value in self.rows.values() if isinstance(value, str)]
+        bound = f"{self.asks} ({self.why})" if self.why else self.asks
+        return f"{self.table}: {', '.join([*common, bound])}"
 
 
 class Claim(_Strict):
@@ -364,7 +371,10 @@ def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[st
             words = ", ".join(f"{name} {value!r}" for name, value in labels.items())
             raise MissingError(f"{where} has {len(rows)} rows with {words}; expected one")
         shown = [labels[name] for name in (several or wanted)]
-        yield ", ".join(shown), Interval.of(rows.iloc[0].to_dict())
+        try:
+            yield ", ".join(shown), Interval.of(rows.iloc[0].to_dict())
+        except ValueError as error:
+            raise MissingError(f"{where}: {error}; expected numbers") from error
 
 
 def seeds_needed(found: Interval, **bound: float) -> int:
@@ -432,7 +442,10 @@ def of_run(folders: Iterable[str | Path]) -> dict[str, pd.DataFrame]:
     found = {PRINTED: printed_claims()}
     for folder in map(Path, folders):
         for path in sorted(folder.glob("*.csv")):
-            found[f"{folder.name}/{path.stem}"] = pd.read_csv(path)
+            try:
+                found[f"{folder.name}/{path.stem}"] = pd.read_csv(path)
+            except ValueError as error:
+                raise ClaimError(f"{path}: not readable as CSV: {visible(error)}") from error
     return found
 
 
@@ -447,8 +460,7 @@ def decide_committed(tables: Tables | None = None) -> dict[str, Decision]:
     A claim that awaits its evidence is unsettled until the evidence is there.
 
     Raises:
-        MissingError: If evidence is missing that is not awaited.
-        ClaimError: If evidence is there and still said to be awaited.
+        ClaimError: If evidence is missing that is not awaited, or is there and still said to be.
     """
     tables = committed() if tables is None else tables
     found, wrong = {}, []
@@ -537,8 +549,9 @@ def seeds_text(decision: Decision) -> str:
     if not decision.n_seeds:
         return ""
     few = " (few)" if decision.few else ""
+    # as the rule of full runs once was: the interval is too narrow
     if any(row.found.method == SEEDS_ALONE for row in decision.rows):
-        few += " without the questions' part"
+        few += ", questions left out"
     if decision.needed is None:
         return f"{decision.n_seeds}{few}"
     many = f"more than {MOST_SEEDS:,}" if decision.needed > MOST_SEEDS else f"{decision.needed}"
@@ -561,10 +574,10 @@ def line(decision: Decision) -> str:
 
 
 def as_json(decision: Decision) -> dict[str, Any]:
-    """A decision for other programs; numbers that are not defined are null."""
+    """A decision for other programs; numbers that are not finite are null."""
 
     def number(value: float) -> float | None:
-        return None if np.isnan(value) else value
+        return value if np.isfinite(value) else None
 
     rows = [
         {
@@ -689,6 +702,7 @@ def _row(decision: Decision, run: Decision | None) -> str:
     if claim.by_construction:
         notes.append(f"by construction: {claim.by_construction}")
     verdict_cell += "".join(f"<p><small>{as_html(note)}</small></p>" for note in notes)
+    used = "".join(f"<p><small>{as_html(part)}</small></p>" for part in claim.evidence)
     cells = [
         as_html(claim.id),
         sentence,
@@ -696,7 +710,7 @@ def _row(decision: Decision, run: Decision | None) -> str:
         _intervals(decision),
         as_html(seeds_text(decision)),
         "–" if run is None else f"<p>{as_html(run.verdict)}</p>{_intervals(run)}",
-        f'<a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a>',
+        f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used}',
     ]
     filters = f'data-of="{claim.id[0]}" data-is="{decision.verdict.split()[0]}"'
     return f"<tr {filters}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
@@ -711,7 +725,9 @@ def _intervals(decision: Decision) -> str:
     if len(lines) == 1:
         return first
     rest = "<br>".join(as_html(text) for text in lines[1:])
-    return f"{first}<details><summary>{len(lines) - 1} more</summary><small>{rest}</small></details>"
+    return (
+        f"{first}<details><summary>{len(lines) - 1} more</summary><small>{rest}</small></details>"
+    )
 
 
 # --- the command ------------------------------------------------------------------------------

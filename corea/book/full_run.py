@@ -39,7 +39,7 @@ def published(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame |
     """A table of a run of the full run; None if it has none, or for a suite it was not made of.
 
     Raises:
-        EvidenceError: If it is of another profile, schema or run than its chapter's provenance says.
+        EvidenceError: If it is of another profile, schema or run than its provenance says.
 
     Example:
         >>> published("no_such_run", "table") is None

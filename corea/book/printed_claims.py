@@ -96,7 +96,11 @@ def _of_b() -> Iterator[tuple[str, float, float]]:
     own = of_each.xs("Ours", level="system")
     rest = pd.concat([grpo, own[["None"]]], axis=1).min(axis=1)
     best = own[["Isotonic", "Platt"]].min(axis=1) < rest
-    yield "B 5: sets where the proposal after a post-hoc method is best, of 6", float(best.sum()), 0.0
+    yield (
+        "B 5: sets where the proposal after a post-hoc method is best, of 6",
+        float(best.sum()),
+        0.0,
+    )
     six = published_table("B", 6).set_index(["dataset", "model", "metric", "system"])["value"]
     agree = six.unstack("system").eval("Ours < GRPO")
     yield "B 6: SCE and MCE of the proposal below GRPO's, of 12", float(agree.sum()), 0.0

@@ -164,10 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(*written, sep="\n")
     commits = set()
     for run in dict.fromkeys(path.parent.name for path in written):
-        facts = full_run.facts(run)
-        commits.add(facts["commit"])
-        told = ", ".join(f"{name} {facts[name]}" for name in ("commit", "seed", "device", "wall time") if name in facts)
-        print(f"{run}: {len(full_run.tables()[run])} tables, {told}")
+        told = full_run.facts(run)
+        commits.add(told["commit"])
+        kept = ("commit", "seed", "device", "wall time")
+        print(f"{run}:", ", ".join(f"{name} {told[name]}" for name in kept if name in told))
     if any("+changes" in commit or "unknown" in commit for commit in commits):
         print("Nobody else has that source: better commit it and make the full run from it.")
     return 0
