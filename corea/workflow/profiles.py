@@ -192,19 +192,10 @@ class Profile:
 
     @cached_property
     def readers(self) -> Sequence[str]:
-        """Runs that only read what others left, and that no run waits for.
-
-        A run that reads nothing else than such runs, as the ledger of claims does, comes after
-        them by itself.
-        """
+        """Runs that only read, and wait for none that does: the ledger of claims does."""
         runs = self.runs
-        last = {
-            run.name
-            for run in runs.values()
-            if run.needs and not any(runs[name].trains for name in (run.name, *run.needs))
-        }
-        awaited = {need for run in runs.values() if run.name not in last for need in run.needs}
-        return [name for name, run in runs.items() if not (run.trains or name in awaited | last)]
+        only_reads = {name for name, run in runs.items() if not run.trains}
+        return [name for name in runs if name in only_reads and not only_reads & {*runs[name].needs}]
 
     @cached_property
     def priorities(self) -> Mapping[str, int]:
