@@ -90,6 +90,18 @@ def test_all_rows_must_hold_and_the_one_that_decides_comes_first():
     assert decide(two, table(holds, row(-0.3, 0.1, dataset="facts"))).verdict == HOLDS
 
 
+def test_rows_may_be_pairs():
+    pairs = [{"system": "a, L1", "baseline": "a"}, {"system": "b, L1", "baseline": "b"}]
+    part = Evidence(table="rewards/gaps", rows=pairs, at_most=0.0)
+    one, two = (row(-0.2, 0.1, **pair) for pair in pairs)
+    decided = decide(claim(part), table(one, two))
+    assert [each.label for each in decided.rows] == ["a, L1", "b, L1"]
+    assert decided.verdict == HOLDS
+    assert str(part) == "rewards/gaps: at most 0"
+    with pytest.raises(MissingError, match="has no baseline 'b'"):
+        decide(claim(part), table(one, two | {"baseline": "a"}))
+
+
 def test_several_parts_are_decided_together():
     joint = claim(evidence(), evidence({"at_least": -2.0}, metric="pass_at_1"))
     cheaper = row(-0.2, 0.1)
@@ -275,7 +287,8 @@ def doctored(tables, name, change):
     changed = dict(tables)
     for part in claims.load()[name].evidence:
         rows = changed[part.table].copy()
-        for column, values in part.rows.items():
+        (selection,) = part.selections
+        for column, values in selection.items():
             wanted = [values] if isinstance(values, str) else values
             rows = rows[rows[column].astype(str).isin(wanted)]
         copy = changed[part.table].copy()
@@ -395,7 +408,8 @@ at_most = 0
         ("at_most = 0", "at_most = 0\nat_least = 0", "expected one of at_least, at_most"),
         ("at_most = 0", "at_most = 2", "why is empty; expected the reason of a bound"),
         ("at_most = 0", "within = 0", "A1: evidence.0.within: Input should be greater than 0"),
-        ('{ system = "L1" }', "{ }", "rows selects nothing"),
+        ('{ system = "L1" }', "{ }", "Dictionary should have at least 1 item"),
+        ('{ system = "L1" }', "[ ]", "List should have at least 1 item"),
         ('"rewards/gaps"', '"gaps"', "A1: evidence.0.table: String should match pattern"),
         ('["abstract"]', '["section 9"]', "paper A has no section 9"),
         ('paper = "A"', 'paper = "B"', "paper is 'B'; expected that of the id"),

@@ -79,6 +79,7 @@ _RELIED = re.compile(r"\((?P<claim>[ABT]\d+): (?P<verdict>[a-z ]+)\)")
 Tables = Mapping[str, pd.DataFrame]
 Text = Annotated[str, Field(min_length=1)]
 Bound = dict[str, float]
+Rows = Annotated[dict[str, Text | Annotated[list[Text], Field(min_length=1)]], Field(min_length=1)]
 
 
 class ClaimError(ValueError):
@@ -101,7 +102,8 @@ class Evidence(_Strict):
 
     Attributes:
         table: ``"chapter/table"``, with the columns ``value, low, high, n_seeds``.
-        rows: Column to the value, or values, of the rows: one row for each combination.
+        rows: Column to the value, or values, of the rows, one row for each combination; or several
+            such tables, for what goes together in pairs.
         at_least: Lower bound of the value.
         at_most: Upper bound.
         within: Equivalence: the value is so close to 0.
@@ -109,7 +111,7 @@ class Evidence(_Strict):
     """
 
     table: Annotated[str, Field(pattern=r"^\w+/\w+$")]
-    rows: dict[str, Text | Annotated[list[Text], Field(min_length=1)]]
+    rows: Rows | Annotated[list[Rows], Field(min_length=1)]
     at_least: float | None = None
     at_most: float | None = None
     within: Annotated[float, Field(gt=0)] | None = None
@@ -119,8 +121,6 @@ class Evidence(_Strict):
     def _one_bound(self) -> Self:
         if len(self.bound) != 1:
             raise ValueError("expected one of at_least, at_most and within")
-        if not self.rows:
-            raise ValueError("rows selects nothing; expected a column at least")
         if not self.why and {*self.bound.values()} != {0.0}:
             raise ValueError("why is empty; expected the reason of a bound that is not 0")
         return self
@@ -132,6 +132,11 @@ class Evidence(_Strict):
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def selections(self) -> Sequence[Mapping[str, str | list[str]]]:
+        """The tables of columns and values in ``rows``."""
+        return self.rows if isinstance(self.rows, list) else [self.rows]
+
+    @property
     def asks(self) -> str:
         """The bound in words."""
         ((side, bound),) = self.bound.items()
@@ -139,7 +144,12 @@ class Evidence(_Strict):
 
     def __str__(self) -> str:
         """Table, what all rows have in common, the bound and its reason."""
-        common = [str(value) for value in self.rows.values() if isinstance(value, str)]
+        first, *rest = self.selections
+        common = [
+            str(value)
+            for name, value in first.items()
+            if isinstance(value, str) and all(other.get(name) == value for other in rest)
+        ]
         bound = f"{self.asks} ({self.why})" if self.why else self.asks
         return f"{self.table}: {', '.join([*common, bound])}"
 
@@ -354,27 +364,35 @@ def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[st
     if part.table not in tables:
         raise MissingError(f"{where}: there is no such table")
     table = tables[part.table]
-    if lacking := [name for name in (*part.rows, *_COLUMNS) if name not in table]:
+    for rows in part.selections:
+        wanted = {
+            name: [value] if isinstance(value, str) else value for name, value in rows.items()
+        }
+        several = [name for name, values in wanted.items() if len(values) > 1]
+        for values in product(*wanted.values()):
+            labels = dict(zip(wanted, values, strict=True))
+            shown = [labels[name] for name in (several or [*wanted][:1])]
+            yield ", ".join(shown), _picked(where, table, wanted, labels)
+
+
+def _picked(
+    where: str, table: pd.DataFrame, wanted: Mapping[str, Sequence[str]], labels: Mapping[str, str]
+) -> Interval:
+    """The one row of a table with some labels."""
+    if lacking := [name for name in (*wanted, *_COLUMNS) if name not in table]:
         raise MissingError(f"{where} lacks the column(s) {', '.join(lacking)}")
-    wanted = {
-        name: [given] if isinstance(given, str) else given for name, given in part.rows.items()
-    }
     cells = table[[*wanted]].astype(str)
     for name, values in wanted.items():
         if absent := [value for value in values if value not in set(cells[name])]:
             raise MissingError(f"{where} has no {name} {', '.join(map(repr, absent))}")
-    several = [name for name, values in wanted.items() if len(values) > 1]
-    for values in product(*wanted.values()):
-        labels = dict(zip(wanted, values, strict=True))
-        rows = table[(cells == pd.Series(labels)).all(axis=1)]
-        if len(rows) != 1:
-            words = ", ".join(f"{name} {value!r}" for name, value in labels.items())
-            raise MissingError(f"{where} has {len(rows)} rows with {words}; expected one")
-        shown = [labels[name] for name in (several or wanted)]
-        try:
-            yield ", ".join(shown), Interval.of(rows.iloc[0].to_dict())
-        except ValueError as error:
-            raise MissingError(f"{where}: {error}; expected numbers") from error
+    rows = table[(cells == pd.Series(labels)).all(axis=1)]
+    if len(rows) != 1:
+        words = ", ".join(f"{name} {value!r}" for name, value in labels.items())
+        raise MissingError(f"{where} has {len(rows)} rows with {words}; expected one")
+    try:
+        return Interval.of(rows.iloc[0].to_dict())
+    except ValueError as error:
+        raise MissingError(f"{where}: {error}; expected numbers") from error
 
 
 def seeds_needed(found: Interval, **bound: float) -> int:
@@ -399,10 +417,11 @@ def seeds_needed(found: Interval, **bound: float) -> int:
         The number, from 2; :data:`MOST_SEEDS` + 1 where it is larger than that.
 
     Example:
-        Three seeds, an estimate of 1 and a half width of 2: t falls from 4.30 to 2.45, and
+        An estimate of 1 and a half width of 2 over three seeds; with five it is 2 x 2.78 / 4.30 x
+        (3 / 5) ** 0.5 = 1.00:
 
         >>> seeds_needed(Interval(1, -1, 3, n_seeds=3), at_least=0)
-        6
+        5
     """
     from scipy.stats import t
 

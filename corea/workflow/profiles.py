@@ -195,7 +195,9 @@ class Profile:
         """Runs that only read, and wait for none that does: the ledger of claims does."""
         runs = self.runs
         only_reads = {name for name, run in runs.items() if not run.trains}
-        return [name for name in runs if name in only_reads and not only_reads & {*runs[name].needs}]
+        return [
+            name for name in runs if name in only_reads and not only_reads & {*runs[name].needs}
+        ]
 
     @cached_property
     def priorities(self) -> Mapping[str, int]:
