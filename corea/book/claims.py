@@ -46,6 +46,7 @@ FILE = Path(__file__).parents[1] / "data" / "claims.toml"
 
 HOLDS, FAILS, UNSETTLED, CANNOT = "holds", "fails", "unsettled", "cannot be tested here"
 VERDICTS = (HOLDS, FAILS, UNSETTLED, CANNOT)
+AWAITING = "no evidence is committed yet"
 
 MOST_SEEDS = 1000
 """More seeds than this are not counted: nobody will train them."""
@@ -491,7 +492,7 @@ def decide_committed(tables: Tables | None = None) -> dict[str, Decision]:
                 wrong.append(str(error))
                 continue
             missing = str(error).removeprefix(f"{name}: ")
-            reason = f"no evidence is committed yet ({missing})"
+            reason = f"{AWAITING} ({missing})"
             found[name] = Decision(claim, UNSETTLED, reason, awaiting=True)
         else:
             if claim.awaits:
@@ -672,6 +673,9 @@ _STYLE = """
 .corea-claims fieldset {border: 0; margin: 0.5rem 0; padding: 0}
 .corea-claims fieldset label {margin-right: 1rem; white-space: nowrap}
 .corea-claims td {vertical-align: top}
+.corea-claims td:nth-child(2) {min-width: 13rem}
+.corea-claims td:nth-child(4) {min-width: 9rem}
+.corea-claims td small {overflow-wrap: anywhere}
 .corea-claims td p {margin: 0 0 0.3rem}
 @media print {
   .corea-claims fieldset {display: none}
@@ -717,11 +721,13 @@ def _row(decision: Decision, run: Decision | None) -> str:
     sentence = f"<p>{as_html(claim.sentence)}</p>"
     sentence += f"<small>{as_html(f'paper {claim.paper}, ' + ', '.join(claim.place))}</small>"
     verdict_cell = f"<p><strong>{as_html(decision.verdict)}</strong></p>"
-    notes = [decision.reason] if decision.reason else []
+    reason = AWAITING if decision.awaiting else decision.reason
+    notes = [reason] if reason else []
     if claim.by_construction:
         notes.append(f"by construction: {claim.by_construction}")
     verdict_cell += "".join(f"<p><small>{as_html(note)}</small></p>" for note in notes)
-    used = "".join(f"<p><small>{as_html(part)}</small></p>" for part in claim.evidence)
+    used = [str(part).removeprefix(f"{claim.chapter}/") for part in claim.evidence]
+    used_text = "".join(f"<p><small>{as_html(part)}</small></p>" for part in used)
     cells = [
         as_html(claim.id),
         sentence,
@@ -729,7 +735,7 @@ def _row(decision: Decision, run: Decision | None) -> str:
         _intervals(decision),
         as_html(seeds_text(decision)),
         "–" if run is None else f"<p>{as_html(run.verdict)}</p>{_intervals(run)}",
-        f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used}',
+        f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used_text}',
     ]
     filters = f'data-of="{claim.id[0]}" data-is="{decision.verdict.split()[0]}"'
     return f"<tr {filters}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
