@@ -516,7 +516,8 @@ def test_no_module_that_a_chapter_loads_is_missed(monkeypatch, loaded, name):
 def test_inputs_of_a_run(repository, write_notebook):
     made = Path("build/tiny/tables/second/t.csv")
     table = Path("corea/data/full_run/compare/table.csv")
-    for path in map(Path, ("mine.csv", "deep.csv", made, table)):
+    ledger = Path("corea/data/claims.toml")
+    for path in map(Path, ("mine.csv", "deep.csv", made, table, ledger)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     values = {"a": "mine.csv", "b": "x\0", "c": "y" * 999, "d": {"e": ["deep.csv", 1]}}
@@ -526,10 +527,12 @@ def test_inputs_of_a_run(repository, write_notebook):
         "constraints.txt", "corea/data/numbers.csv", "deep.csv", "mine.csv", "notebooks/first.ipynb",
     ]  # fmt: skip
     assert list(map(str, run.inputs())) == own
-    for source, counts in {
-        "from corea.book import full_run": True,
-        "import corea.sources": False,
+    # the published full run and the claims, for those who show them
+    for source, shown in {
+        "from corea.book import full_run": {table},
+        "from corea.book import claims": {table, ledger},
+        "import corea.sources": set(),
     }.items():
         write_notebook(run.notebook, TITLE, ("code", source))
-        assert (table in run.inputs()) == counts  # the published full run, for those who show it
+        assert {table, ledger} & {*run.inputs()} == shown
         assert Path("corea/data/numbers.csv") in run.inputs()
