@@ -517,6 +517,21 @@ def test_page_shows_text_as_text():
     assert re.search(r'data-of="A" data-is="holds"', html)
 
 
+def test_a_run_beside_says_how_much_of_it_lies_inside():
+    two = claim(evidence(dataset=["chains", "facts"]))
+    full = decide(two, table(row(-0.2, 0.1), row(-0.2, 0.1, dataset="facts")))
+    here = [row(-0.25, 0.01, n_seeds=1), row(-0.5, 0.01, n_seeds=1, dataset="facts")]
+    run = decide(two, table(*here))
+    assert claims.replicated(full, run) == (1, 2)
+    html = claims.page({"A7": full}, {"A7": run}, "Claims.").data
+    assert "unsettled (one training seed)" in html
+    assert "1 of 2 inside" in html
+    assert claims.replicated(full, decide(claim(evidence=[], arms=[], cannot_test="no"), {})) == (
+        0,
+        0,
+    )
+
+
 @pytest.mark.browser
 def test_boxes_hide_rows_by_keyboard_and_paper_has_them_all(visit, tmp_path, decisions):
     file = tmp_path / "page.html"

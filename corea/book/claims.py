@@ -593,6 +593,17 @@ def line(decision: Decision) -> str:
     return " | ".join(parts)
 
 
+def replicated(decision: Decision, run: Decision) -> tuple[int, int]:
+    """How many values of a run lie inside the committed intervals, and how many both have."""
+    there = {(row.label, row.asks): row.found for row in decision.rows}
+    pairs = [
+        (there[row.label, row.asks], row.found.estimate)
+        for row in run.rows
+        if (row.label, row.asks) in there
+    ]
+    return sum(found.low <= value <= found.high for found, value in pairs), len(pairs)
+
+
 def as_json(decision: Decision) -> dict[str, Any]:
     """A decision for other programs; numbers that are not finite are null."""
 
@@ -734,11 +745,22 @@ def _row(decision: Decision, run: Decision | None) -> str:
         verdict_cell,
         _intervals(decision),
         as_html(seeds_text(decision)),
-        "–" if run is None else f"<p>{as_html(run.verdict)}</p>{_intervals(run)}",
+        _of_run(decision, run),
         f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used_text}',
     ]
     filters = f'data-of="{claim.id[0]}" data-is="{decision.verdict.split()[0]}"'
     return f"<tr {filters}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _of_run(decision: Decision, run: Decision | None) -> str:
+    if run is None:
+        return "–"
+    inside, n = replicated(decision, run)
+    reason = f" ({run.reason})" if run.reason else ""
+    told = f"<p>{as_html(f'{run.verdict}{reason}')}</p>"
+    if n:
+        told += f"<p><small>{as_html(f'{inside} of {n} inside')}</small></p>"
+    return told + _intervals(run)
 
 
 def _intervals(decision: Decision) -> str:
