@@ -24,7 +24,7 @@ pins_vllm := $(pins)-$(shell cksum < constraints-vllm.txt | cut -d' ' -f1)
 with_vllm := .venv-vllm/.vllm-$(pins_vllm)
 
 .DEFAULT_GOAL := help
-.PHONY: help book plan cluster publish parameters lab test test-vllm lint constraints clean
+.PHONY: help book plan cluster publish claims parameters lab test test-vllm lint constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ cluster: $(with_cluster) ## Set up .venv for a Slurm cluster; profiles/slurm say
 
 publish: $(with_book) ## Copy the small tables of PROFILE's full run into the package, to be committed
 	@$(python) -m corea publish $(PROFILE)
+
+claims: $(with_book) ## Derive the verdict on every claim of the papers from the committed tables
+	@$(python) -m corea claims
 
 parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
 	@$(python) -m corea parameters $(PROFILE)

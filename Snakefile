@@ -41,7 +41,7 @@ rule book:
         "{sys.executable:q} -m corea render {profile.name}"
 
 
-# what trains or generates, or is waited for: a job of its own
+# what trains or generates, or waits for what only reads: a job of its own
 rule train:
     wildcard_constraints:
         run=one_of(run for run in profile.runs if run not in profile.readers),

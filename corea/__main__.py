@@ -22,6 +22,7 @@ _COMMANDS = {
 }
 _ELSEWHERE = {
     "plan": ("corea.workflow.plan", "what a profile takes, what is done and what is missing"),
+    "claims": ("corea.book.claims", "what both papers claim, decided on the committed tables"),
     "publish": ("corea.workflow.publish", "copy small tables of a full run into the package"),
 }
 

@@ -26,6 +26,7 @@ def executed(tmp_path, monkeypatch, write_notebook):
     for module in ("book/full_run.py", "other.py"):
         Path("corea", module).touch()
     monkeypatch.setattr(full_run, "FOLDER", tmp_path / "corea" / "data" / "full_run")
+    monkeypatch.setattr(full_run, "PROFILE", "tiny")
     reads = ("code", "from corea.book import full_run")
     cell = ("code", GIVEN + "run = ''", "parameters")
     write_notebook(Path("notebooks/compare.ipynb"), TITLE, cell, reads)
@@ -103,6 +104,59 @@ def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
     after = snapshot()
     kept = {path: text for path, text in before.items() if path.parent.name == "compare"}
     assert kept == {path: text for path, text in after.items() if path.parent.name == "compare"}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"profile": "laptop"}, "provenance.json: profile is 'laptop'; expected 'tiny'"),
+        ({"schema": 0}, "provenance.json: schema is 0; expected 1"),
+        ({"schema": None}, "provenance.json: schema is None; expected 1"),
+        ({"tables": None}, "provenance.json: lacks tables; expected the SHA-256 of each"),
+    ],
+)
+def test_evidence_of_another_profile_or_schema_is_refused(executed, change, complaint):
+    publish.publish(load_profile("tiny"))
+    path = full_run.FOLDER / "compare" / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (
+        lambda: full_run.published("compare", "standalone"),
+        lambda: full_run.facts("compare"),
+    ):
+        with pytest.raises(full_run.EvidenceError) as caught:
+            read()
+        assert str(caught.value).endswith(complaint)
+        assert "full_run/compare/" in str(caught.value)
+    assert full_run.published("alone", "one") is not None
+
+
+def test_tables_of_another_run_are_refused(executed):
+    publish.publish(load_profile("tiny"))
+    folder = full_run.FOLDER / "compare"
+    shutil.copy(full_run.FOLDER / "alone" / "one.csv", folder / "one.csv")
+    with pytest.raises(full_run.EvidenceError, match="one.csv is not of the run in provenance"):
+        full_run.published("compare", "one")
+    shutil.copy(folder / "one.csv", folder / "standalone.csv")
+    with pytest.raises(full_run.EvidenceError, match="standalone.csv is not what was published"):
+        full_run.published("compare", "standalone")
+    (folder / "provenance.json").unlink()
+    for read in (full_run.facts, lambda run: full_run.published(run, "standalone")):
+        with pytest.raises(full_run.EvidenceError, match="nobody knows what made these tables"):
+            read("compare")
+
+
+def test_chapters_may_be_of_different_commits(executed):
+    publish.publish(load_profile("tiny"))
+    assert full_run.facts("compare")["commit"] == "abc"
+    assert full_run.facts("alone")["commit"] == "def+changes"
+    assert full_run.tables() == {"alone": ["one", "two"], "compare": ["standalone"]}
+
+
+def test_another_profile_is_not_published(executed, monkeypatch):
+    monkeypatch.setattr(full_run, "PROFILE", "other")
+    with pytest.raises(PipelineError, match="profile tiny is not published; expected other"):
+        publish.publish(load_profile("tiny"))
+    assert not full_run.FOLDER.exists()
 
 
 def snapshot():
@@ -191,9 +245,9 @@ def test_earlier_run_is_back_when_the_new_one_cannot_be_put_in_place(executed, m
 
 def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(executed, capsys):
     assert publish.main(["tiny", "compare"]) == 0
-    *files, commit = capsys.readouterr().out.splitlines()
+    *files, told = capsys.readouterr().out.splitlines()
     assert [Path(file).name for file in files] == ["provenance.json", "standalone.csv"]
-    assert commit == "made from commit abc"
+    assert told == "compare: commit abc, seed 3, wall time 3 minutes, the sum over 2 notebooks"
     assert publish.main(["tiny", "alone"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nobody else has that source")
     assert publish.main(["tiny", "alone", "gone"]) == 1

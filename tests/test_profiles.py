@@ -287,7 +287,7 @@ def test_runs_that_train_ask_as_the_profile_says_and_others_for_little(fits, wri
         "more": full,
         "compare": least.model_copy(update={"memory_gb": 30}),
     }
-    assert profile.readers == ["first", "second", "compare"]  # the part is waited for
+    assert profile.readers == ["first", "second", "part"]  # compare waits for the part
 
 
 def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
@@ -299,8 +299,9 @@ def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
     # but for the plan, which counts weights, none gets to the stages through another module alone
     reach = {path.stem for path in runs if notebooks.STAGES in notebooks.imported_modules(path)}
     assert trains == reach - {"real_models"}
-    waited_for = {need for run in profile.runs.values() for need in run.needs}
-    assert not waited_for & set(profile.readers)
+    readers = set(profile.readers)
+    assert not any(readers & {*profile.runs[name].needs} for name in readers)
+    assert "claims" not in readers
     assert len(profile.readers) > 10
 
 
@@ -549,7 +550,8 @@ def test_no_module_that_a_chapter_loads_is_missed(monkeypatch, loaded, name):
 def test_inputs_of_a_run(repository, write_notebook):
     made = Path("build/tiny/tables/second/t.csv")
     table = Path("corea/data/full_run/compare/table.csv")
-    for path in map(Path, ("mine.csv", "deep.csv", made, table)):
+    ledger = Path("corea/data/claims.toml")
+    for path in map(Path, ("mine.csv", "deep.csv", made, table, ledger)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     values = {"a": "mine.csv", "b": "x\0", "c": "y" * 999, "d": {"e": ["deep.csv", 1]}}
@@ -559,10 +561,12 @@ def test_inputs_of_a_run(repository, write_notebook):
         "constraints.txt", "corea/data/numbers.csv", "deep.csv", "mine.csv", "notebooks/first.ipynb",
     ]  # fmt: skip
     assert list(map(str, run.inputs())) == own
-    for source, counts in {
-        "from corea.book import full_run": True,
-        "import corea.sources": False,
+    # the published full run and the claims, for those who show them
+    for source, shown in {
+        "from corea.book import full_run": {table},
+        "from corea.book import claims": {table, ledger},
+        "import corea.sources": set(),
     }.items():
         write_notebook(run.notebook, TITLE, ("code", source))
-        assert (table in run.inputs()) == counts  # the published full run, for those who show it
+        assert {table, ledger} & {*run.inputs()} == shown
         assert Path("corea/data/numbers.csv") in run.inputs()

@@ -3,31 +3,59 @@
 A reader's own run is small. The chapters therefore show beside it what a full run gave, read from
 ``data/full_run/<run>/<table>.csv``; ``data/full_run/<run>/provenance.json`` says where those
 numbers come from. :mod:`corea.workflow.publish` puts them there.
+
+1. Chapters may be published at different times and commits, each with its own provenance.
+2. The tables of one chapter come from one run: its provenance has the SHA-256 of each, and a
+   table that is not among them, or is not what it was, is refused by name.
+3. So is evidence of another profile than :data:`PROFILE`, or of another :data:`SCHEMA`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from corea.tasks.suites import MICROWORLD, Suite
 
 FOLDER = Path(__file__).parents[1] / "data" / "full_run"
+PROFILE = "laptop-full"
+SCHEMA = 1
+"""What the names in the tables mean: raised when one changes its meaning, so that evidence from
+before is not taken for evidence of now."""
+
 LARGEST = 64 * 1024  # bytes of a table
 PROVENANCE = "provenance.json"
 
 
+class EvidenceError(ValueError):
+    """Committed tables that are not what they are taken for."""
+
+
 def published(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame | None:
     """A table of a run of the full run; None if it has none, or for a suite it was not made of.
+
+    Raises:
+        EvidenceError: If it is of another profile, schema or run than its provenance says.
 
     Example:
         >>> published("no_such_run", "table") is None
         True
     """
     path = FOLDER / run / f"{table}.csv"
-    return pd.read_csv(path) if suite is MICROWORLD and path.is_file() else None
+    if suite is not MICROWORLD or not path.is_file():
+        return None
+    known = _provenance(run)["tables"]
+    if path.name not in known:
+        raise EvidenceError(
+            f"{path} is not of the run in {PROVENANCE}, whose tables are {', '.join(known)}"
+        )
+    if digest(path) != known[path.name]:
+        raise EvidenceError(f"{path} is not what was published: its SHA-256 is another one")
+    return pd.read_csv(path)
 
 
 def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:
@@ -37,8 +65,33 @@ def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:
         >>> facts("no_such_run")
         {}
     """
-    path = FOLDER / run / PROVENANCE
-    if suite is not MICROWORLD or not path.is_file():
+    if suite is not MICROWORLD or not (FOLDER / run).is_dir():
         return {}
-    content: dict[str, str] = json.loads(path.read_text("utf-8"))
+    return {name: value for name, value in _provenance(run).items() if isinstance(value, str)}
+
+
+def tables() -> dict[str, list[str]]:
+    """Names of the tables of each run that was published."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(FOLDER.glob("*/*.csv")):
+        found.setdefault(path.parent.name, []).append(path.stem)
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _provenance(run: str) -> dict[str, Any]:
+    path = FOLDER / run / PROVENANCE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvidenceError(f"{path}: not readable: nobody knows what made these tables") from error
+    for field, expected in (("profile", PROFILE), ("schema", SCHEMA)):
+        if content.get(field) != expected:
+            raise EvidenceError(f"{path}: {field} is {content.get(field)!r}; expected {expected!r}")
+    if not isinstance(content.get("tables"), dict):
+        raise EvidenceError(f"{path}: lacks tables; expected the SHA-256 of each")
     return content

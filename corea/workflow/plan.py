@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from typing import Any
 
 import pandas as pd
 
+from corea.book import claims, full_run
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import DATA
 from corea.workflow import PipelineError
@@ -269,6 +271,35 @@ def lacking(profile: Profile, plan: pd.DataFrame, device: str) -> list[str]:
     return told
 
 
+# --- which claims it can decide ---------------------------------------------------------------
+
+
+def undecidable(profile: Profile) -> list[str]:
+    """Claims that a profile is published for and that its runs cannot decide, a line each.
+
+    Every arm of a claim has to be among what the chapters of its evidence read, with two seeds.
+    """
+    if profile.name != full_run.PROFILE:
+        return []
+    lines = []
+    for name, claim in claims.load().items():
+        read: set[str] = set()
+        for chapter in claim.chapters:
+            read |= {*profile.all_needs(chapter)} if chapter in profile.runs else set()
+        seeds = {arm: sum(_without_seed(run) == arm for run in read) for arm in claim.arms}
+        absent = [arm for arm, n in seeds.items() if not n and arm not in read]
+        alone = [arm for arm, n in seeds.items() if arm not in absent and n < 2]
+        told = [f"not read: {', '.join(absent)}"] * bool(absent)
+        told += [f"one seed: {', '.join(alone)}"] * bool(alone)
+        if told:
+            lines.append(f"{name} ({', '.join(claim.chapters)}): {'; '.join(told)}")
+    return lines
+
+
+def _without_seed(run: str) -> str:
+    return re.sub(r"_s\d+$", "", run)
+
+
 # --- in words ---------------------------------------------------------------------------------
 
 
@@ -366,6 +397,7 @@ def write_plan(profile: Profile, device: str = "") -> str:
     for heading, told in (
         ("Must be had:", must_have(profile, left)),
         ("Missing on this machine:", lacking(profile, left, device)),
+        ("Claims that its arms cannot decide:", undecidable(profile)),
     ):
         lines += ["", heading, *(f"  {text}" for text in told)] if told else []
     return "\n".join(lines)

@@ -50,6 +50,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from corea.book.display import visible
 from corea.workflow import PipelineError
 from corea.workflow.notebooks import (
+    CLAIMS,
     FULL_RUN,
     GIVEN,
     STAGES,
@@ -143,13 +144,15 @@ class Run:
     def inputs(self) -> list[Path]:
         """Files that it reads, apart from its parameter file and what other runs make.
 
-        The published full run counts only where it is shown: publishing one repeats no training.
+        The published full run and the claims count only where they are shown: publishing one or
+        writing one repeats no training.
         """
         modules = imported_modules(self.notebook)
         # all other data count for every run: a module that reads them need not say so by importing
         data = {path for path in Path("corea", "data").rglob("*") if path.is_file()}
-        if FULL_RUN not in modules:
-            data -= {p for p in data if p.is_relative_to(Path("corea", "data", "full_run"))}
+        for module, place in ((FULL_RUN, "full_run"), (CLAIMS, "claims.toml")):
+            if module not in modules:
+                data -= {p for p in data if p.is_relative_to(Path("corea", "data", place))}
         named = {Path(text) for text in _texts(self.parameters) if _is_file(text)}
         made = {path for path in named if TABLES.fullmatch(path.as_posix())}
         return sorted({self.notebook, Path("constraints.txt"), *modules, *data, *named - made})
@@ -189,9 +192,12 @@ class Profile:
 
     @cached_property
     def readers(self) -> Sequence[str]:
-        """Runs that only read what others left, and that no run waits for."""
-        awaited = {need for run in self.runs.values() for need in run.needs}
-        return [run.name for run in self.runs.values() if not (run.trains or run.name in awaited)]
+        """Runs that only read, and wait for none that does: the ledger of claims does."""
+        runs = self.runs
+        only_reads = {name for name, run in runs.items() if not run.trains}
+        return [
+            name for name in runs if name in only_reads and not only_reads & {*runs[name].needs}
+        ]
 
     @cached_property
     def priorities(self) -> Mapping[str, int]:

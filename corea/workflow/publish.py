@@ -6,10 +6,12 @@ From the root of the repository::
     make publish PROFILE=laptop-full        # python -m corea publish laptop-full [RUN ...]
 
 Runs may be named; by default they are those of the notebooks that import
-:mod:`corea.book.full_run`.
+:mod:`corea.book.full_run` themselves. Only the profile that the chapters expect is published
+(:data:`corea.book.full_run.PROFILE`).
 
 1. What is published of a notebook replaces all that was of it: one chapter never shows tables of
-   two full runs. Those of other notebooks stay.
+   two full runs, and its provenance has the SHA-256 of each. Those of other notebooks stay, also
+   of other commits.
 2. The commit and the versions are those with which the notebooks were executed, the runs that
    the published ones read included, not those of the moment of publishing. A commit that ends
    in ``+changes`` was not clean; several commits are all named.
@@ -35,7 +37,7 @@ from corea.book import full_run
 from corea.book.display import visible
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
-from corea.workflow.notebooks import FULL_RUN, imported_modules
+from corea.workflow.notebooks import FULL_RUN, own_imports
 from corea.workflow.profiles import Profile, load_profile
 
 
@@ -45,10 +47,15 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     A PipelineError has every complaint: of runs that are not whole, not executed with the profile's
     parameters or before what they read, or whose tables are missing, unreadable or too large.
     """
+    if profile.name != full_run.PROFILE:
+        raise PipelineError(
+            f"profile {profile.name} is not published; expected {full_run.PROFILE}, whose numbers "
+            "the chapters and the claims take them for"
+        )
     if unknown := sorted(set(runs) - profile.runs.keys()):
         raise PipelineError(f"profile {profile.name} has no run {', '.join(unknown)}")
     chosen = list(dict.fromkeys(runs)) or [
-        run.name for run in profile.runs.values() if FULL_RUN in imported_modules(run.notebook)
+        run.name for run in profile.runs.values() if FULL_RUN in own_imports(run.notebook)
     ]
     if not chosen:
         raise PipelineError(f"no notebook of profile {profile.name} imports corea.book.full_run")
@@ -69,7 +76,11 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
-            content = json.dumps(join_notes(read), indent=1, ensure_ascii=False) + "\n"
+            told = join_notes(read) | {
+                "schema": full_run.SCHEMA,
+                "tables": {path.name: full_run.digest(path) for path in paths},
+            }
+            content = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
             (fresh / run / full_run.PROVENANCE).write_text(content, "utf-8")
         if folder.exists():
             folder.rename(earlier)
@@ -151,8 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error)
         return 1
     print(*written, sep="\n")
-    commits = {full_run.facts(path.parent.name)["commit"] for path in written}
-    print(f"made from commit {'; '.join(sorted(commits))}")
+    commits = set()
+    for run in dict.fromkeys(path.parent.name for path in written):
+        told = full_run.facts(run)
+        commits.add(told["commit"])
+        kept = ("commit", "seed", "device", "wall time")
+        print(f"{run}:", ", ".join(f"{name} {told[name]}" for name in kept if name in told))
     if any("+changes" in commit or "unknown" in commit for commit in commits):
         print("Nobody else has that source: better commit it and make the full run from it.")
     return 0
