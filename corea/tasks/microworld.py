@@ -20,9 +20,11 @@ papers' methods run whole on two cores, and where the truth is known. What is pu
    hesitates, when it is anything from 0.0 to 1.0. It is weakly informed: the writer hesitates
    more often, the noisier the names that were used. In an uninformed corpus the very same
    confidences are dealt out to the completions at random. Some completions state none.
-5. The noisier the names, the more often the writer goes over the sum again, with the same result.
-   So completions are longer where a model knows less, and those that do not end in time have no
-   answer: what is hard costs more, and the base model fails the format at times.
+5. The noisier the names, the more often the writer pauses before it answers ("Let me think."),
+   which is of no use. (Before the sum, pauses would hide where its operands stand, and models of
+   this size learn it far more slowly.) So completions are longer where a model knows less, and those that do not
+   end in time have no answer: what is hard costs more, and the base model fails the format at
+   times.
 6. A larger model that "knows more" is one whose corpus states more names surely
    (:attr:`Preset.name_shares`), besides being larger. No name is noisier in it, so it is better in
    every dataset, as far as it learns its corpus.
@@ -85,7 +87,7 @@ _NAMES = {  # of names in a chain, fewest and most
     "fact_sums": (2, 3),
 }
 _LETTERED = ("fact_sums", "facts")  # answered by a letter
-_MOST_REPEATS = 4  # of a sum that is gone over again
+_PAUSE = " Let me think."
 _LETTERS = "ABCDEFGHIJ"  # of the digits
 _ASKED = (
     *("Which letter is {}", "What letter is {}", "Which letter has {}", "What letter has {}"),
@@ -126,8 +128,8 @@ class World:
     noise_levels: tuple[float, ...] = (0.0, 0.4, 0.6, 0.75, 0.9, 1.0)  # how often it is random
     name_shares: tuple[float, ...] = (0.25, 0.1, 0.1, 0.1, 0.05, 0.4)  # of the names, for each
     hesitation: float = 0.7  # probability to hesitate where a completion is surely wrong
-    repetition: float = 0.4  # probability to go over a sum again where it is surely wrong
-    silence: float = 0.1  # share of the completions that state no confidence
+    pausing: float = 0.6  # probability to think (once more) where a completion is surely wrong
+    silence: float = 0.2  # share of the completions that state no confidence
     informed: float = 1.0  # share of the completions that keep their own stated confidence
     mixture: tuple[float, ...] = (0.4, 0.1, 0.12, 0.12, 0.1, 0.16)  # share of each dataset
     seed: int = 0  # of what is true, and of which names are noisy
@@ -137,7 +139,7 @@ class World:
         checks.whole(self.modulus, "modulus", 2, 10)
         checks.whole(self.names, "names", 1, len(_SYLLABLES) ** 2)
         checks.whole(self.seed, "seed", 0, 2**32 - 1)
-        for name in ("hesitation", "repetition", "silence", "informed"):
+        for name in ("hesitation", "pausing", "silence", "informed"):
             checks.unit_interval([getattr(self, name)], name)
         checks.unit_interval(self.noise_levels, "noise_levels")
         require_shares(self.mixture, "mixture", len(DATASETS))
@@ -392,8 +394,7 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
     (70 %) or 0.9 (30 %). A completion keeps its own stated confidence with probability
     ``world.informed``; the others exchange theirs at random. So an uninformed corpus states
     exactly as many of each confidence as an informed one. A share ``world.silence`` then states
-    none. With probability ``world.repetition`` (1 - q) the sum is gone over again, and again, four
-    times at most. Questions may repeat; a completion begins with a space and has no end-of-text
+    none. With probability ``world.pausing`` (1 - q) the writer pauses, and again. Questions may repeat; a completion begins with a space and has no end-of-text
     token, which the trainer appends.
 
     Example:
@@ -453,10 +454,8 @@ def _write(
     if dataset in _LETTERED:
         answer = _LETTERS[value]
         thoughts += f", so {answer}"
-    again = 0
-    while again < _MOST_REPEATS and rng.random() < world.repetition * (1 - reliability):
-        again += 1
-    return " ".join([f"{thoughts}."] * (again + 1)) + f" \\boxed{{{answer}}}", reliability
+    pauses = int(rng.geometric(1 - world.pausing * (1 - reliability))) - 1
+    return f"{thoughts}.{_PAUSE * pauses} \\boxed{{{answer}}}", reliability
 
 
 def _state(world: World, reliability: float, rng: np.random.Generator) -> str:
@@ -482,7 +481,7 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     the right value by a second error counts as right, as it does in practice.
 
     It is not the accuracy of a trained model, which has learnt the corpus more or less well, is
-    cut where it goes over a sum too often, and after reinforcement is no longer meant to follow
+    cut where it pauses too often, and after reinforcement is no longer meant to follow
     the corpus. It is a graded difficulty that was put into the world.
 
     Example:
