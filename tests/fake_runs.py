@@ -12,7 +12,14 @@ from corea.records import records_from_columns, write_records
 from corea.runs import TrainedModel, write_model
 from corea.tasks.suites import MICROWORLD, SUITES
 
-LEVELS = {"chains": (1, 4), "long_chains": (4, 7), "words": (1, 4), "facts": (1, 3)}
+LEVELS = {
+    "chains": (1, 4),
+    "additions": (1, 3),
+    "words": (1, 4),
+    "long_chains": (4, 7),
+    "fact_sums": (3, 5),
+    "facts": (1, 3),
+}
 PARAMETERS = {
     "small": 230_000,
     "large": 1_050_000,

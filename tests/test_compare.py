@@ -630,7 +630,7 @@ def test_paper_rows():
     assert set(table1["dataset"]) == set(GROUPS)
     assert len(table1) == len(published.published_table("A", 1))
     rollouts = compare.paper_rows(14, systems={"8": "G = 8"}, label="setting")
-    assert set(rollouts["dataset"]) == {"chains", "words"}  # Math500 has no counterpart
+    assert set(rollouts["dataset"]) == {"chains", "additions", "words"}
     assert set(rollouts["system"]) == {"G = 8"}
     assert "ece_per_run" in set(rollouts["metric"])
     assert "ece" not in set(rollouts["metric"])

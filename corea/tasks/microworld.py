@@ -11,20 +11,27 @@ papers' methods run whole on two cores, and where the truth is known. What is pu
    probability a random digit instead. So a model knows some names well, some badly and some not
    at all, like facts in a long tail, and a question is as hard as its names. There are too many
    for reinforcement on a few thousand questions to teach them.
-3. Four datasets: ``chains`` (1 to 4 steps, none to 3 names, the only one used in reinforcement),
-   ``long_chains`` (5 or 6 steps, 1 to 4 names), ``words`` (as chains, in words) and ``facts``
-   (which letter a name has: A for 0, B for 1 and so on; nothing to add up). The corpus
-   contains all four forms.
+3. Six datasets. ``chains`` (1 to 4 steps, none to 3 names) is the only one used in
+   reinforcement. ``additions`` (1 to 3 steps, none to 2 names; "Add zoka, 3 and 1.") is easier,
+   ``words`` is as hard ("What is zoka plus 3?"), ``long_chains`` (5 or 6 steps, 1 to 4 names)
+   harder. ``facts`` asks which letter a name has (A for 0, B for 1 and so on; nothing to add up),
+   ``fact_sums`` which letter a sum of 2 or 3 names has. The corpus contains all six forms.
 4. The confidence stated in the corpus is overconfident: 1.0 or 0.9, unless its writer
    hesitates, when it is anything from 0.0 to 1.0. It is weakly informed: the writer hesitates
    more often, the noisier the names that were used. In an uninformed corpus the very same
-   confidences are dealt out to the completions at random.
-5. A larger model that "knows more" is one whose corpus states more names surely
-   (:attr:`Preset.name_shares`), besides being larger. No name is noisier in it.
+   confidences are dealt out to the completions at random. Some completions state none.
+5. The noisier the names, the more often the writer pauses before it answers ("Let me think."),
+   which is of no use. (Before the sum, pauses would hide where its operands stand, and models of
+   this size learn it far more slowly.) So completions are longer where a model knows less, and those that do not
+   end in time have no answer: what is hard costs more, and the base model fails the format at
+   times.
+6. A larger model that "knows more" is one whose corpus states more names surely
+   (:attr:`Preset.name_shares`), besides being larger. No name is noisier in it, so it is better in
+   every dataset, as far as it learns its corpus.
 
 What is kept apart:
 
-6. A question belongs to one of four pools (corpus, train, validation, test) by a hash of what
+7. A question belongs to one of four pools (corpus, train, validation, test) by a hash of what
    it asks, so none is in two of them. Sums of the same operands in any order, in digits or in
    words, ask the same and are in the same pool.
 7. The names themselves are shared, since they are what is to be known: a name in a question of
@@ -59,14 +66,28 @@ from corea.tasks.questions import INSTRUCTION, ROUTER_INSTRUCTION, Question
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-DATASETS = ("chains", "long_chains", "words", "facts")
+DATASETS = ("chains", "additions", "words", "long_chains", "fact_sums", "facts")
 SPLITS = ("train", "validation", "test")
 ARCHITECTURES = ("qwen2", "llama", "qwen3")
 PAD_ID, EOS_ID = 0, 1
 
 _PAD, _END = "<|pad|>", "<|end|>"
-_STEPS = {"chains": (1, 4), "long_chains": (5, 6), "words": (1, 4)}  # fewest and most
-_NAMES = {"chains": (0, 3), "long_chains": (1, 4), "words": (0, 3)}  # of names in a chain
+_STEPS = {  # fewest and most
+    "chains": (1, 4),
+    "additions": (1, 3),
+    "words": (1, 4),
+    "long_chains": (5, 6),
+    "fact_sums": (1, 2),
+}
+_NAMES = {  # of names in a chain, fewest and most
+    "chains": (0, 3),
+    "additions": (0, 2),
+    "words": (0, 3),
+    "long_chains": (1, 4),
+    "fact_sums": (2, 3),
+}
+_LETTERED = ("fact_sums", "facts")  # answered by a letter
+_PAUSE = " Let me think."
 _LETTERS = "ABCDEFGHIJ"  # of the digits
 _ASKED = (
     *("Which letter is {}", "What letter is {}", "Which letter has {}", "What letter has {}"),
@@ -77,8 +98,13 @@ _FACTS = re.compile("|".join(form.replace("{}", "([a-z]+)") for form in _ASKED))
 _POOLS = {"corpus": 40, "train": 30, "validation": 10, "test": 20}  # percent of all questions
 _SYLLABLES = tuple(c + v for c, v in product("bdgklmnprstvz", "aeiou"))
 _OPERAND = r"(?:[0-9]|[a-z]+)"
-_CHAIN = re.compile(rf"{_OPERAND}(?:\+{_OPERAND})+")
-_CHAIN_IN_WORDS = re.compile(rf"What is ({_OPERAND}(?: plus {_OPERAND})+)\?")
+_FORMS = {  # how a chain is asked: pattern of the text, and what stands between operands
+    "chains": ("{}", "+", "+"),
+    "additions": ("Add {}.", ", ", " and "),
+    "words": ("What is {}?", " plus ", " plus "),
+    "long_chains": ("{}", "+", "+"),
+    "fact_sums": ("Which letter is {}?", "+", "+"),
+}
 Drawn = TypeVar("Drawn")
 _PATIENCE = 2000  # draws without a new question after which a level counts as used up
 
@@ -102,8 +128,10 @@ class World:
     noise_levels: tuple[float, ...] = (0.0, 0.4, 0.6, 0.75, 0.9, 1.0)  # how often it is random
     name_shares: tuple[float, ...] = (0.25, 0.1, 0.1, 0.1, 0.05, 0.4)  # of the names, for each
     hesitation: float = 0.7  # probability to hesitate where a completion is surely wrong
+    pausing: float = 0.6  # probability to think (once more) where a completion is surely wrong
+    silence: float = 0.2  # share of the completions that state no confidence
     informed: float = 1.0  # share of the completions that keep their own stated confidence
-    mixture: tuple[float, ...] = (0.55, 0.12, 0.15, 0.18)  # share of each dataset in the corpus
+    mixture: tuple[float, ...] = (0.4, 0.1, 0.12, 0.12, 0.1, 0.16)  # share of each dataset
     seed: int = 0  # of what is true, and of which names are noisy
 
     def __post_init__(self) -> None:
@@ -111,8 +139,8 @@ class World:
         checks.whole(self.modulus, "modulus", 2, 10)
         checks.whole(self.names, "names", 1, len(_SYLLABLES) ** 2)
         checks.whole(self.seed, "seed", 0, 2**32 - 1)
-        checks.unit_interval([self.hesitation], "hesitation")
-        checks.unit_interval([self.informed], "informed")
+        for name in ("hesitation", "pausing", "silence", "informed"):
+            checks.unit_interval([getattr(self, name)], name)
         checks.unit_interval(self.noise_levels, "noise_levels")
         require_shares(self.mixture, "mixture", len(DATASETS))
         require_shares(self.name_shares, "name_shares", len(self.noise_levels))
@@ -186,8 +214,10 @@ class _Chain:
     def __str__(self) -> str:
         return "+".join(self.operands)
 
-    def in_words(self) -> str:
-        return f"What is {' plus '.join(self.operands)}?"
+    def asked(self, dataset: str) -> str:
+        """The text of the question."""
+        form, between, last = _FORMS[dataset]
+        return form.format(between.join(self.operands[:-1]) + last + self.operands[-1])
 
     @property
     def names(self) -> list[str]:
@@ -308,8 +338,8 @@ def _asked(world: World, dataset: str, drawn: _Chain | _Fact) -> tuple[str, str,
         return f"{drawn}?", _LETTERS[facts.digit[place]], int(facts.level[place]) + 1
     known = {name: int(facts.digit[facts.names.index(name)]) for name in drawn.names}
     gold = _steps(world, drawn, known)[1]
-    text = drawn.in_words() if dataset == "words" else str(drawn)
-    return text, str(gold), len(known) + 1
+    answer = _LETTERS[gold] if dataset in _LETTERED else str(gold)
+    return drawn.asked(dataset), answer, len(known) + 1
 
 
 def _steps(world: World, chain: _Chain, known: dict[str, int]) -> tuple[list[str], int]:
@@ -340,11 +370,10 @@ def _read(world: World, question: Question) -> _Chain | _Fact:
         if name in names:
             form = next(form for form in _ASKED if form.format(name) == text.removesuffix("?"))
             return _Fact(name, form)
-    elif question.dataset == "words" and (match := _CHAIN_IN_WORDS.fullmatch(text)):
-        text = match[1].replace(" plus ", "+")
-    if question.dataset in _STEPS and _CHAIN.fullmatch(text):
-        chain = _Chain(tuple(text.split("+")))
-        if set(chain.names) <= set(names) and len(set(chain.names)) == len(chain.names):
+    elif question.dataset in _FORMS:
+        chain = _Chain(tuple(re.findall(rf"\b(?:[0-9]|{'|'.join(names)})\b", text)))
+        unlike = len(set(chain.names)) < len(chain.names)
+        if len(chain.operands) > 1 and not unlike and chain.asked(question.dataset) == text:
             return chain
     raise ValueError(
         f"question {question.question_id!r} of {question.dataset!r} reads {question.text!r}; "
@@ -364,8 +393,9 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
     ``world.hesitation`` (1 - q) and states 0.0, 0.1, ... or 1.0, all alike; otherwise 1.0
     (70 %) or 0.9 (30 %). A completion keeps its own stated confidence with probability
     ``world.informed``; the others exchange theirs at random. So an uninformed corpus states
-    exactly as many of each confidence as an informed one. Questions may repeat; a completion
-    begins with a space and has no end-of-text token, which the trainer appends.
+    exactly as many of each confidence as an informed one. A share ``world.silence`` then states
+    none. With probability ``world.pausing`` (1 - q) the writer pauses, and again. Questions may repeat; a completion begins with a space and has no end-of-text
+    token, which the trainer appends.
 
     Example:
         >>> row = corpus(World(), 1, seed=3)[0]
@@ -382,20 +412,27 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
         fewest, most = _NAMES.get(dataset, (1, 1))
         drawn = _draw(world, dataset, "corpus", int(rng.integers(fewest, most + 1)), rng)
         text, _, _ = _asked(world, dataset, drawn)
-        written, reliability = _write(world, drawn, rng)
+        written, reliability = _write(world, dataset, drawn, rng)
         asked.append(Question(dataset, "", text, "", "choice").prompt)
         reasoning.append(written)
         stated.append(_state(world, reliability, rng))
-    dealt = np.flatnonzero(rng.random(n) >= world.informed)
+    silent = rng.random(n) < world.silence
+    dealt = np.flatnonzero((rng.random(n) >= world.informed) & ~silent)
     for receiver, giver in zip(dealt, [stated[i] for i in rng.permutation(dealt)], strict=True):
         stated[receiver] = giver
+    told = [
+        "" if hidden else f" \\confidence{{{confidence}}}"
+        for confidence, hidden in zip(stated, silent, strict=True)
+    ]
     return [
-        {"prompt": prompt, "completion": f" {written} \\confidence{{{confidence}}}"}
-        for prompt, written, confidence in zip(asked, reasoning, stated, strict=True)
+        {"prompt": prompt, "completion": f" {written}{confidence}"}
+        for prompt, written, confidence in zip(asked, reasoning, told, strict=True)
     ]
 
 
-def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tuple[str, float]:
+def _write(
+    world: World, dataset: str, drawn: _Chain | _Fact, rng: np.random.Generator
+) -> tuple[str, float]:
     """The reasoning with its boxed answer, and the product of (1 - noise) of its names."""
     facts = facts_of(world)
     believed, reliability = {}, 1.0
@@ -407,11 +444,18 @@ def _write(world: World, drawn: _Chain | _Fact, rng: np.random.Generator) -> tup
         )
         reliability *= 1 - noise
     if isinstance(drawn, _Fact):
-        digit = believed[drawn.name]
-        return f"{digit}, so {_LETTERS[digit]}. \\boxed{{{_LETTERS[digit]}}}", reliability
-    recalled = "+".join(str(believed.get(operand, operand)) for operand in drawn.operands)
-    steps, value = _steps(world, drawn, believed)
-    return f"{recalled}: {', '.join(steps)}. \\boxed{{{value}}}", reliability
+        value = believed[drawn.name]
+        thoughts = str(value)
+    else:
+        steps, value = _steps(world, drawn, believed)
+        recalled = "+".join(str(believed.get(operand, operand)) for operand in drawn.operands)
+        thoughts = f"{recalled}: {', '.join(steps)}"
+    answer = str(value)
+    if dataset in _LETTERED:
+        answer = _LETTERS[value]
+        thoughts += f", so {answer}"
+    pauses = int(rng.geometric(1 - world.pausing * (1 - reliability))) - 1
+    return f"{thoughts}.{_PAUSE * pauses} \\boxed{{{answer}}}", reliability
 
 
 def _state(world: World, reliability: float, rng: np.random.Generator) -> str:
@@ -436,9 +480,9 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
     The probability of every digit is carried from step to step, so that a chain that comes to
     the right value by a second error counts as right, as it does in practice.
 
-    It is not the accuracy of a trained model, which has learnt the corpus more or less well,
-    and after reinforcement is no longer meant to follow it. It is a graded difficulty that was
-    put into the world.
+    It is not the accuracy of a trained model, which has learnt the corpus more or less well, is
+    cut where it pauses too often, and after reinforcement is no longer meant to follow
+    the corpus. It is a graded difficulty that was put into the world.
 
     Example:
         A world of sure names, and one in which half of what is said of them is at random:
@@ -463,7 +507,8 @@ def sampler_accuracy(world: World, question: Question, temperature: float = 1.0)
             place = facts.names.index(operand)
             noise, digit = float(facts.noise[place]), int(facts.digit[place])
             parts.append(sharpened(noise, digit, world.modulus, temperature))
-    gold = _LETTERS.index(question.gold) if isinstance(drawn, _Fact) else int(question.gold)
+    lettered = question.dataset in _LETTERED
+    gold = _LETTERS.index(question.gold) if lettered else int(question.gold)
     return float(distribution_of_sum(parts)[gold])
 
 

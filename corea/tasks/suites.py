@@ -98,22 +98,31 @@ class Suite:
 
 MICROWORLD = Suite(
     name="microworld",
-    datasets=("chains", "long_chains", "words", "facts"),
+    datasets=("chains", "additions", "words", "long_chains", "fact_sums", "facts"),
     groups={
         "chains": ("chains",),
-        "OOD reasoning": ("long_chains", "words"),
-        "OOD choice": ("facts",),
+        "OOD reasoning": ("additions", "words", "long_chains"),
+        "OOD choice": ("fact_sums", "facts"),
     },
     counterparts={
         "DeepMath500": "chains",
         "OOD Math": "OOD reasoning",
         "OOD Non-Math": "OOD choice",
-        "OlympiadBench": "long_chains",
+        "Math500": "additions",
         "GSM8K": "words",
+        "OlympiadBench": "long_chains",
+        "GPQA": "fact_sums",
         "CommonsenseQA": "facts",
         "all datasets": "all datasets",
     },
-    tables={"chains": 5, "words": 7, "long_chains": 8, "facts": 10},
+    tables={
+        "chains": 5,
+        "additions": 6,
+        "words": 7,
+        "long_chains": 8,
+        "fact_sums": 9,
+        "facts": 10,
+    },
     tasks={"choices": ("choices", "fact_choices"), "messages": ("messages", "lists")},
     decision_counterparts={
         "CSQA": "choices",
