@@ -540,7 +540,7 @@ def sharpened(noise: float, true: int, k: int, temperature: float) -> NDArray[np
 # Tokenizer and models
 
 
-def build_tokenizer(world: World | None = None, vocab_size: int = 300) -> PreTrainedTokenizerFast:
+def build_tokenizer(world: World | None = None, vocab_size: int = 333) -> PreTrainedTokenizerFast:
     r"""A byte-level BPE tokenizer for the microworld, the same every time.
 
     Any text can be encoded and comes back unchanged. Every digit is a token of its own, and a
