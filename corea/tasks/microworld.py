@@ -163,7 +163,7 @@ class Preset:
 
 _KNOWS_MORE = (0.55, 0.1, 0.1, 0.05, 0.05, 0.15)
 PRESETS = {
-    # the same corpus, in order of size: a factor of 100 from first to last
+    # the same corpus, in order of size: a factor of nearly 100 from first to last
     "micro": Preset(hidden_size=16, n_layers=2, n_heads=1),
     "mini": Preset(hidden_size=32, n_layers=2, n_heads=1),
     "tiny": Preset(hidden_size=32, n_layers=5, n_heads=1),
