@@ -2,8 +2,8 @@
 
 They live in threads of which one works at a time; the order changes until all orders have come and
 begin again. So whatever else the machine does falls on all alike. A step counts from its beginning
-to the beginning of the next, logging included. The first steps are not counted. Each trainer keeps
-its own random numbers.
+to the beginning of the next, logging included, in seconds of the processor: waiting for it is no
+part of a step. The first steps are not counted. Each trainer keeps its own random numbers.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Turns:
 
 
 class TakesTurns(TrainerCallback):
-    """Seconds of each step of a trainer that takes turns with others in the same process."""
+    """Processor seconds of each step of a trainer that takes turns with others in one process."""
 
     def __init__(self, name: str, turns: Turns) -> None:
         """Start with nothing measured, and the random numbers of now."""
@@ -105,12 +105,12 @@ class TakesTurns(TrainerCallback):
         self.end_turn()
         self.turns.wait(self.name)
         torch.set_rng_state(self.random)
-        self.begun = time.perf_counter()
+        self.begun = time.process_time()
 
     def end_turn(self) -> None:
         """Note how long it took, and keep the random numbers."""
         if self.begun is not None:
-            self.seconds.append(time.perf_counter() - self.begun)
+            self.seconds.append(time.process_time() - self.begun)
             self.random = torch.get_rng_state()
             self.turns.pass_on()
             self.begun = None
