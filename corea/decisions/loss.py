@@ -112,21 +112,20 @@ def optimal_probabilities(
     """
     checks.one_of(calibration_loss, "calibration_loss", CALIBRATION_LOSSES)
     checks.one_of(decisions, "decisions", DECISIONS)
-    a = np.asarray(right, dtype=float)
+    a = asked = np.asarray(right, dtype=np.float64)
     if not a.ndim or a.shape[-1] < 2:
         raise ValueError(f"right has shape {a.shape}; expected (..., K) with K from 2")
     fits = (a >= 0).all(axis=-1) & np.isclose(a.sum(axis=-1), 1)
     if not fits.all():
         raise ValueError(f"right has {a[~fits][0].tolist()}; expected probabilities that sum to 1")
-    if calibration_loss == "log_score" or (calibration_loss, decisions) == ("others", "greedy"):
-        return a
-    if decisions == "greedy":
-        return a + (1 - a) / a.shape[-1]
-    wrong = np.maximum(1 - a, 0)
-    lowest = wrong.min(axis=-1, keepdims=True)
-    # a certain option gets all: lowest / wrong, without 0 / 0
-    weight = np.where(wrong == lowest, 1.0, lowest / np.where(wrong > 0, wrong, 1.0))
-    asked: NDArray[np.float64] = weight / weight.sum(axis=-1, keepdims=True)
+    if decisions == "sampled" and calibration_loss != "log_score":
+        wrong = np.maximum(1 - a, 0)
+        lowest = wrong.min(axis=-1, keepdims=True)
+        # a certain option gets all: lowest / wrong, without 0 / 0
+        weight = np.where(wrong == lowest, 1.0, lowest / np.where(wrong > 0, wrong, 1.0))
+        asked = weight / weight.sum(axis=-1, keepdims=True)
+    elif calibration_loss == "uniform":
+        asked = a + (1 - a) / a.shape[-1]
     return asked
 
 

@@ -80,10 +80,11 @@ class AwaitedText(dict[tuple[str, int], str]):
     Example:
         >>> from corea.tasks.microworld import build_tokenizer
         >>> tokenizer = build_tokenizer()
-        >>> awaited, state = AwaitedText(tokenizer, "+4:"), ""
+        >>> awaited, states = AwaitedText(tokenizer, "+4:"), [""]
         >>> for token in tokenizer("3+4: 7")["input_ids"]:
-        ...     print(repr(state := awaited[state, token]), end=" ")
-        '' '+' '+4' '+4:' '+4:' '+4:'
+        ...     states.append(awaited[states[-1], token])
+        >>> states
+        ['', '', '+', '+4', '+4:', '+4:']
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
