@@ -2,8 +2,9 @@
 
 They live in threads of which one works at a time; the order changes until all orders have come and
 begin again. So whatever else the machine does falls on all alike. A step counts from its beginning
-to the beginning of the next, logging included, in seconds of the processor: waiting for it is no
-part of a step. The first steps are not counted. Each trainer keeps its own random numbers.
+to the beginning of the next, logging included, in processor seconds of the trainer's thread:
+waiting is no part of a step. The first steps are not counted. Each trainer keeps its own random
+numbers.
 """
 
 from __future__ import annotations
@@ -105,12 +106,12 @@ class TakesTurns(TrainerCallback):
         self.end_turn()
         self.turns.wait(self.name)
         torch.set_rng_state(self.random)
-        self.begun = time.process_time()
+        self.begun = time.thread_time()
 
     def end_turn(self) -> None:
         """Note how long it took, and keep the random numbers."""
         if self.begun is not None:
-            self.seconds.append(time.process_time() - self.begun)
+            self.seconds.append(time.thread_time() - self.begun)
             self.random = torch.get_rng_state()
             self.turns.pass_on()
             self.begun = None

@@ -178,8 +178,8 @@ def test_without_a_weight_a_step_is_that_of_trl_bit_for_bit(build, tmp_path):
         made.train()
 
     def correctness(completion_ids, gold, **_):
-        decided = [made._decided(ids)[1] for ids in completion_ids]
-        return [float(i == made.options.index(g)) for i, g in zip(decided, gold, strict=True)]
+        decided = made._decided(completion_ids)
+        return [float(i == made.options.index(g)) for (_, i), g in zip(decided, gold, strict=True)]
 
     fresh = build("stock", rollouts="trl", steps=2)
     args = fresh.args
@@ -327,7 +327,7 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, decider):
         found = []
         for prompt, group in zip(prompts, engine.generate(prompts, sampling), strict=True):
             for rollout in group:
-                place, option = made._decided(rollout.token_ids.tolist())
+                [(place, option)] = made._decided([rollout.ids])
                 before = rollout.token_ids[: max(place, 0)].tolist()
                 if greedy in tokenizer.decode(before):
                     ids = torch.tensor([tokenizer(prompt)["input_ids"] + before])

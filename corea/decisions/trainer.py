@@ -83,13 +83,9 @@ class DecisionTrainer(RolloutTrainer):
             token_logprobs: Sequence[Floats] = (),
             **_: object,
         ) -> list[float]:
-            found = [self._decided(ids) for ids in completion_ids]
-            right = np.array(
-                [
-                    float(index == self.options.index(label))
-                    for (_, index), label in zip(found, gold, strict=True)
-                ]
-            )
+            found = self._decided(completion_ids)
+            labels = [self.options.index(label) for label in gold]
+            right = np.equal([index for _, index in found], labels).astype(float)
             if settings.trajectory_reward == "brier":
                 logprobs = [
                     row[place] if place >= 0 else np.nan
@@ -101,14 +97,20 @@ class DecisionTrainer(RolloutTrainer):
 
         super().__init__(settings, directory, [reward], **arguments)
 
-    def _decided(self, ids: Sequence[int]) -> tuple[int, int]:
-        """Place of the decision in a completion and of the option decided for; -1 for none."""
-        for token in set(ids) - self.texts.keys():
-            self.texts[token] = self.processing_class.decode([token])
-        ends = {self.processing_class.eos_token_id}
-        texts = [self.texts[token] for token in ids]
-        place = decision_position(texts, ids, self.option_ids, ends)
-        return (-1, -1) if place is None else (place, self.option_ids.index(ids[place]))
+    def _decided(self, rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        """Place of the decision in each completion and of the option decided for; -1 for none."""
+        tokenizer, known = self.processing_class, self.option_ids
+        for token in set[int]().union(*rows) - self.texts.keys():
+            self.texts[token] = tokenizer.decode([token])
+        ends = {tokenizer.eos_token_id}
+        places = [
+            decision_position([self.texts[token] for token in ids], ids, known, ends)
+            for ids in rows
+        ]
+        return [
+            (-1, -1) if place is None else (place, known.index(ids[place]))
+            for ids, place in zip(rows, places, strict=True)
+        ]
 
     def annotate(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         """Add where each completion decides and what for, and mask its advantage there.
@@ -119,7 +121,7 @@ class DecisionTrainer(RolloutTrainer):
         """
         ids, mask = batch["completion_ids"], batch["completion_mask"]
         rows = [row[: int(kept.sum())].tolist() for row, kept in zip(ids, mask, strict=True)]
-        found = [self._decided(row) for row in rows]
+        found = self._decided(rows)
         whole = {"dtype": torch.long, "device": ids.device}
         place = torch.tensor([place for place, _ in found], **whole)
         batch["decision_place"] = place
