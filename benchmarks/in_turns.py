@@ -66,6 +66,7 @@ class Turns:
 
     def __init__(self, names: Sequence[str]) -> None:
         """Begin with the first."""
+        self.waited_for = set(names)  # until the first step of all: to set up draws numbers too
         self.order = cycle(chain(*permutations(names)))
         self.now = next(self.order)
         self.changed = threading.Condition()
@@ -74,7 +75,9 @@ class Turns:
     def wait(self, name: str) -> None:
         """Wait for the turn of a trainer."""
         with self.changed:
-            self.changed.wait_for(lambda: self.failed or self.now == name)
+            self.waited_for.discard(name)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.failed or (not self.waited_for and self.now == name))
         if self.failed:
             raise RuntimeError("another trainer failed") from self.failed[0]
 
