@@ -2,8 +2,9 @@
 
 They live in threads of which one works at a time; the order changes until all orders have come and
 begin again. So whatever else the machine does falls on all alike. A step counts from its beginning
-to the beginning of the next, logging included. The first steps are not counted. Each trainer keeps
-its own random numbers.
+to the beginning of the next, logging included, in processor seconds of the trainer's thread:
+waiting is no part of a step. The first steps are not counted. Each trainer keeps its own random
+numbers.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Turns:
 
     def __init__(self, names: Sequence[str]) -> None:
         """Begin with the first."""
+        self.waited_for = set(names)  # until the first step of all: to set up draws numbers too
         self.order = cycle(chain(*permutations(names)))
         self.now = next(self.order)
         self.changed = threading.Condition()
@@ -73,7 +75,9 @@ class Turns:
     def wait(self, name: str) -> None:
         """Wait for the turn of a trainer."""
         with self.changed:
-            self.changed.wait_for(lambda: self.failed or self.now == name)
+            self.waited_for.discard(name)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.failed or (not self.waited_for and self.now == name))
         if self.failed:
             raise RuntimeError("another trainer failed") from self.failed[0]
 
@@ -91,7 +95,7 @@ class Turns:
 
 
 class TakesTurns(TrainerCallback):
-    """Seconds of each step of a trainer that takes turns with others in the same process."""
+    """Processor seconds of each step of a trainer that takes turns with others in one process."""
 
     def __init__(self, name: str, turns: Turns) -> None:
         """Start with nothing measured, and the random numbers of now."""
@@ -105,12 +109,12 @@ class TakesTurns(TrainerCallback):
         self.end_turn()
         self.turns.wait(self.name)
         torch.set_rng_state(self.random)
-        self.begun = time.perf_counter()
+        self.begun = time.thread_time()
 
     def end_turn(self) -> None:
         """Note how long it took, and keep the random numbers."""
         if self.begun is not None:
-            self.seconds.append(time.perf_counter() - self.begun)
+            self.seconds.append(time.thread_time() - self.begun)
             self.random = torch.get_rng_state()
             self.turns.pass_on()
             self.begun = None

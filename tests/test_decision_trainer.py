@@ -20,7 +20,7 @@ from transformers import PrinterCallback  # noqa: E402
 
 from corea.decisions import trainer as decision_trainer  # noqa: E402
 from corea.decisions.settings import DecisionSettings  # noqa: E402
-from corea.decisions.tokens import OptionError, wrong_target  # noqa: E402
+from corea.decisions.tokens import OptionError  # noqa: E402
 from corea.decisions.trainer import (  # noqa: E402
     DECISION_METRICS,
     DecisionTrainer,
@@ -69,7 +69,7 @@ def build(decider, tmp_path, monkeypatch):
 
 def rollouts(made, n=16):
     """An annotated batch, as the trainer makes it."""
-    rows = [row for row in made.train_dataset.to_list()[: n // 4] for _ in range(4)]
+    rows = [dict(row) for row in made.train_dataset.to_list()[: n // 4] for _ in range(4)]
     with quiet():
         return made._generate_and_score_completions(rows)
 
@@ -99,31 +99,35 @@ def reference_loss(made, batch, weight):
             tokens += 1
         if place < 0:
             continue
-        own = logits[i, width + place - 1].log_softmax(dim=-1)
+        own = logits[i, width + place - 1].softmax(dim=-1)
         gold = int(batch["gold_option"][i])
         decided = int(batch["decided"][i])
+        n += 1
+        if made.settings.calibration_loss == "log_score":
+            p = own[made.option_ids[decided]]
+            calibration = calibration - (p if decided == gold else 1 - p).log()
+            continue
         for k, option in enumerate(made.option_ids):
             if decided == gold:
                 target = float(k == gold)
-            elif made.settings.wrong_target == "uniform":
+            elif made.settings.calibration_loss == "uniform":
                 target = 1 / len(made.option_ids)
             else:
                 target = 0.0 if k == decided else 1 / (len(made.option_ids) - 1)
-            calibration = calibration - target * own[option]
-        n += 1
+            calibration = calibration - target * own[option].log()
     return policy / tokens + weight * calibration / n
 
 
 @pytest.mark.parametrize(
-    ("target", "masked", "temperature", "rank"),
+    ("kind", "masked", "temperature", "rank"),
     [
-        *(("uniform", True, 1.0, 0), ("uniform", True, 0.7, 0), ("proper", False, 1.0, 0)),
-        *(("proper", False, 0.7, 0), ("uniform", True, 0.7, 4)),
+        *(("uniform", True, 1.0, 0), ("uniform", True, 0.7, 0), ("others", False, 1.0, 0)),
+        *(("log_score", False, 0.7, 0), ("log_score", True, 1.0, 0), ("uniform", True, 0.7, 4)),
     ],
 )
-def test_gradients_are_those_of_a_plain_reference(build, target, masked, temperature, rank):
+def test_gradients_are_those_of_a_plain_reference(build, kind, masked, temperature, rank):
     made = build(
-        calibration_weight=0.3, wrong_target=target, mask_decision=masked, temperature=temperature,
+        calibration_weight=0.3, calibration_loss=kind, mask_decision=masked, temperature=temperature,
         lora_rank=rank, lora_dropout=0.0,
     )  # fmt: skip
     for name, weight in made.model.named_parameters():
@@ -174,8 +178,8 @@ def test_without_a_weight_a_step_is_that_of_trl_bit_for_bit(build, tmp_path):
         made.train()
 
     def correctness(completion_ids, gold, **_):
-        decided = [made._decided(ids)[1] for ids in completion_ids]
-        return [float(i == made.options.index(g)) for i, g in zip(decided, gold, strict=True)]
+        decided = made._decided(completion_ids)
+        return [float(i == made.options.index(g)) for (_, i), g in zip(decided, gold, strict=True)]
 
     fresh = build("stock", rollouts="trl", steps=2)
     args = fresh.args
@@ -218,7 +222,7 @@ def joined(parts):
 def test_two_processes_have_the_gradient_of_one(build, decider, tmp_path):
     settings = SETTINGS | {
         "calibration_weight": 0.4, "mask_decision": True, "loss_type": "dapo",
-        "wrong_target": "proper",
+        "calibration_loss": "others",
     }  # fmt: skip
     script = Path(__file__).with_name("decide_in_process.py")
     subprocess.run(
@@ -284,14 +288,26 @@ def test_the_weight_rises_over_its_warm_up(build):
     assert weights == pytest.approx([0.0, 0.2, 0.4, 0.4])
 
 
-def test_targets_are_those_of_the_paper_and_ours(build):
-    for target in ("uniform", "proper"):
-        made = build(target, wrong_target=target)
-        found = made._targets(torch.tensor([2, 1]), torch.tensor([2, 4]))
-        assert found[0].tolist() == [0, 0, 1, 0, 0]
-        wrong = wrong_target(5, target)
-        assert found[1, 1] == pytest.approx(wrong[0])
-        assert found[1, [0, 2, 3, 4]].tolist() == pytest.approx(wrong[1:].tolist())
+@pytest.mark.parametrize("decisions", ["sampled", "greedy"])
+def test_the_brier_reward_is_that_of_the_probability_the_rollout_was_made_with(build, decisions):
+    made = build(trajectory_reward="brier", decisions=decisions, temperature=1.3)
+    batch = rollouts(made)
+    width = batch["prompt_ids"].shape[1]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    with torch.no_grad():
+        p = made.model(input_ids=ids, attention_mask=mask).logits.softmax(dim=-1)
+    expected = []
+    for i, place in enumerate(batch["decision_place"].tolist()):
+        right = float(batch["decided"][i] == batch["gold_option"][i])
+        own = p[i, width + place - 1, ids[i, width + place]].item()
+        expected.append(-((own - right) ** 2) if place >= 0 else -1.0)
+    assert {-1.0} < set(expected)
+    assert made._metrics["train"]["reward"] == [pytest.approx(np.mean(expected), abs=1e-5)]
+    groups = torch.tensor(expected).reshape(-1, 4)
+    spread = groups.std(dim=1, keepdim=True)
+    advantages = (groups - groups.mean(dim=1, keepdim=True)) / (spread + 1e-4)
+    torch.testing.assert_close(batch["advantages"], advantages.flatten(), rtol=0.01, atol=1e-3)
 
 
 # --- rollouts -------------------------------------------------------------------------------------
@@ -303,7 +319,7 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, decider):
     prompts = [question.prompt(reasoning=True) for question in TRAINING]
     hot = Sampling(1.5, 24, 4, seed=1)
     greedy = DecisionSettings(**SETTINGS | {"decisions": "greedy"}).sampling(1).greedy_after
-    marker = tokenizer(greedy, add_special_tokens=False)["input_ids"]
+    assert greedy == "</think>"
     made = build()
     likeliest = {}
     for name, after in (("sampled", ""), ("greedy", greedy)):
@@ -311,9 +327,9 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, decider):
         found = []
         for prompt, group in zip(prompts, engine.generate(prompts, sampling), strict=True):
             for rollout in group:
-                place, option = made._decided(rollout.token_ids.tolist())
+                [(place, option)] = made._decided([rollout.ids])
                 before = rollout.token_ids[: max(place, 0)].tolist()
-                if before[-len(marker) :] == marker:
+                if greedy in tokenizer.decode(before):
                     ids = torch.tensor([tokenizer(prompt)["input_ids"] + before])
                     with torch.no_grad():
                         likely = int(model(input_ids=ids).logits[0, -1].argmax())
@@ -326,7 +342,7 @@ def test_greedy_decisions_are_the_likeliest_after_the_reasoning(build, decider):
 def test_a_decision_right_after_the_prompt_is_greedy_too(decider):
     engine = TransformersEngine(*load_model(decider, device="cpu"), batch_size=64)
     prompts = [question.prompt(reasoning=False) + NO_THINKING for question in TRAINING[:6]]
-    for after, at_most in (("</think>\n", 1), ("", 8)):
+    for after, at_most in (("</think>", 1), ("", 8)):
         groups = engine.generate(prompts, Sampling(2.0, 2, 8, seed=0, greedy_after=after))
         firsts = [len({int(rollout.token_ids[0]) for rollout in group}) for group in groups]
         assert max(firsts) <= at_most
@@ -348,6 +364,20 @@ def test_rollouts_are_logged_and_validated(build, tmp_path):
         assert (table.groupby("question_id", sort=False).size() == 4).all()
         assert table["question_id"].str.startswith("choices/validation-").all()
         assert table["confidence"].dropna().between(0, 1).all()
+
+
+def test_the_brier_reward_is_paid_in_training_and_validation(build, tmp_path):
+    made = build(trajectory_reward="brier", steps=2)
+    with quiet():
+        made.args.eval_on_start = True
+        made.train()
+    validated = [row["eval_reward"] for row in made.state.log_history if "eval_reward" in row]
+    assert len(validated) == 2
+    for step, reward in zip((0, 2), validated, strict=True):
+        table = pd.read_csv(tmp_path / "run" / "validation" / f"{step:06d}.csv")
+        assert table["confidence"].isna().any()
+        assert reward == pytest.approx(made.settings.earned(table)["calibration"].mean(), abs=1e-5)
+    assert all(-1 <= row["reward"] < 0 for row in made.state.log_history if "reward" in row)
 
 
 def test_training_leaves_a_model_and_selects_by_both(decider, tmp_path):
@@ -396,11 +426,13 @@ def test_metrics_of_decisions_are_those_of_calibration():
     [
         ({"calibration_weight": -0.1}, "calibration_weight is -0.1; expected a number, 0 or more"),
         ({"calibration_weight": math.nan}, "calibration_weight is nan"),
-        ({"wrong_target": "other"}, "wrong_target is 'other'; expected one of 'uniform', 'proper'"),
+        ({"calibration_loss": "proper"}, "calibration_loss is 'proper'; expected one of 'uniform'"),
+        ({"trajectory_reward": "l1"}, "trajectory_reward is 'l1'; expected one of 'correctness'"),
         ({"decisions": "both"}, "decisions is 'both'; expected one of 'sampled', 'greedy'"),
         ({"mask_decision": 1}, "mask_decision is 1; expected True or False"),
         ({"calibration_warmup_steps": -1}, "calibration_warmup_steps is -1"),
         ({"decisions": "greedy", "rollouts": "trl"}, "decisions is 'greedy' with rollouts 'trl'"),
+        ({"trajectory_reward": "brier", "rollouts": "trl"}, "is 'brier' with rollouts 'trl'"),
     ],
 )
 def test_a_wrong_setting_is_named(values, message):

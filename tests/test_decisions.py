@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corea.decisions.tokens import (
+    SPACINGS,
     OptionError,
     decision_confidence,
     decision_position,
-    optimal_confidence,
     option_ids,
-    wrong_target,
 )
 from corea.tasks.decision_questions import LETTERS, VERDICTS, DecisionQuestion
 from corea.tasks.decision_world import DecisionWorld, build_tokenizer
@@ -96,28 +95,62 @@ def test_options_that_are_not_one_token_are_named(tokenizer, options, message):
 
 
 class Words:
-    """A tokenizer of whole words, whose vocabulary has two words, and a line break that merges."""
+    """A tokenizer of whole words behind white space of two tokens, but for those told otherwise."""
 
     unk_token_id = 0
 
-    def __init__(self, known, merged=""):
-        self.known, self.merged = known, merged
+    def __init__(self, known, **otherwise):
+        self.known, self.otherwise = known, otherwise
 
-    def __call__(self, text, add_special_tokens=True):
-        _, _, word = text.partition("\n")
-        if self.merged and word == self.merged:
-            return {"input_ids": [90, 99]}
-        return {"input_ids": [90, 91] + ([self.known.get(word, 0)] if word else [])}
+    def ids(self, text):
+        spacing = next(s for s in sorted(SPACINGS, key=len)[::-1] if text.startswith(s))
+        word = text.removeprefix(spacing)
+        if spacing == SPACINGS[1] and word in self.otherwise:
+            return self.otherwise[word]
+        return [90, 91] + ([self.known.get(word, 0)] if word else [])
+
+    def __call__(self, texts, add_special_tokens=True):
+        assert not add_special_tokens
+        return {"input_ids": [self.ids(text) for text in texts]}
 
 
-def test_an_option_unknown_or_shared_or_merged_is_named():
-    with pytest.raises(OptionError, match="option 'no' is not in the vocabulary"):
-        option_ids(Words({"yes": 5}), ["yes", "no"])
-    with pytest.raises(OptionError, match="options 'yes' and 'Yes' are the same token"):
-        option_ids(Words({"yes": 5, "Yes": 5}), ["yes", "Yes"])
-    with pytest.raises(OptionError, match="option 'no' is merged with the line break before it"):
-        option_ids(Words({"yes": 5}, merged="no"), ["yes", "no"])
-    assert option_ids(Words({"yes": 5, "no": 6}), ["yes", "no"]) == [5, 6]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (Words({"yes": 5}), "option 'no' is not in the vocabulary"),
+        (Words({"yes": 5, "no": 5}), "options 'yes' and 'no' are the same token"),
+        (Words({"yes": 5, "no": 6}, no=[90, 99]), r"option 'no' is merged with .* '</think>\\n\\n'"),
+        (Words({"yes": 5, "no": 6}, no=[90, 91, 7]), r"'no' is another token behind '</think>\\n\\n'"),
+        (Words({"yes": 5, "no": 6}, no=[90, 91, 5]), "option 'no' is another token behind"),
+        (Words({"yes": 5, "no": 6}, no=[90, 91, 6, 6]), "option 'no' is 2 tokens; expected one"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_not_one_token_behind_all_white_space_is_named(words, message):
+    with pytest.raises(OptionError, match=message):
+        option_ids(words, ["yes", "no"])
+
+
+def test_options_are_in_their_order():
+    assert option_ids(Words({"yes": 5, "no": 6}), ["no", "yes"]) == [6, 5]
+
+
+def test_a_tokenizer_that_merges_line_breaks_has_the_same_options_behind_all_of_them():
+    models = pytest.importorskip("tiny_models", reason="tokenizers need the extra `train`")
+    merging = models.make_merging_tokenizer()
+    known = option_ids(merging, LETTERS)
+    merged = set()
+    for gap in models.GAPS:
+        ids = merging(f"<think>\nso B{gap}D<end>")["input_ids"]
+        tokens = [merging.decode([i]) for i in ids]
+        merged |= {token for token in tokens if token[:1] == ">"}
+        place = decision_position(tokens, ids, known, [merging.eos_token_id])
+        assert place == len(ids) - 2
+        assert ids[place] == known[3]
+        assert decision_position(tokens[:-2], ids[:-2], known, [ids[-3]]) is None
+    assert merged == {">", ">\n", ">\n\n"}
+    # behind a mere space it is another token, and no decision
+    ids = merging("<think>\nso B</think> D<end>")["input_ids"]
+    assert decision_position([merging.decode([i]) for i in ids], ids, known, ids[-1:]) is None
 
 
 # --- where it decides ---------------------------------------------------------------------------
@@ -200,39 +233,6 @@ def test_wrong_log_probabilities_are_named(scores, decided, message):
         decision_confidence(scores, decided)
 
 
-@pytest.mark.parametrize("target", ["uniform", "proper"])
-@pytest.mark.parametrize("n_options", [2, 3, 5])
-@pytest.mark.parametrize("accuracy", [0.0, 0.2, 0.5, 0.9, 1.0])
-def test_the_optimum_minimises_the_expected_loss(target, n_options, accuracy):
-    """Over all distributions that treat the options not decided for alike."""
-    grid = np.linspace(1e-6, 1 - 1e-6, 20001)
-    others = (1 - grid) / (n_options - 1)
-    wrong = wrong_target(n_options, target)
-    assert wrong.sum() == pytest.approx(1)
-    loss = -accuracy * np.log(grid) - (1 - accuracy) * (
-        wrong[0] * np.log(grid) + wrong[1:].sum() * np.log(others)
-    )
-    found = grid[loss.argmin()]
-    assert optimal_confidence(accuracy, n_options, target) == pytest.approx(found, abs=1e-4)
-    if target == "proper":
-        assert optimal_confidence(accuracy, n_options, target) == accuracy
-    elif accuracy < 1:
-        assert optimal_confidence(accuracy, n_options, target) > accuracy
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: optimal_confidence([0.5, 1.5], 3, "proper"), "accuracy is"),
-        (lambda: optimal_confidence(0.5, 1, "proper"), "n_options is 1; expected 2 or more"),
-        (lambda: wrong_target(3, "other"), "target is 'other'; expected one of uniform, proper"),
-    ],
-)
-def test_targets_out_of_range_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
 def test_importing_decisions_does_not_import_torch():
-    code = "import sys, corea.decisions.tokens, corea.tasks.decision_world; sys.exit('torch' in sys.modules)"
+    code = "import sys, corea.decisions.tokens, corea.decisions.loss, corea.tasks.decision_world; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

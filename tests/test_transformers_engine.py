@@ -9,8 +9,11 @@ pytest.importorskip("transformers")
 
 from tiny_models import (  # noqa: E402
     PROMPTS,
+    REASONED,
+    behind,
     flat,
     ids_of,
+    make_merging_tokenizer,
     make_model,
     make_tokenizer,
     taught,
@@ -148,6 +151,42 @@ def test_a_token_without_probability_is_never_drawn():
     for temperature in (0.1, 0.6, 1.0, 3.0):
         assert g._draw(own, temperature, uniform).tolist()[0::2] == [1, 2]
     assert g._draw(own, 1.0, uniform).tolist() == [1, 1, 2]
+
+
+# --- the likeliest tokens behind a text -----------------------------------------------------------
+
+
+def test_all_tokens_behind_a_text_are_the_likeliest_whatever_is_merged_with_it():
+    tokenizer = make_merging_tokenizer()
+    model = taught_model(tokenizer, REASONED)
+    sampling = Sampling(1.2, 30, 32, 3)
+    made = {
+        after: TransformersEngine(model, tokenizer, batch_size=24).generate(
+            ["1?", "2?<think>"], dataclasses.replace(sampling, greedy_after=after)
+        )
+        for after in ("</think>", "")
+    }
+    found = {
+        after: [
+            behind(model, tokenizer, prompt, rollout, "</think>")
+            for prompt, group in zip(["1?", "2?<think>"], groups, strict=True)
+            for rollout in group
+        ]
+        for after, groups in made.items()
+    }
+    assert {closing for closing, _ in found["</think>"]} >= {">", ">\n", ">\n\n"}
+    assert all(all(likeliest) for _, likeliest in found["</think>"])
+    assert not all(all(likeliest) for _, likeliest in found[""])
+    for own, free in zip(flat(made["</think>"]), flat(made[""]), strict=True):
+        reasoning = free.completion.partition("</think>")[0]
+        assert own.completion.partition("</think>")[0] == reasoning  # that is drawn as ever
+
+
+def test_a_text_at_the_end_of_a_prompt_counts_and_one_before_does_not(model, tokenizer):
+    engine = TransformersEngine(model, tokenizer, batch_size=64)
+    sampling = Sampling(2.0, 4, 16, 1, greedy_after="+4:")
+    drawn = engine.generate(["3+4:", "3+4: \n", "3+4:3"], sampling)
+    assert [len({tuple(r.ids) for r in group}) == 1 for group in drawn] == [True, True, False]
 
 
 # --- seeds --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,17 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import fake_vllm  # noqa: E402
-from tiny_models import PROMPTS, flat, make_model, make_tokenizer, taught  # noqa: E402
+from tiny_models import (  # noqa: E402
+    PROMPTS,
+    REASONED,
+    behind,
+    flat,
+    make_merging_tokenizer,
+    make_model,
+    make_tokenizer,
+    taught,
+    taught_model,
+)
 
 from corea.confidence import CONFIDENCE_GRID  # noqa: E402
 from corea.engines.base import Sampling  # noqa: E402
@@ -94,28 +103,31 @@ def test_each_sample_has_a_seed_of_its_own(fake, folder):
     assert engine.generate([], sampling) == []
 
 
-def test_a_token_behind_a_text_is_the_likeliest_one(fake, folder, loaded):
-    engine, sampling = VLLMEngine(folder, chat=False), Sampling(0.6, 40, 8, 3)
-    (free,) = engine.generate(["3+4:"], sampling)
-    met = Counter(token for rollout in free for token in rollout.ids[:-1])
-    texts = {token: engine.tokenizer.decode([token]) for token, _ in met.most_common(9)}
-    alone = engine.tokenizer([*texts.values()], add_special_tokens=False)["input_ids"]
-    token = next(token for token, ids in zip(texts, alone, strict=True) if ids == [token])
-    (group,) = engine.generate(["3+4:"], replace(sampling, greedy_after=texts[token]))
-    before, places, changed = engine.tokenizer("3+4:")["input_ids"], 0, 0
+def test_all_tokens_behind_a_text_are_the_likeliest(monkeypatch, tmp_path):
+    tokenizer = make_merging_tokenizer()
+    model = taught_model(tokenizer, REASONED)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module(model))
+    found = "corea.engines.vllm_engine.importlib.util.find_spec"
+    monkeypatch.setattr(found, lambda name: name == "vllm" or None)
+    engine, sampling = VLLMEngine(tmp_path, chat=False), Sampling(1.2, 30, 24, 3)
+    (free,) = engine.generate(["1?"], sampling)
+    (group,) = engine.generate(["1?"], replace(sampling, greedy_after="</think>"))
+    closings, changed = set(), 0
     for rollout, drawn in zip(group, free, strict=True):
-        assert rollout.completion_tokens == 40 or rollout.finished
-        ids = before + rollout.ids
-        rows = [ids[:at] for at in range(len(before), len(ids)) if ids[at - 1] == token]
-        likeliest = next_logprobs(loaded[0], rows, [token])[1] if rows else []
-        assert [ids[len(row)] for row in rows] == list(likeliest)
+        closing, likeliest = behind(model, tokenizer, "1?", rollout, "</think>")
+        assert all(likeliest)
+        assert rollout.completion_tokens == 30 or rollout.finished
         np.testing.assert_allclose(
-            rollout.logprobs, taught(loaded[0], before, rollout.ids)[0], atol=1e-4
+            rollout.logprobs, taught(model, tokenizer("1?")["input_ids"], rollout.ids)[0], atol=1e-4
         )
-        places += len(rows)
+        closings.add(closing)
         changed += rollout.ids != drawn.ids
-    assert places > 5
-    assert changed > 0
+        own, other = (r.completion.partition("</think>")[0] for r in (rollout, drawn))
+        assert own == other
+    assert closings >= {">", ">\n", ">\n\n"}
+    assert changed > 2
 
 
 def test_tokens_behind_rows_are_as_likely_as_transformers_says(fake, folder, loaded):

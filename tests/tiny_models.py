@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 TEXTS = [rf"{a}+{b}: {a}+{b}={a + b}. \boxed{{{a + b}}} \confidence{{0.{a}}}" for a in range(10) for b in range(9)]  # fmt: skip
 PROMPTS = ["3+4:", "1+1:", "3+4: 3+", "2+2: 2+2=4. So", "0"]
@@ -26,6 +26,41 @@ def make_tokenizer(*, merging):
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
     )
+
+
+GAPS = ("\n</think>\n", "\n</think>\n\n", " </think> \n")
+"""How chat templates part reasoning and decision."""
+
+
+def make_merging_tokenizer():
+    r"""A byte-level tokenizer that splits as those of Qwen do: ``>\n`` and ``>\n\n`` are one token each."""
+    core = Tokenizer(models.BPE())
+    pieces = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(REASONED, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
+    )
+
+
+REASONED = [
+    f"{question}?<think>\n{question} so {letter}{gap}{letter}"
+    for question in "1234"
+    for gap in GAPS
+    for letter in "ABCDE"
+]
 
 
 def make_model(vocab_size=300, kind="Qwen2", **settings):
@@ -49,11 +84,11 @@ def make_model(vocab_size=300, kind="Qwen2", **settings):
         return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 
-def taught_model(tokenizer):
+def taught_model(tokenizer, texts=TEXTS):
     """A model that has seen the texts often enough to end, and to state confidences."""
     model = make_model(len(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    rows = [tokenizer(text + "<end>")["input_ids"] for text in TEXTS]
+    rows = [tokenizer(text + "<end>")["input_ids"] for text in texts]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     labels = ids.masked_fill(ids == 0, -100)
@@ -82,3 +117,14 @@ def taught(model, prompt_ids, completion_ids):
     logprobs = output.logits[0, predicting].float().log_softmax(-1)
     chosen = logprobs[range(len(completion_ids)), torch.tensor(completion_ids)]
     return chosen.numpy(), output.hidden_states[-1][0, predicting].float().mean(0).numpy()
+
+
+def behind(model, tokenizer, prompt, rollout, text):
+    """The token of a rollout that completes a text, and whether each one after it is the likeliest."""
+    before, ids = tokenizer(prompt)["input_ids"], rollout.ids
+    reach = [n for n in range(len(ids) + 1) if text in tokenizer.decode(ids[:n])]
+    if not reach:
+        return "", []
+    with torch.no_grad():
+        likeliest = model(torch.tensor([before + ids])).logits[0, len(before) - 1 : -1].argmax(-1)
+    return tokenizer.decode(ids[reach[0] - 1]), [ids[n] == likeliest[n] for n in reach[:-1]]

@@ -90,7 +90,7 @@ def evaluate_decisions(
     require_names([(question.dataset, question.question_id) for question in questions])
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(engine.tokenizer, options)
-    marker = f"{END_OF_THINKING}\n" if decisions == "greedy" else ""
+    marker = END_OF_THINKING if decisions == "greedy" else ""
     sampling = dataclasses.replace(sampling, greedy_after=marker)
 
     def answer(part: Sequence[DecisionQuestion], _: Samples | None) -> Answers:

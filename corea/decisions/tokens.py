@@ -11,11 +11,16 @@ where the paper leaves them open:
 2. Confidence is that of the full vocabulary, as in the paper, at temperature 1 whatever
    completions were sampled at. Renormalised over the options it is another column: it is at
    least 1/K for the likeliest option, and what a classifier would state.
+3. An option is one token, and the same one behind all white space that chat templates write
+   between reasoning and decision (:data:`SPACINGS`), whatever the tokenizer merges there. Options
+   of which that is not true are refused before a model is asked. All of that white space ends in
+   a line break, for the paper's prompts want the option "on its own line": behind a mere space it
+   is another token to most tokenizers, and such a completion has no valid decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,12 +32,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+SPACINGS = (f"{END_OF_THINKING}\n", f"{END_OF_THINKING}\n\n", f" {END_OF_THINKING} \n")
+"""What may stand before a decision."""
+
+
 class OptionError(ValueError):
     """Options that a model cannot decide between with one token; names the option."""
 
 
 def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> list[int]:
     """The token of each option, where it stands on a line of its own.
+
+    Source: choice 3 of this module.
 
     Example:
         >>> from corea.tasks.microworld import build_tokenizer
@@ -45,29 +56,42 @@ def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> li
         raise OptionError(f"options are {list(options)}; expected at least two")
     if len(set(options)) < len(options):
         raise OptionError(f"options are {list(options)}; expected them to be different")
-    before = _ids(tokenizer, f"{END_OF_THINKING}\n")
     found: dict[int, str] = {}
-    for option in options:
-        ids = _ids(tokenizer, f"{END_OF_THINKING}\n{option}")
-        added = ids[len(before) :]
-        if ids[: len(before)] != before:
-            raise OptionError(f"option {option!r} is merged with the line break before it")
-        if len(added) != 1:
-            raise OptionError(f"option {option!r} is {len(added)} tokens; expected one")
-        if added[0] == tokenizer.unk_token_id:
-            raise OptionError(f"option {option!r} is not in the vocabulary")
-        if added[0] in found:
-            raise OptionError(f"options {found[added[0]]!r} and {option!r} are the same token")
-        found[added[0]] = option
+    for k, spacing in enumerate(SPACINGS):
+        texts = [spacing, *(spacing + option for option in options)]
+        before, *encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for option, ids in zip(options, encoded, strict=True):
+            added = ids[len(before) :]
+            if ids[: len(before)] != before:
+                raise OptionError(
+                    f"option {option!r} is merged with the white space of {spacing!r}"
+                )
+            if len(added) != 1:
+                raise OptionError(f"option {option!r} is {len(added)} tokens; expected one")
+            if added[0] == tokenizer.unk_token_id:
+                raise OptionError(f"option {option!r} is not in the vocabulary")
+            if k and found.get(added[0]) != option:
+                raise OptionError(f"option {option!r} is another token behind {spacing!r}")
+            if found.setdefault(added[0], option) != option:
+                raise OptionError(f"options {found[added[0]]!r} and {option!r} are the same token")
     return list(found)
 
 
 def decision_position(
     tokens: Sequence[str], ids: Sequence[int], options: Collection[int], ends: Collection[int]
 ) -> int | None:
-    r"""Where a completion decides.
+    r"""Where a completion decides: the place of the deciding token, None where there is none.
+
+    What closes the reasoning is looked for in the text, not among tokens, which differ with the
+    white space behind it.
 
     Source: choice 1 of this module.
+
+    Args:
+        tokens: The text of each token, length T.
+        ids: The tokens, length T.
+        options: The tokens of the options.
+        ends: The tokens that end a completion.
 
     Example:
         >>> decision_position(["<think>", "\n", "</think>", "\n", "A", ""], range(6), [4], [5])
@@ -136,61 +160,3 @@ def decision_confidence(
     total = highest + np.log(np.exp(chosen - highest[:, None]).sum(axis=1))
     renormalised[valid] = np.exp(np.minimum(logprob - total, 0))
     return full, renormalised
-
-
-def optimal_confidence(accuracy: ArrayLike, n_options: int, target: str) -> NDArray[np.float64]:
-    """The decision probability that minimises the calibration-aware loss.
-
-    The loss at a decision token is the cross-entropy to a target: the right option where the
-    decision was right. Where it was wrong, with accuracy a and K options,
-
-    - ``"uniform"`` (paper B): all options alike. The expected target gives the decided option
-      :math:`a + (1 - a)/K`, which is more than a: not proper.
-    - ``"proper"`` (ours): all options alike but the one that was decided for. The expected target
-      gives it a, whose minimum is at the accuracy.
-
-    Source: derived from paper B, section 5.
-
-    Args:
-        accuracy: How often the decision is right, in [0, 1].
-        n_options: K, from 2.
-        target: ``"uniform"`` or ``"proper"``.
-
-    Returns:
-        The probabilities, of the shape of ``accuracy``.
-
-    Raises:
-        ValueError: If the target is unknown or a number out of range.
-
-    Example:
-        >>> optimal_confidence([0.0, 0.5, 1.0], 2, "uniform").tolist()
-        [0.5, 0.75, 1.0]
-        >>> optimal_confidence([0.0, 0.5, 1.0], 2, "proper").tolist()
-        [0.0, 0.5, 1.0]
-    """
-    a = np.asarray(accuracy, dtype=float)
-    if not ((a >= 0) & (a <= 1)).all():
-        raise ValueError(f"accuracy is {accuracy!r}; expected numbers in [0, 1]")
-    optimum: NDArray[np.float64] = a + (1 - a) * wrong_target(n_options, target)[0]
-    return optimum
-
-
-def wrong_target(n_options: int, target: str) -> NDArray[np.float64]:
-    """The target distribution after a wrong decision, the decided option first.
-
-    Example:
-        >>> wrong_target(3, "proper").tolist()
-        [0.0, 0.5, 0.5]
-    """
-    if n_options < 2:
-        raise ValueError(f"n_options is {n_options!r}; expected 2 or more")
-    first: Mapping[str, float] = {"uniform": 1 / n_options, "proper": 0.0}
-    if target not in first:
-        raise ValueError(f"target is {target!r}; expected one of {', '.join(first)}")
-    others = (1 - first[target]) / (n_options - 1)
-    return np.array([first[target]] + [others] * (n_options - 1))
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids

@@ -5,27 +5,38 @@ What is decided here:
 1. Vanilla GRPO pays 1 for a right decision and 0 otherwise. The calibration-aware loss is
 
    .. math:: L = L_\text{GRPO} + \lambda L_\text{CE}, \qquad
-       L_\text{CE} = -\frac1N \sum_{i=1}^{N} \sum_{c \in \mathcal C}
-           q_i(c) \log p_\theta(c \mid x_i, y_{i,<d})
+       L_\text{CE} = \frac1N \sum_{i=1}^{N} \ell_i
 
-   over the N decisions of a rollout, with the advantage of the decision token set to 0. The
-   target :math:`q_i` is the right option if it was decided for, and otherwise one of
-   :func:`corea.decisions.tokens.wrong_target`.
+   over the N decisions of a rollout, with the advantage of the decision token set to 0. What a
+   decision loses, :math:`\ell_i`, is the cross-entropy of the paper or one of ours
+   (:func:`corea.decisions.loss.decision_losses`).
 2. :math:`L_\text{CE}` is a mean over decisions, whatever ``loss_type`` divides the other part by,
-   and whatever the batch layout. The paper does not say what its 0.001 multiplies. If its
-   cross-entropy is a token's loss among those of the T tokens of a completion, it is 0.001 T
-   here: between 0.05 and 0.25 for its completions of up to 256 tokens.
+   and whatever the batch layout. The paper does not say what its 0.001 multiplies. TRL's
+   ``"bnpo"`` divides the sum of the tokens' losses by their number in the batch: B completions of
+   T tokens give each token the weight 1/(B T), and a decision has the weight lambda/B here. If
+   the paper's cross-entropy is one token's loss among those T, divided with them, its 0.001 is
+   0.001/T here: 4e-6 to 2e-5 for 256 to 50 tokens. If it is a mean over decisions, it is 0.001;
+   but then a decision is pulled lambda T times as much as another token, 0.05 to 0.26 times for
+   the paper's completions of up to 256 tokens. In completions of 16 tokens, about those of our
+   world's choices, 0.003 to 0.016 does that.
 3. Probabilities at the decision are those of the full vocabulary at temperature 1, whatever the
    rollouts were sampled at, and come from the same forward pass.
 4. The flag and the reward follow the decision of the rollout. With ``decisions="sampled"`` (the
-   paper's) that is drawn like every other token; with ``"greedy"`` it is the likeliest token
-   after the reasoning that was drawn, so that a low confidence does not turn rewards into noise.
-5. Completions without a valid decision earn 0 and take part in GRPO only.
+   paper's) that is drawn like every other token; with ``"greedy"`` all tokens after the reasoning
+   that was drawn are the likeliest, so that a low confidence does not turn rewards into noise.
+   Tokens that were not drawn have no policy gradient that means anything: with ``mask_decision``
+   the decision has none, and the white space and the end around it are all but certain.
+5. Completions without a valid decision earn 0 and take part in GRPO only. A trajectory reward of
+   ``"brier"`` pays minus the Brier score of the decision, and -1 without one; the probability is
+   the one that our engine computed when it wrote the token.
 6. Whether the two parts pull apart is measured as the cosine of their gradients with respect to
    all trained weights; with several processes or parts of a batch, the mean over them.
 7. A checkpoint is selected on a validation split (the paper: on the test set), by correctness and
    the Brier score of the decisions' confidence together, by the rule of
-   :mod:`corea.training.checkpoints`.
+   :mod:`corea.training.checkpoints`; the same for all methods and trajectory rewards.
+8. The paper uses BNPO, which it describes as a normalisation of the rewards within a batch. TRL's
+   ``loss_type="bnpo"`` is another thing: the division by the number of tokens of choice 2. How
+   rewards are normalised is ``scale_rewards``, by group as in the paper's equation (3).
 """
 
 from __future__ import annotations
@@ -35,12 +46,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import gather
 from transformers import PreTrainedTokenizerBase
 
-from corea.decisions.settings import DecisionSettings
-from corea.decisions.tokens import OptionError, decision_position, option_ids, wrong_target
+from corea.decisions.loss import decision_losses
+from corea.decisions.settings import DecisionSettings, brier_reward
+from corea.decisions.tokens import OptionError, decision_position, option_ids
 from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
 from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion
@@ -64,25 +77,40 @@ class DecisionTrainer(RolloutTrainer):
         self.option_ids = option_ids(arguments["processing_class"], self.options)
         self.texts: dict[int, str] = {}  # of tokens met
 
-        def correctness(
-            completion_ids: Sequence[Sequence[int]], gold: Sequence[str], **_: object
+        def reward(
+            completion_ids: Sequence[Sequence[int]],
+            gold: Sequence[str],
+            token_logprobs: Sequence[Floats] = (),
+            **_: object,
         ) -> list[float]:
-            decided = [self._decided(ids)[1] for ids in completion_ids]
-            return [
-                float(index == self.options.index(label))
-                for index, label in zip(decided, gold, strict=True)
-            ]
+            found = self._decided(completion_ids)
+            labels = [self.options.index(label) for label in gold]
+            right = np.equal([index for _, index in found], labels).astype(float)
+            if settings.trajectory_reward == "brier":
+                logprobs = [
+                    row[place] if place >= 0 else np.nan
+                    for row, (place, _) in zip(token_logprobs, found, strict=True)
+                ]
+                right = brier_reward(np.exp(logprobs), right)
+            earned: list[float] = right.tolist()
+            return earned
 
-        super().__init__(settings, directory, [correctness], **arguments)
+        super().__init__(settings, directory, [reward], **arguments)
 
-    def _decided(self, ids: Sequence[int]) -> tuple[int, int]:
-        """Place of the decision in a completion and of the option decided for; -1 for none."""
-        for token in set(ids) - self.texts.keys():
-            self.texts[token] = self.processing_class.decode([token])
-        ends = {self.processing_class.eos_token_id}
-        texts = [self.texts[token] for token in ids]
-        place = decision_position(texts, ids, self.option_ids, ends)
-        return (-1, -1) if place is None else (place, self.option_ids.index(ids[place]))
+    def _decided(self, rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+        """Place of the decision in each completion and of the option decided for; -1 for none."""
+        tokenizer, known = self.processing_class, self.option_ids
+        for token in set[int]().union(*rows) - self.texts.keys():
+            self.texts[token] = tokenizer.decode([token])
+        ends = {tokenizer.eos_token_id}
+        places = [
+            decision_position([self.texts[token] for token in ids], ids, known, ends)
+            for ids in rows
+        ]
+        return [
+            (-1, -1) if place is None else (place, known.index(ids[place]))
+            for ids, place in zip(rows, places, strict=True)
+        ]
 
     def annotate(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         """Add where each completion decides and what for, and mask its advantage there.
@@ -93,7 +121,7 @@ class DecisionTrainer(RolloutTrainer):
         """
         ids, mask = batch["completion_ids"], batch["completion_mask"]
         rows = [row[: int(kept.sum())].tolist() for row, kept in zip(ids, mask, strict=True)]
-        found = [self._decided(row) for row in rows]
+        found = self._decided(rows)
         whole = {"dtype": torch.long, "device": ids.device}
         place = torch.tensor([place for place, _ in found], **whole)
         batch["decision_place"] = place
@@ -129,23 +157,28 @@ class DecisionTrainer(RolloutTrainer):
         self, loss: torch.Tensor, model: Any, inputs: dict[str, Any], states: list[torch.Tensor]
     ) -> torch.Tensor:
         """The loss with the calibration-aware part."""
-        place, decided, gold = (inputs[k] for k in ("decision_place", "decided", "gold_option"))
+        place = inputs["decision_place"]
         (hidden,) = states
         rows = (place >= 0).nonzero()[:, 0]
         # the token before the decision predicts it
         before = inputs["prompt_ids"].shape[1] + place[rows] - 1
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        logprobs = head(hidden[rows, before]).float().log_softmax(dim=-1)[:, self.option_ids]
-        chosen, right = decided[rows], gold[rows]
-        targets = self._targets(chosen, right).to(logprobs)
-        entropies = -(targets * logprobs).sum(dim=-1)
+        logprobs = head(hidden[rows, before]).float().log_softmax(dim=-1)  # (n, V)
+        losses = decision_losses(
+            logprobs,
+            self.option_ids,
+            inputs["decided"][rows],
+            inputs["gold_option"][rows],
+            self.settings.calibration_loss,
+        )
         # a mean over the decisions of the rollout, though they are spread unevenly
-        share = inputs["decisions"][:1].clamp(min=1e-9).to(logprobs)[0]
-        part = entropies.sum() / (len(place) * share)
-        self._note(inputs, rows, logprobs.detach().gather(1, chosen[:, None])[:, 0].exp())
+        share = inputs["decisions"][:1].clamp(min=1e-9).to(losses)[0]
+        part = losses.sum() / (len(place) * share)
+        tokens = inputs["completion_ids"][rows, place[rows]]
+        self._note(inputs, rows, logprobs.detach().gather(1, tokens[:, None])[:, 0].exp())
         if self.model.training:
             summed = gather(
-                torch.stack([entropies.detach().sum(), entropies.new_tensor(float(len(rows)))])
+                torch.stack([losses.detach().sum(), losses.new_tensor(float(len(rows)))])
             )
             total, n = summed.reshape(-1, 2).sum(dim=0).tolist()
             self._metrics["train"]["calibration_loss"].append(total / n if n else float("nan"))
@@ -156,17 +189,6 @@ class DecisionTrainer(RolloutTrainer):
             part = part / self.current_gradient_accumulation_steps
         weight = self._weight_now()
         return loss + weight * part if weight else loss
-
-    def _targets(self, decided: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-        """Target distributions over the options, (n, K)."""
-        n_options = len(self.options)
-        wrong = wrong_target(n_options, self.settings.wrong_target)
-        targets = torch.full((len(decided), n_options), float(wrong[-1]), dtype=torch.float64)
-        rows = torch.arange(len(decided))
-        targets[rows, decided.cpu()] = float(wrong[0])
-        right = (decided == gold).cpu()
-        targets[right] = torch.nn.functional.one_hot(gold.cpu()[right], n_options).double()
-        return targets
 
     def _weight_now(self) -> float:
         steps = self.settings.calibration_warmup_steps
@@ -285,7 +307,10 @@ def supervised_rows(
 ) -> list[dict[str, str]]:
     """Rows of supervised fine-tuning: the right decision token after a prompt without reasoning.
 
-    Source: paper B, equation (1). Options that are not one token each are refused.
+    :func:`corea.training.sft.train_sft` adds the end token, which is learnt too.
+
+    Source: paper B, equation (1), which has the decision token alone. Options that are not one
+    token each are refused.
     """
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(tokenizer, options)

@@ -38,8 +38,9 @@ class Sampling:
         max_completion_tokens: Length at which a completion is cut, from 1.
         n_samples: Completions of each prompt, from 1.
         seed: From 0.
-        greedy_after: Text after which the next token is the likeliest one, whatever the
-            temperature: where a decision follows the reasoning, for instance. None when empty.
+        greedy_after: Text after which every token is the likeliest one, whatever the temperature:
+            where a decision follows the reasoning, for instance. It counts where it stands in
+            the completion, and at the end of the prompt but for white space. None when empty.
     """
 
     temperature: float = 0.6
@@ -62,6 +63,49 @@ class Sampling:
                 f"n_samples is {self.n_samples} at temperature 0, which gives the same completion "
                 "each time; expected 1"
             )
+
+
+def awaited_text(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> AwaitedText | None:
+    """What is to be waited for: nothing where all tokens are the likeliest anyway."""
+    waits = sampling.greedy_after and sampling.temperature
+    return AwaitedText(tokenizer, sampling.greedy_after) if waits else None
+
+
+class AwaitedText(dict[tuple[str, int], str]):
+    """How much of a text has been written, token by token, in whatever tokens it comes.
+
+    A state is the longest beginning of the text that what was written ends with, and all of it
+    from then on. The mapping goes from a state and the next token to the state after it.
+
+    Example:
+        >>> from corea.tasks.microworld import build_tokenizer
+        >>> tokenizer = build_tokenizer()
+        >>> awaited, states = AwaitedText(tokenizer, "+4:"), [""]
+        >>> for token in tokenizer("3+4: 7")["input_ids"]:
+        ...     states.append(awaited[states[-1], token])
+        >>> states
+        ['', '', '+', '+4', '+4:', '+4:']
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+        """Wait for ``text``, which is not empty."""
+        self.tokenizer, self.text = tokenizer, text
+
+    def behind(self, prompt: str) -> str:
+        """The state at the start of a completion: all, if the prompt ends with the text."""
+        return self.text if prompt.rstrip().endswith(self.text) else ""
+
+    def __missing__(self, place: tuple[str, int]) -> str:
+        """Read a token behind a state for the first time."""
+        state, token = place
+        written = state if state == self.text else state + self.tokenizer.decode([token])
+        begun = (self.text[:n] for n in range(len(self.text) - 1, 0, -1))
+        self[place] = (
+            self.text
+            if self.text in written
+            else next((part for part in begun if written.endswith(part)), "")
+        )
+        return self[place]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,9 +293,9 @@ def wanted_samples(
     return wanted
 
 
-def request_seed(prompt: str, number: int, sampling: Sampling, written: int = 0) -> int:
-    """A seed of 31 bits for one sample of a prompt, of which ``written`` tokens exist already."""
-    named = json.dumps([sampling.seed, number, prompt, *([written] if written else [])]).encode()
+def request_seed(prompt: str, number: int, sampling: Sampling) -> int:
+    """A seed of 31 bits for one sample of a prompt."""
+    named = json.dumps([sampling.seed, number, prompt]).encode()
     return int.from_bytes(hashlib.blake2b(named, digest_size=4).digest(), "big") >> 1
 
 

@@ -40,15 +40,17 @@ from numpy.typing import NDArray
 from corea.checks import Floats, whole
 from corea.confidence import CONFIDENCE_GRID
 from corea.engines.base import (
+    AwaitedText,
     Rollout,
     Sampling,
+    awaited_text,
     expectation_of_stated,
     require_room,
     require_rows,
     wanted_samples,
 )
 from corea.engines.loading import end_ids, load_model
-from corea.engines.prompts import chat_prompt, encode, encode_candidates, encode_prompts
+from corea.engines.prompts import chat_prompt, encode_candidates, encode_prompts
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +127,7 @@ class TransformersEngine:
         require_room(positions, encoded, sampling.max_completion_tokens)
         wanted = wanted_samples([tuple(ids) for ids in encoded], sampling, samples)
         asked, numbers = [i for i, _ in wanted], [number for _, number in wanted]
+        awaited = awaited_text(self.tokenizer, sampling)
         rollouts: list[Rollout | None] = [None] * len(asked)
         for batch in _batches([len(encoded[i]) for i in asked], self.batch_size):
             decoded = _decode(
@@ -134,7 +137,8 @@ class TransformersEngine:
                 sampling.temperature,
                 end_ids(self.model.generation_config, self.tokenizer),
                 pooled_states,
-                encode(self.tokenizer, [sampling.greedy_after])[0],
+                awaited,
+                [awaited.behind(prompts[asked[r]]) for r in batch] if awaited is not None else [],
             )
             ids = [row[:length] for row, length in zip(decoded.ids, decoded.lengths, strict=True)]
             texts = self.tokenizer.batch_decode(
@@ -282,11 +286,12 @@ def _decode(
     temperature: float,
     ends: Sequence[int],
     pooled_states: bool,
-    greedy_after: Sequence[int] = (),
+    awaited: AwaitedText | None = None,
+    written: Sequence[str] = (),
 ) -> _Decoded:
     """Complete a batch of prompts with a token for each uniform number, at most.
 
-    The token after those of ``greedy_after``, at the end of a prompt too, is the likeliest.
+    All tokens behind an awaited text are the likeliest; ``written`` is its state of each prompt.
     """
     import torch
     from transformers import DynamicCache
@@ -306,10 +311,6 @@ def _decode(
     pooled: torch.Tensor | None = None
     rows = torch.arange(n, device=device)  # still in the batch
     writing = torch.ones(n, dtype=torch.bool, device=device)  # of these, not yet ended
-    marker = torch.tensor(greedy_after, dtype=torch.long, device=device)
-    recent = tokens.new_full((n, len(marker)), -1)  # the last tokens of each row
-    reach = min(len(marker), tokens.shape[1])
-    recent[:, len(marker) - reach :] = tokens[:, tokens.shape[1] - reach :]
 
     with _evaluating(model), _last_states(model) as states:
         width = tokens.shape[1]
@@ -324,10 +325,11 @@ def _decode(
             )
             log_p = output.logits[:, -1].float().log_softmax(dim=-1)  # (rows, vocabulary)
             chosen = _draw(log_p, temperature, uniform[rows, step])
-            if len(marker):
-                due = (recent == marker).all(dim=1)
-                chosen = torch.where(due, log_p.argmax(dim=-1), chosen)
-                recent = torch.cat([recent[:, 1:], chosen[:, None]], dim=1)
+            if awaited is not None:
+                if awaited.text in written:
+                    due = torch.tensor([state == awaited.text for state in written], device=device)
+                    chosen = torch.where(due, log_p.argmax(dim=-1), chosen)
+                written = [awaited[place] for place in zip(written, chosen.tolist(), strict=True)]
             ids[rows, step] = chosen
             logprobs[rows, step] = log_p.gather(1, chosen[:, None])[:, 0]
             lengths[rows] += writing
@@ -346,7 +348,8 @@ def _decode(
                 kept = writing.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 rows, writing, mask = rows[kept], writing[kept], mask[kept]
-                tokens, positions, recent = tokens[kept], positions[kept], recent[kept]
+                tokens, positions = tokens[kept], positions[kept]
+                written = [written[k] for k in kept.tolist()] if awaited is not None else []
 
     made = _Decoded(
         ids.cpu().numpy(),

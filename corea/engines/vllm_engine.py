@@ -17,8 +17,8 @@ else, this is decided here:
 5. For the expected confidence each place where the texts of the grid part is asked for as one
    token with the log-probabilities of the tokens that may stand there. Prompt and completion
    are in vLLM's prefix cache then; ``prompt_logprobs`` would compute them once for each text.
-6. A token that has to be the likeliest one (``greedy_after``) is put in where another was drawn,
-   and the completion goes on from there.
+6. Where tokens have to be the likeliest (``greedy_after``), the first that was drawn and is not is
+   replaced, and the completion goes on from there at temperature 0.
 7. vLLM runs its core in a process of its own, which :meth:`VLLMEngine.close` ends. Dropping the
    object does not free the memory for certain (vLLM's issue 1908).
 8. vLLM sends statistics of its use unless it is told not to; it is. It reports errors only. Both
@@ -41,8 +41,10 @@ from numpy.typing import NDArray
 
 from corea.checks import Floats, whole
 from corea.engines.base import (
+    AwaitedText,
     Rollout,
     Sampling,
+    awaited_text,
     expectation_of_stated,
     request_seed,
     require_room,
@@ -58,7 +60,7 @@ from corea.engines.loading import (
     model_folder,
     read_json,
 )
-from corea.engines.prompts import chat_prompt, encode, encode_candidates, encode_prompts
+from corea.engines.prompts import chat_prompt, encode_candidates, encode_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,15 +174,22 @@ class VLLMEngine:
         tokenizer = self.tokenizer
         texts = [chat_prompt(tokenizer, text) for text in prompts] if self.chat else prompts
         encoded = encode_prompts(tokenizer, texts)
+        awaited = awaited_text(tokenizer, sampling)
         drafts = [
-            _Draft(i, number, prompts[i], encoded[i])
+            _Draft(
+                i,
+                number,
+                prompts[i],
+                encoded[i],
+                greedy=awaited is not None and bool(awaited.behind(texts[i])),
+            )
             for i, number in wanted_samples(prompts, sampling, samples)
         ]
         answers: list[list[Rollout]] = [[] for _ in prompts]
         if not drafts:
             return answers
         require_room(self._positions, encoded, sampling.max_completion_tokens)
-        self._write(drafts, sampling)
+        self._write(drafts, sampling, awaited)
         if not all(np.isfinite(draft.logprobs).all() for draft in drafts):
             raise FloatingPointError("the model gives probabilities that are not finite numbers")
         completions = tokenizer.batch_decode(
@@ -301,32 +310,30 @@ class VLLMEngine:
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         return [output.outputs[0] for output in llm.generate(prompts, requests, use_tqdm=False)]
 
-    def _write(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
-        """Complete drafts, with the likeliest token wherever ``greedy_after`` asks for it."""
+    def _write(
+        self, drafts: Sequence[_Draft], sampling: Sampling, awaited: AwaitedText | None
+    ) -> None:
+        """Complete drafts, with the likeliest tokens behind an awaited text."""
         ends, limit = self._ends, sampling.max_completion_tokens
-        marker = encode(self.tokenizer, [sampling.greedy_after])[0]
-        common = {
-            "temperature": sampling.temperature,
-            "stop_token_ids": ends,
-            "logprobs": 1 if marker else 0,  # the token's own, and the likeliest one's
-        }
         unfinished = list(drafts)
         while unfinished:
             written = self._ask(
                 [draft.before + draft.ids for draft in unfinished],
                 [
                     {
-                        **common,
+                        "temperature": 0.0 if draft.greedy else sampling.temperature,
                         "max_tokens": limit - len(draft.ids),
-                        "seed": request_seed(draft.text, draft.number, sampling, len(draft.ids)),
+                        "seed": request_seed(draft.text, draft.number, sampling),
+                        "stop_token_ids": ends,
+                        "logprobs": int(awaited is not None),  # one more: the likeliest token's
                     }
                     for draft in unfinished
                 ],
             )
-            for draft, more in zip(unfinished, written, strict=True):
-                draft.go_on(more, marker, ends)
             unfinished = [
-                draft for draft in unfinished if draft.corrected and len(draft.ids) < limit
+                draft
+                for draft, more in zip(unfinished, written, strict=True)
+                if draft.go_on(more, awaited, ends) and len(draft.ids) < limit
             ]
 
     def _candidate_logprobs(
@@ -380,27 +387,27 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
-    corrected: bool = False  # its last token was not the one drawn
+    greedy: bool = False  # whether it goes on with the likeliest tokens
 
-    def go_on(self, written: Any, marker: Sequence[int], ends: Sequence[int]) -> None:
-        """Take what vLLM wrote, up to the first token that should have been the likeliest."""
-        start, flat = len(self.ids), written.logprobs
+    def go_on(self, written: Any, awaited: AwaitedText | None, ends: Sequence[int]) -> bool:
+        """Take what vLLM wrote; whether it goes on from a token that had to be another."""
+        flat = written.logprobs
         self.ids += written.token_ids
         self.logprobs += [flat.logprobs[k] for k in flat.start_indices]
-        self.finished, self.corrected = written.finish_reason == "stop", False
-        if not marker:
-            return
-        everything = [*self.before, *self.ids]
-        for step in range(len(written.token_ids)):
-            here = len(self.before) + start + step
-            likeliest = flat.token_ids[flat.start_indices[step] + 1]
-            due = everything[max(0, here - len(marker)) : here] == list(marker)
-            if due and everything[here] != likeliest:
-                self.ids[start + step :] = [likeliest]
-                self.logprobs[start + step :] = [flat.logprobs[flat.start_indices[step] + 1]]
+        self.finished = written.finish_reason == "stop"
+        if awaited is None or self.greedy:
+            return False
+        state = ""
+        for k, (token, first) in enumerate(zip(written.token_ids, flat.start_indices, strict=True)):
+            likeliest = flat.token_ids[first + 1]
+            if state == awaited.text and token != likeliest:
+                self.ids[k:] = [likeliest]
+                self.logprobs[k:] = [flat.logprobs[first + 1]]
                 self.finished = likeliest in ends
-                self.corrected = not self.finished
-                return
+                self.greedy = True
+                return not self.finished
+            state = awaited[state, token]
+        return False
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -208,6 +208,7 @@ def complete(prompts: list[str], trainer: RolloutTrainer) -> dict[str, Any]:
         "prompt_ids": trainer.processing_class(prompts)["input_ids"],
         "completion_ids": [rollout.ids for rollout in made],
         "logprobs": None,  # only asked for where another model samples than is trained
+        "token_logprobs": [rollout.logprobs for rollout in made],  # for reward functions
     }
 
 

@@ -1,4 +1,14 @@
-"""Supervised fine-tuning on completions, with TRL's trainer."""
+"""Supervised fine-tuning on completions, with TRL's trainer.
+
+Where the settings differ from those that TRL's trainer has by default, which paper B's SFT may
+have used (its appendix A names the batch, the epochs and the learning rate only):
+
+1. The learning rate falls as a cosine after a warm-up (:attr:`SFTSettings.warmup_steps`); TRL's
+   falls linearly from the first step.
+2. Weight decay is 0.01 unless the settings say otherwise, as in PyTorch's AdamW; TRL's is 0.
+3. The loss is that of the completion and of the end token after it. Paper B's equation (1) has
+   the decision token alone.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +37,7 @@ def train_sft(
 ) -> None:
     """Train a model on completions, or go on where a killed run stopped.
 
-    The loss is that of the completion and of the end-of-sequence token after it.
+    The loss is that of the completion and of the end-of-sequence token after it, a mean over both.
 
     Args:
         model: What to start from: the folder or hub name of a model; or a model, which is
