@@ -19,6 +19,7 @@ from corea.metrics.calibration import (
     auroc,
     bin_by_confidence,
     brier_score,
+    brier_skill,
     confidence_output_ratio,
     describe_stated,
     expected_calibration_error,
@@ -37,6 +38,7 @@ METRICS = {
     "ece, equal mass": equal_mass_ece,
     "maximum": maximum_calibration_error,
     "brier": brier_score,
+    "brier skill": brier_skill,
     "auroc": auroc,
     "smooth ece": smooth_ece,
     "aurc": area_under_risk_coverage,
@@ -353,6 +355,15 @@ def test_options_of_a_larger_softmax_may_sum_to_less_than_one() -> None:
 
 
 # --- Brier, AUROC, smooth ECE -----------------------------------------------------------
+
+
+def test_brier_skill_is_what_is_gained_over_the_constant() -> None:
+    # three right of four: a = 3/4 and a (1 - a) = 3/16; (0.2^2 + 0 + 0.5^2 + 0.1^2) / 4 = 0.3 / 4
+    assert_allclose(brier_skill([0.8, 1.0, 0.5, 0.1], [1, 1, 1, 0]), 1 - (0.3 / 4) / (3 / 16))
+    assert_allclose(brier_skill([0.75] * 4, [1, 1, 1, 0]), 0)  # the constant itself
+    assert brier_skill([0.9] * 4, [1, 1, 1, 0]) < 0
+    assert_allclose(brier_skill([0.8, 0.1], [1, 0], weight=[3, 1]), 1 - (0.13 / 4) / (3 / 16))
+    assert math.isnan(brier_skill([0.3, 0.9], [1, 1]))
 
 
 def test_brier_and_auroc_agree_with_scikit_learn() -> None:

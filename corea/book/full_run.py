@@ -15,7 +15,7 @@ import pandas as pd
 from corea.tasks.suites import MICROWORLD, Suite
 
 FOLDER = Path(__file__).parents[1] / "data" / "full_run"
-LARGEST = 64 * 1024  # bytes of a table
+LARGEST = 512 * 1024  # bytes of a table
 PROVENANCE = "provenance.json"
 
 

@@ -23,8 +23,13 @@ from corea.records import RecordsError, join_on_questions, quoted
 Floats = NDArray[np.float64]
 Metric = Callable[..., float]
 
-METRICS = ("pass_at_1", "ece", "auroc", "brier", "confidence_output_ratio", "mean_confidence")
-"""What :func:`measure` measures."""
+METRICS = (
+    *("pass_at_1", "stated_accuracy", "confidence_output_ratio", "mean_confidence"),
+    *("overconfidence", "ece", "auroc", "aurc", "brier", "brier_skill"),
+)
+"""What :func:`measure` measures. ``pass_at_1`` is of all answers, ``stated_accuracy`` (in percent
+too) and all that follow are of those that state a confidence; ``overconfidence`` is the mean
+confidence less their accuracy as a fraction."""
 
 
 def measure(
@@ -138,14 +143,38 @@ def _values(
     below = np.cumsum(wrong, axis=1) - wrong
     pairs = right.sum(axis=1) * wrong.sum(axis=1)
     won = np.sum(right * (below + wrong / 2), axis=1)
+    stated = right.sum(axis=1) / some
+    brier = weight @ (confidence - correct) ** 2 / some
+    constant = stated * (1 - stated)
     return values | {
+        "stated_accuracy": 100 * stated,
+        "overconfidence": weight @ confidence / some - stated,
+        "aurc": _risk_coverage_areas(right, wrong) / some,
+        "brier_skill": 1 - brier / np.where(constant > 0, constant, np.nan),
         "ece": calibration.resampled_errors(
             confidence, correct, weight=weight, n_bins=n_bins, binning=binning
         ),
         "auroc": won / np.where(pairs > 0, pairs, np.nan),
-        "brier": weight @ (confidence - correct) ** 2 / some,
+        "brier": brier,
         "mean_confidence": weight @ confidence / some,
     }
+
+
+def _risk_coverage_areas(right: Floats, wrong: Floats) -> Floats:
+    """The AURC times the number of answers, from what is right and wrong at each confidence.
+
+    Both have the shape (resamples, confidences), rising; the formula is that of
+    :func:`corea.metrics.calibration.area_under_risk_coverage`.
+    """
+    from scipy.special import digamma
+
+    wrong, count = wrong[:, ::-1], (right + wrong)[:, ::-1]
+    after, wrong_after = np.cumsum(count, axis=1), np.cumsum(wrong, axis=1)
+    before = after - count
+    rate = wrong / np.where(count > 0, count, 1.0)
+    harmonic = np.diff(digamma(after + 1), axis=1, prepend=digamma(1.0))
+    found: Floats = np.sum(wrong + (wrong_after - wrong - before * rate) * harmonic, axis=1)
+    return found
 
 
 # --- tables of one run ---
