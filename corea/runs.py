@@ -207,6 +207,14 @@ def run_records(runs: Sequence[str | Path], *, reasoning: str | None = None) -> 
     return pd.concat(tables, ignore_index=True)
 
 
+def by_role(runs: Sequence[str | Path]) -> dict[str, list[str | Path]]:
+    """Runs by the size of their models, in order of appearance."""
+    found: dict[str, list[str | Path]] = {}
+    for run in runs:
+        found.setdefault(read_model(run).role, []).append(run)
+    return found
+
+
 def format_records(runs: Sequence[str | Path]) -> pd.DataFrame:
     """Records of runs that decide in each of :data:`FORMATS`, told apart by ``reasoning``."""
     return pd.concat([run_records(runs, reasoning=name) for name in FORMATS], ignore_index=True)

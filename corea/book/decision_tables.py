@@ -561,9 +561,9 @@ def beside_sweep(
     both = laid.merge(wide, how="outer", on=keys)
     order = {name: place for place, name in enumerate(suite.decision_datasets)}
     both = both.sort_values(keys, key=lambda c: c.map(order) if c.name == "dataset" else c)
-    return both.rename(columns={"setting": "lambda" if number == 8 else "beta"}).reset_index(
-        drop=True
-    )
+    both["setting"] = both["setting"].map("{:g}".format)
+    both = both.rename(columns={"setting": "lambda" if number == 8 else "beta"})
+    return both.reset_index(drop=True)
 
 
 def recalibrated_errors(

@@ -247,8 +247,8 @@ def parts_of(systems: pd.Series[str]) -> tuple[pd.Series[str], pd.Series[str]]:
         >>> [part.tolist() for part in parts_of(pd.Series(["CA-GRPO, two-stage, Platt"]))]
         [['CA-GRPO, two-stage'], ['platt']]
     """
-    parts = systems.str.rpartition(", ")
-    return parts[0], parts[2].str.lower()
+    names = systems.map(lambda system: system.rpartition(", ")[0])
+    return names, systems.map(lambda system: system.rpartition(", ")[2].lower())
 
 
 def label_curve(
