@@ -276,7 +276,6 @@ def decided_formats(
     *,
     batch_size: int,
     engine: str = "transformers",
-    root: Path = ROOT,
 ) -> dict[str, Path]:
     """The decisions of a model in each of :data:`corea.runs.FORMATS`, by its name.
 
@@ -291,7 +290,6 @@ def decided_formats(
             reasoning=reasoning != "none",
             batch_size=batch_size,
             engine=engine,
-            root=root,
         )
         for reasoning in FORMATS
     }

@@ -147,7 +147,7 @@ def test_the_papers_numbers_stand_beside_its_method_as_written(runs, tmp_path):
             column(shown, caption, "ECE, paper"), strict=True)
     )  # fmt: skip
     assert printed["choices", "CA-GRPO"] == "0.160"
-    assert printed["choices", "CA-GRPO, two-stage"] == ""
+    assert printed["choices", "CA-GRPO, two-stage"] == "–"
 
 
 def test_arms_that_are_absent_are_left_out(runs, tmp_path):

@@ -61,7 +61,7 @@ HEADINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "sure_and_wrong": ("p > 0.99 and wrong", ".3f"),
         "calibrated": ("calibrated", ".3f"),
         "confidence": ("mean p", ".3f"),
-        "correct": ("accuracy, %", ".1%"),
+        "correct": ("accuracy", ".1%"),
         "spread": ("10th to 90th percentile of p", ".3f"),
         "advantage": ("p where right less p where wrong", "+.3f"),
         "flipped": ("flipped", ".3f"),
@@ -101,7 +101,6 @@ EARLIER = (
 )
 
 _KEYS = ("dataset", "system")
-_LABELS = ("size", "dataset", "system", "reasoning")  # those whose cells are put in order
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
 
 
@@ -116,8 +115,7 @@ def committed(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame |
 
 def own_formats(table: pd.DataFrame) -> pd.DataFrame:
     """Each model in the format it was trained in: SFT without reasoning, others sampled."""
-    own = np.where(table["system"] == "SFT", own_format("sft"), own_format("grpo"))
-    return table[table["reasoning"] == own]
+    return table[table["reasoning"] == table["system"].map(_own)]
 
 
 def in_order(systems: Iterable[str], order: Sequence[str] = SYSTEMS) -> list[str]:
@@ -141,12 +139,13 @@ def lay_out(
     """
     blocks = {"": table} | ({} if full is None else {", full run": full})
     both = pd.concat([block[list(keys)] for block in blocks.values()]).drop_duplicates()
-    for key in reversed([key for key in keys if key in _LABELS]):
-        order = in_order(both[key], {"system": SYSTEMS, "reasoning": list(FORMATS)}.get(key, ()))
-        places = {name: place for place, name in enumerate(order)}
-        both = both.sort_values(key, key=lambda names, at=places: names.map(at), kind="stable")
-    wide = both.reset_index(drop=True)
-    rows = list(wide.itertuples(index=False, name=None))
+    known = {"system": SYSTEMS, "reasoning": tuple(FORMATS)}
+    orders = [in_order(both[key], known.get(key, ())) for key in keys]
+    rows = sorted(
+        both.itertuples(index=False, name=None),
+        key=lambda row: [order.index(name) for order, name in zip(orders, row, strict=True)],
+    )
+    wide = pd.DataFrame(rows, columns=list(keys))
     of_block = {source: _cells(block, keys) for source, block in blocks.items()}
     for metric in metrics:
         for source, cells in of_block.items():
@@ -198,7 +197,7 @@ def show(laid: pd.DataFrame, caption: str) -> display.Html:
     known = dict(HEADINGS.values())
     formats = {}
     for name in laid.columns:
-        heading = str(name).removesuffix(", full run").rpartition(": ")[2]
+        heading = str(name).removesuffix(", full run").removesuffix(", paper").rpartition(": ")[2]
         if heading in known:
             formats[str(name)] = known[heading]
     if "reasoning" in laid:
@@ -251,11 +250,10 @@ def beside_printed(laid: pd.DataFrame, paper: pd.DataFrame, metrics: Sequence[st
     keys = list(laid[list(_KEYS)].itertuples(index=False, name=None))
     laid = laid.copy()
     for metric in metrics:
-        heading, spec = HEADINGS[metric]
-        values = [printed.get((*key, metric)) for key in keys]
-        if any(value is not None for value in values):
-            texts = ["" if value is None else format(value, spec) for value in values]
-            laid.insert(laid.columns.get_loc(heading), f"{heading}, paper", texts)
+        heading = HEADINGS[metric][0]
+        values = [printed.get((*key, metric), np.nan) for key in keys]
+        if not np.isnan(values).all():
+            laid.insert(list(laid.columns).index(heading), f"{heading}, paper", values)
     return laid
 
 
@@ -311,7 +309,10 @@ _BEHIND = _ALIKE[:2]  # reasoning
 _PAPER = (("sampled", "none"), ("greedy", "none"))  # SFT without reasoning, the other with it
 
 FINDINGS = (
-    Finding("SFT gains accuracy over the base", "SFT", "Base", "pass_at_1", 0.0, True, _ALIKE),
+    Finding(
+        "SFT gains accuracy over the base",
+        *("SFT", "Base", "pass_at_1", 0.0, True, (("none", "sampled"), *_ALIKE)),
+    ),
     Finding("GRPO gains accuracy over the base", "GRPO", "Base", "pass_at_1", 0.0, True, _ALIKE),
     Finding(
         "GRPO gains more accuracy than SFT", "GRPO", "SFT", "pass_at_1", 0.0, True, _PAPER + _ALIKE
@@ -351,39 +352,29 @@ def pairs_of(findings: Sequence[Finding] = FINDINGS) -> list[Pair]:
 def judged(table: pd.DataFrame, contrasts: pd.DataFrame, suite: Suite = MICROWORLD) -> pd.DataFrame:
     """Which of :data:`FINDINGS` hold on each dataset, beside the paper's smallest model.
 
-    ``table`` has the values and ``contrasts`` the differences of one size. ``put in`` says whether
-    the model world was made so.
+    ``table`` has the values and ``contrasts`` the differences of one size. The paper's number
+    stands where the formats are its own; ``put in`` says whether the model world was made so.
     """
-    printed = paper_rows(4, suite=suite).set_index(["dataset", "system", "metric"])["value"]
-    theirs = {"CA-GRPO": "Ours"}
+    of_paper = paper_rows(4, suite=suite).replace({"system": {"Ours": "CA-GRPO"}})
+    printed = of_paper.set_index(["dataset", "system", "metric"])["value"]
     rows = []
     for finding in FINDINGS:
-        for own, other in finding.formats:
-            source = contrasts if finding.baseline else table
-            chosen = source[
-                (source["system"] == finding.system)
-                & (source["metric"] == finding.metric)
-                & (source["reasoning"] == own)
-            ]
-            if finding.baseline:
-                chosen = chosen[
-                    (chosen["baseline"] == finding.baseline)
-                    & (chosen["baseline_reasoning"] == other)
-                ]
-            for row in chosen.to_dict("records"):
-                names = [theirs.get(n, n) for n in (finding.system, finding.baseline) if n]
+        named = [name for name in (finding.system, finding.baseline) if name]
+        side = "at_least" if finding.lower else "at_most"
+        for formats in finding.formats:
+            as_printed = formats == tuple(_own(name) for name in named)
+            for row in _chosen(finding, formats, contrasts if finding.baseline else table):
                 numbers = [
-                    printed.get((row["dataset"], name, finding.metric), np.nan) for name in names
+                    printed.get((row["dataset"], name, finding.metric), np.nan) for name in named
                 ]
-                side = "at_least" if finding.lower else "at_most"
                 rows.append(
                     {
                         "finding": finding.what,
                         "dataset": row["dataset"],
-                        "reasoning": own,
-                        "baseline_reasoning": other if finding.baseline else "",
+                        "reasoning": formats[0],
+                        "baseline_reasoning": formats[1] if finding.baseline else "",
                         "bound": f"{side.replace('_', ' ')} {finding.bound:g}",
-                        "paper": numbers[0] - numbers[1] if finding.baseline else np.nan,
+                        "paper": numbers[0] - numbers[1] if as_printed else np.nan,
                         **{name: float(row[name]) for name in ("value", "low", "high")},
                         "holds": judge(row, **{side: finding.bound}),
                         "put in": finding.built_in,
@@ -393,18 +384,40 @@ def judged(table: pd.DataFrame, contrasts: pd.DataFrame, suite: Suite = MICROWOR
     return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "holds", "put in"])
 
 
+def _own(system: str) -> str:
+    """The format in which the paper has a system."""
+    return own_format("sft" if system == "SFT" else "grpo")
+
+
+def _chosen(
+    finding: Finding, formats: tuple[str, str], source: pd.DataFrame
+) -> list[dict[Any, Any]]:
+    """Rows that a finding is about, in some formats."""
+    own, other = formats
+    kept = (source["system"] == finding.system) & (source["metric"] == finding.metric)
+    kept &= source["reasoning"] == own
+    if finding.baseline:
+        kept &= source["baseline"] == finding.baseline
+        kept &= source["baseline_reasoning"] == other
+    return source[kept].to_dict("records")
+
+
 def show_judged(found: pd.DataFrame, caption: str) -> display.Html:
     """A table of :func:`judged` as a page shows it."""
-    shown = found[["finding", "dataset"]].assign(
-        format=[FORMATS[name] for name in found["reasoning"]],
-        baseline=[FORMATS.get(name, "") for name in found["baseline_reasoning"]],
-        bound=found["bound"],
-        paper=found["paper"],
-        measured=[as_interval(row) for row in found.to_dict("records")],
-        holds=found["holds"],
-        put_in=found["put in"].map({True: "yes", False: ""}),
-    )
-    shown = shown.rename(columns={"baseline": "its baseline's", "put_in": "put in"})
+    cells = [as_interval(row) for row in found.to_dict("records")]
+    shown = pd.DataFrame(
+        {
+            "finding": found["finding"],
+            "dataset": found["dataset"],
+            "format": found["reasoning"].map(FORMATS),
+            "its baseline's": found["baseline_reasoning"].map(lambda name: FORMATS.get(name, "")),
+            "bound": found["bound"],
+            "paper": found["paper"],
+            "measured": pd.Series(cells, found.index, dtype="object"),
+            "holds": found["holds"],
+            "put in": found["put in"].map({True: "yes", False: ""}),
+        }
+    ).reset_index(drop=True)
     return display.table(shown, caption, formats={"paper": "+.3f", "measured": "+.3f"})
 
 

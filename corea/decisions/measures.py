@@ -53,7 +53,7 @@ def measure_decisions(
                 binning="equal_mass",
                 n_resamples=n_resamples,
                 seed=seed,
-            ).assign(reasoning=reasoning)
+            ).assign(reasoning=str(reasoning))
             for (reasoning, dataset), rows in records.groupby(["reasoning", "dataset"], sort=False)
         ],
         ignore_index=True,
@@ -169,7 +169,8 @@ def measure_asked(
         options = n_options[str(labels["dataset"])]
         asked[known] = optimal_confidence(stated[known], options, loss, decisions)
         gap = wide["mean_confidence"].to_numpy() - asked
-        parts.append(as_measurements({"asked": asked, "asked_gap": gap}, **labels))
+        n = int(str(labels.pop("n_questions")))
+        parts.append(as_measurements({"asked": asked, "asked_gap": gap}, n_questions=n, **labels))
     return pd.concat(parts, ignore_index=True) if parts else chosen.head(0)
 
 
