@@ -199,7 +199,8 @@ def test_formats_are_compared_and_not_mixed():
     measured = measures.measure_decisions(rows, n_resamples=3)
     assert len(measured) == 2 * len(measures.measure_decisions(rows[:60], n_resamples=3))
     pair = measures.Pair("GRPO", "sampled", "GRPO", "greedy")
-    found = measures.contrasts(measured, [pair, pair._replace(baseline="SFT")])
+    found = measures.contrasts(measured, [pair, pair, pair._replace(baseline="SFT")])
+    assert not found.duplicated(["metric"]).any()
     found = found.set_index("metric")
     assert set(found["reasoning"]) == {"sampled"}
     assert set(found["baseline_reasoning"]) == {"greedy"}

@@ -95,7 +95,7 @@ def measure_options(
 def contrasts(measurements: pd.DataFrame, pairs: Iterable[Pair]) -> pd.DataFrame:
     """Differences of systems in formats, by :func:`corea.metrics.intervals.differences`.
 
-    A pair of which one was not measured is left out. The formats are in the columns ``reasoning``
+    Each pair once; one of which a side was not measured is left out. The formats are in the columns ``reasoning``
     and ``baseline_reasoning``.
 
     Example:
@@ -110,7 +110,7 @@ def contrasts(measurements: pd.DataFrame, pairs: Iterable[Pair]) -> pd.DataFrame
     known = set(cells)
     named = [
         (f"{pair.system}\n{pair.reasoning}", f"{pair.baseline}\n{pair.baseline_reasoning}")
-        for pair in pairs
+        for pair in dict.fromkeys(pairs)
     ]
     named = [pair for pair in named if set(pair) <= known]
     plain = measurements.drop(columns="reasoning").assign(system=cells)
