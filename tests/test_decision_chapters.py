@@ -341,6 +341,14 @@ def test_rollouts_are_counted_for_every_size(sizes, models, tmp_path):
     bounded = table[table["metric"].isin(["sure", "calibrated"])]
     assert (bounded["low"] >= 0).all()
     assert (bounded["high"] <= 1).all()
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv")
+    assert list(contrasts) == [*CONTRAST, "size", "reasoning"]
+    value = table.set_index(["size", "system", "dataset", "metric"])["value"]
+    gap = contrasts.set_index(["size", "system", "baseline", "dataset", "metric"])["value"]
+    for size in ("small", "tiny"):
+        expected = [value[size, name, "choices", "confidence"] for name in ("CA-GRPO", "GRPO")]
+        found = gap[size, "CA-GRPO", "GRPO", "choices", "confidence"]
+        assert found == pytest.approx(expected[0] - expected[1], abs=1e-5)
     committed("calibrated_rollouts", tmp_path)
     again = execute(
         "calibrated_rollouts", FEW | asked | {"runs": few(sizes, "Base"), "output_dir": ""}
@@ -358,6 +366,10 @@ def test_swaps_are_counted_for_every_size(sizes, models, tmp_path):
     verdicts = column(shown, "Key finding 3", "holds")
     assert len(verdicts) == 8
     assert all("yes" in verdict for verdict in verdicts)
+    contrasts = pd.read_csv(tmp_path / "contrasts.csv")
+    assert list(contrasts) == [*CONTRAST, "size", "reasoning"]
+    # questions that some model did not decide are left out
+    assert (contrasts["n_questions"] < 20).any()
     committed("reasoning_swap", tmp_path)
     again = execute("reasoning_swap", FEW | asked | {"runs": few(sizes, "Base"), "output_dir": ""})
     assert "SFT" in column(again, "paper's Table 3", "system")

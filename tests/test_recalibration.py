@@ -237,6 +237,16 @@ def test_means_leave_out_what_is_missing():
     assert nothing["value"].isna().all()
 
 
+def test_means_are_compared_on_the_questions_that_all_have():
+    rows = pd.concat([decisions(n=30), decisions(system="SFT", n=30)[10:]], ignore_index=True)
+    rows = rows.assign(size="small")
+    found = measures.contrast_means(rows, ["confidence"], baselines=["GRPO", "Base"])
+    [row] = found.to_dict("records")
+    assert (row["system"], row["baseline"], row["n_questions"]) == ("SFT", "GRPO", 20)
+    shared = rows[rows["question_id"] >= "0010"].groupby("system")["confidence"].mean()
+    assert row["value"] == pytest.approx(shared["SFT"] - shared["GRPO"])
+
+
 def test_means_of_systems_with_other_questions():
     rows = pd.concat([decisions(n=30), decisions(system="SFT", n=30)[10:]], ignore_index=True)
     both = measures.measure_means(rows, ["correct"], n_resamples=5)

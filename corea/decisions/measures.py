@@ -95,8 +95,8 @@ def measure_options(
 def contrasts(measurements: pd.DataFrame, pairs: Iterable[Pair]) -> pd.DataFrame:
     """Differences of systems in formats, by :func:`corea.metrics.intervals.differences`.
 
-    Each pair once; one of which a side was not measured is left out. The formats are in the columns ``reasoning``
-    and ``baseline_reasoning``.
+    Each pair once; one of which a side was not measured is left out. The formats are in the columns
+    ``reasoning`` and ``baseline_reasoning``.
 
     Example:
         >>> measured = pd.DataFrame({"system": ["SFT", "GRPO"], "reasoning": ["none", "greedy"],
@@ -220,3 +220,27 @@ def summarize_means(rows: pd.DataFrame, columns: Sequence[str], **options: int) 
         ],
         ignore_index=True,
     )
+
+
+def contrast_means(
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    baselines: Sequence[str] = ("Base", "GRPO"),
+    **options: int,
+) -> pd.DataFrame:
+    """Differences of :func:`measure_means` from baselines, with models of each ``size`` apart.
+
+    Of questions, those count that all systems of a size, dataset and seed have. Columns are those
+    of :func:`corea.metrics.intervals.differences` and ``size``.
+    """
+    keys = ["size", "dataset", "seed"]
+    having = rows.groupby([*keys, "question_id"])["system"].transform("nunique")
+    shared = rows[having == rows.groupby(keys)["system"].transform("nunique")]
+    parts = []
+    for size, of_size in shared.groupby("size", sort=False):
+        measured = measure_means(of_size, columns, **options)
+        names = list(measured["system"].unique())
+        pairs = [(n, b) for b in baselines if b in names for n in names if n != b]
+        parts.append(differences(measured, pairs).assign(size=size))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
