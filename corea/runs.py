@@ -2,9 +2,11 @@
 
 A run's folder holds ``model.json`` (what was trained), ``records.parquet`` (its answers to the
 test questions) and, where something was trained, ``dynamics.csv`` (one row a step) and
-``validation.csv`` (rollouts on held-out questions at the steps evaluated). What the pipeline
-executed is sealed (:mod:`corea.store`), and nothing is read from a folder that was changed since.
-Nothing here needs torch.
+``validation.csv`` (rollouts on held-out questions at the steps evaluated). A run that decides has
+its own format (:func:`own_format`) in ``records.parquet`` and each other of :data:`FORMATS` in a
+file of its own, so that nothing mixes them by accident; and ``settings.json``, if it was
+reinforced. What the pipeline executed is sealed (:mod:`corea.store`), and nothing is read from a
+folder that was changed since. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +26,11 @@ from corea.store import MANIFEST, StoreError, check_seal
 from corea.tasks.suites import WITHHELD
 
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
+
+FORMATS: Mapping[str, str] = MappingProxyType(
+    {"sampled": "reasoning sampled", "greedy": "reasoning greedy", "none": "no reasoning"}
+)
+"""Formats in which decisions are asked for, and what they are called in tables."""
 
 
 class RunError(Exception):
@@ -109,7 +118,7 @@ def write_results(
         folder: The run's folder.
         model: What was trained.
         samples: What :func:`corea.engines.evaluation.read_samples` returns, under the model's
-        system.
+            system; of decisions, those of all :data:`FORMATS`, named in a column ``reasoning``.
         facts: Provenance, kept with the records.
         n_samples: Questions of each dataset whose first completion is kept as text, but for
             those of :data:`corea.tasks.suites.WITHHELD`.
@@ -117,18 +126,33 @@ def write_results(
     folder = Path(folder)
     write_model(model, folder)
     texts = ["prompt", "completion", "kind", "finished", "undecided", "error"]
-    columns = {name: values.tolist() for name, values in samples.drop(columns=texts).items()}
-    records = records_from_columns(
-        {str(name): values for name, values in columns.items()},
-        source=model.system,
-        provenance=facts,
-    )
-    write_records(records, folder / "records.parquet")
+    own = own_format(model.method)
+    formats = dict(iter(samples.groupby("reasoning"))) if "reasoning" in samples else {own: samples}
+    for name, part in formats.items():
+        columns = {str(c): values.tolist() for c, values in part.drop(columns=texts).items()}
+        records = records_from_columns(columns, source=model.system, provenance=facts)
+        write_records(records, folder / _records_file(str(name), model.method))
+    samples = formats[own]
     shown = samples[(samples["sample"] == 0) & ~samples["dataset"].isin(WITHHELD)]
     first = shown.groupby("dataset", sort=False).head(n_samples)
     kept = ["dataset", "question_id", "level", "prompt", "gold"]
     kept += ["completion", "answer", "confidence", "correct"]
     first[kept].to_parquet(folder / "samples.parquet", index=False)
+
+
+def own_format(method: str) -> str:
+    """The format in which a model decides: as it was trained, and with reasoning by default.
+
+    Example:
+        >>> own_format("sft"), own_format("grpo")
+        ('none', 'sampled')
+    """
+    return "none" if method == "sft" else "sampled"
+
+
+def _records_file(reasoning: str | None, method: str) -> str:
+    own = reasoning in (None, own_format(method))
+    return "records.parquet" if own else f"records_{reasoning}.parquet"
 
 
 def asked(samples: pd.DataFrame) -> str:
@@ -152,19 +176,20 @@ def asked(samples: pd.DataFrame) -> str:
     return f"{questions}, {f'{n_samples} answers' if n_samples > 1 else 'one answer'} to each"
 
 
-def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
+def run_records(runs: Sequence[str | Path], *, reasoning: str | None = None) -> pd.DataFrame:
     """Records of several runs with what was trained, one below the other.
 
     Beside the records there are the columns ``method``, ``role``, ``architecture``,
     ``group_size``, ``seed`` and ``parameters`` of each run; a confidence signal of
-    :data:`SIGNALS` that a run lacks is missing. Two runs of the same system and seed on the same
+    :data:`SIGNALS` that a run lacks is missing. Of runs that decide they are those of one format
+    of :data:`FORMATS`, or else of each run's own. Two runs of the same system and seed on the same
     dataset are a :class:`RunError`.
     """
     tables: list[pd.DataFrame] = []
     seen: dict[tuple[str, int, str], str | Path] = {}
     for run in runs:
         model = read_model(run)
-        table = read_records(run_file(run, "records.parquet")).table
+        table = read_records(run_file(run, _records_file(reasoning, model.method))).table
         for dataset in table["dataset"].unique():
             identity = (model.system, model.seed, dataset)
             if identity in seen:
@@ -181,6 +206,35 @@ def run_records(runs: Sequence[str | Path]) -> pd.DataFrame:
         )
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def by_role(runs: Sequence[str | Path]) -> dict[str, list[str | Path]]:
+    """Runs by the size of their models, in order of appearance."""
+    found: dict[str, list[str | Path]] = {}
+    for run in runs:
+        found.setdefault(read_model(run).role, []).append(run)
+    return found
+
+
+def format_records(runs: Sequence[str | Path]) -> pd.DataFrame:
+    """Records of runs that decide in each of :data:`FORMATS`, told apart by ``reasoning``."""
+    return pd.concat([run_records(runs, reasoning=name) for name in FORMATS], ignore_index=True)
+
+
+def write_settings(settings: Mapping[str, Any], folder: str | Path) -> None:
+    """Write the settings of a training, and what it started from, into a run's folder."""
+    text = json.dumps(dict(settings), indent=1) + "\n"
+    Path(folder, "settings.json").write_text(text, "utf-8")
+
+
+def read_settings(run: str | Path) -> dict[str, Any]:
+    """The settings with which a run's model was reinforced, and ``start``, the system it was."""
+    path = run_file(run, "settings.json")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path.as_posix()}: not the settings of a training ({error})") from None
+    return content
 
 
 def run_table(runs: Sequence[str | Path], name: str) -> pd.DataFrame:

@@ -33,6 +33,7 @@ from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
+from corea.runs import FORMATS
 from corea.sources import imported_files
 from corea.store import MANIFEST, ROOT, code_digest, keep_up, make
 
@@ -266,6 +267,32 @@ def decided(
             directory=folder,
             decisions=decisions,
         )
+
+
+def decided_formats(
+    model: str | Path,
+    questions: Sequence[DecisionQuestion],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    engine: str = "transformers",
+) -> dict[str, Path]:
+    """The decisions of a model in each of :data:`corea.runs.FORMATS`, by its name.
+
+    ``sampling`` is how reasoning is drawn; where nothing is drawn each question is decided once.
+    """
+    drawn_once = replace(sampling, temperature=0.0, n_samples=1)
+    return {
+        reasoning: decided(
+            model,
+            questions,
+            sampling if reasoning == "sampled" else drawn_once,
+            reasoning=reasoning != "none",
+            batch_size=batch_size,
+            engine=engine,
+        )
+        for reasoning in FORMATS
+    }
 
 
 @stage

@@ -357,6 +357,16 @@ def test_options_of_a_larger_softmax_may_sum_to_less_than_one() -> None:
 # --- Brier, AUROC, smooth ECE -----------------------------------------------------------
 
 
+def test_brier_skill_is_what_is_gained_over_the_constant() -> None:
+    # three right of four: a = 3/4 and a (1 - a) = 3/16; (0.2^2 + 0 + 0.5^2 + 0.1^2) / 4 = 0.3 / 4
+    assert_allclose(brier_skill([0.8, 1.0, 0.5, 0.1], [1, 1, 1, 0]), 1 - (0.3 / 4) / (3 / 16))
+    assert_allclose(brier_skill([0.75] * 4, [1, 1, 1, 0]), 0)  # the constant itself
+    assert brier_skill([0.9] * 4, [1, 1, 1, 0]) < 0
+    assert_allclose(brier_skill([0.8, 0.1], [1, 0], weight=[3, 1]), 1 - (0.13 / 4) / (3 / 16))
+    assert math.isnan(brier_skill([0.3, 0.9], [1, 1]))
+    assert math.isnan(brier_skill([0.2, 0.9], [0, 1], weight=[2, 0]))
+
+
 def test_brier_and_auroc_agree_with_scikit_learn() -> None:
     from sklearn.metrics import brier_score_loss, roc_auc_score
 
@@ -388,11 +398,6 @@ def test_brier_skill_compares_with_the_best_constant(rows) -> None:
     expected = 1 - brier_score(confidence, correct) / brier_score(share, correct)
     assert_allclose(brier_skill(confidence, correct), expected, atol=1e-9)
     assert brier_skill(correct.astype(float), correct) == 1
-
-
-def test_brier_skill_of_one_class_is_nan() -> None:
-    assert math.isnan(brier_skill([0.2, 0.9], [1, 1]))
-    assert math.isnan(brier_skill([0.2, 0.9], [0, 1], weight=[2, 0]))
 
 
 def test_auroc_of_one_class_is_nan() -> None:

@@ -58,11 +58,20 @@ def test_label_curves_have_the_start_as_a_dotted_line():
         assert axes.lines[1].get_ydata()[0] == start
 
 
-def test_targets_lie_where_they_are_derived():
-    axes = figures.plot_targets(4).axes[0]
-    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    assert lines["uniform when wrong"][[0, -1]].tolist() == [0.25, 1]
-    assert lines["proper when wrong"].tolist() == pytest.approx(np.linspace(0, 1, 101))
+def test_what_losses_ask_for_is_drawn_as_derived():
+    drawing = figures.plot_asked([2, 5])
+    titles = [axes.get_title() for axes in drawing.axes]
+    assert titles == ["2 options", "5 options", "", ""]
+    grid = [{line.get_label(): line.get_ydata() for line in a.lines} for a in drawing.axes]
+    accuracy = np.linspace(0, 1, 101)
+    two_sampled, five_sampled, _, five_greedy = grid
+    assert two_sampled["uniform"] == pytest.approx(accuracy)  # proper
+    top = 1 / (1 - accuracy[74])
+    rest = 1 / (1 - (1 - accuracy[74]) / 4)
+    assert five_sampled["uniform"][74] == pytest.approx(top / (top + 4 * rest))
+    assert five_sampled["log score"] == pytest.approx(accuracy)
+    assert five_greedy["uniform"][[0, -1]].tolist() == pytest.approx([0.2, 1])
+    assert five_greedy["others"] == pytest.approx(accuracy)
 
 
 def test_correlations_are_written_in_their_cells():

@@ -371,12 +371,14 @@ def test_tokens_are_those_of_all_questions_rollouts_and_decisions(profile):
     loaded = profile(
         {"b": ("decision_base", {"model": "Qwen/Qwen3-1.7B"}), "sft": ("decision_train", sft)}
     )
-    reasoned, direct = run_jobs(loaded, "b", H100)
+    sampled, greedy, direct = run_jobs(loaded, "b", H100)
     questions = 1221 + 500 + 1170 + 450
-    assert (reasoned.sampled_tokens, direct.sampled_tokens) == (questions * 128, questions * 2)
-    training, decisions = run_jobs(loaded, "sft", H100)
+    assert sampled.sampled_tokens == greedy.sampled_tokens == questions * 128
+    assert direct.sampled_tokens == questions * 2
+    training, sampled, greedy, direct = run_jobs(loaded, "sft", H100)
     assert (training.what, training.datasets) == ("SFT", ("commonsenseqa",))
-    assert decisions.sampled_tokens == 300 * 2 * 2 * 2
+    assert sampled.sampled_tokens == 2 * greedy.sampled_tokens  # two of each are sampled
+    assert direct.sampled_tokens == 300 * 2 * 2
 
 
 def test_metadata_may_rename_settings_and_name_other_runs(profile):

@@ -167,8 +167,10 @@ def snapshot():
     ("wrong", "complaints"),
     [
         (
-            lambda note: note("alone", 5, tables={"one.csv": "x\n" + "1\n" * 32768}),
-            ["build/tiny/tables/alone/one.csv has 65,538 bytes, more than 65,536: no small table"],
+            lambda note: note("alone", 5, tables={"one.csv": "x\n" + "1\n" * 262144}),
+            [
+                "build/tiny/tables/alone/one.csv has 524,290 bytes, more than 524,288: no small table"
+            ],
         ),
         (
             lambda note: note("alone", 5, tables={"one.csv": "a\n1,2\n1,2,3\n", "two.csv": ""}),
@@ -221,7 +223,7 @@ def test_what_is_wrong_is_named_and_nothing_changes(executed, wrong, complaints)
 
 
 def test_largest_table_is_published(executed):
-    executed("alone", 5, tables={"one.csv": "xx\n\n" + "1\n" * 32766})
+    executed("alone", 5, tables={"one.csv": "xx\n\n" + "1\n" * 262142})
     publish.publish(load_profile("tiny"), ["alone"])
     assert (full_run.FOLDER / "alone/one.csv").stat().st_size == full_run.LARGEST
 

@@ -9,7 +9,7 @@ import pytest
 from chapters import execute
 
 from corea import adapters
-from corea.metrics import cascade, measure
+from corea.metrics import calibration, cascade, measure
 from corea.metrics.calibration import brier_score, expected_calibration_error
 from corea.metrics.cascade import operating_point
 from corea.records import RecordsError, select
@@ -38,6 +38,32 @@ def test_calibration_table_is_the_metrics(rlcr):
     pd.testing.assert_frame_equal(some.set_index(["system", "metric"]), chosen)
     with pytest.raises(ValueError, match="metrics has 'ECE'; expected some of pass@1, "):
         measure.calibration_table(rlcr, ["ECE"])
+
+
+def test_what_is_stated_is_measured_among_what_is_stated():
+    rng = np.random.default_rng(1)
+    rows = pd.DataFrame(
+        {
+            "confidence": np.where(rng.random(60) < 0.2, np.nan, rng.integers(0, 11, 60) / 10),
+            "correct": rng.random(60) < 0.6,
+        }
+    )
+    weight = rng.integers(0, 4, (20, 60)).astype(float)
+    weight[19, rows["correct"]] = 0  # only wrong answers: no constant to compare with
+    found = measure._values(rows, weight, 10, "equal_width")
+    assert set(found) == set(measure.METRICS)
+    stated = rows["confidence"].notna().to_numpy()
+    pair = rows["confidence"][stated], rows["correct"][stated]
+    for i, counted in enumerate(weight[:, stated]):
+        accuracy = np.average(pair[1], weights=counted)
+        assert found["stated_accuracy"][i] == pytest.approx(100 * accuracy)
+        gap = np.average(pair[0], weights=counted) - accuracy
+        assert found["overconfidence"][i] == pytest.approx(gap)
+        area = calibration.area_under_risk_coverage(*pair, weight=counted)
+        assert found["aurc"][i] == pytest.approx(area)
+        skill = calibration.brier_skill(*pair, weight=counted)
+        assert found["brier_skill"][i] == pytest.approx(skill, nan_ok=True)
+    assert np.isnan(found["brier_skill"][19])
 
 
 def test_rows_without_a_confidence_are_counted():

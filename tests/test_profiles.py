@@ -315,7 +315,7 @@ def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
         ("paper", "router_batch: 256 ", "router_batch: 40 ", "runs.confidence_models: batch is 40"),
         ("gpu", "micro_batch: 16", "micro_bacth: 16", "runs.train_l1: .*argument 'micro_bacth'"),
         ("smoke", "{group_size: 2}", "{group_size: 3}", "runs.train_l1_g2: batch is 16; expected"),
-        ("laptop", "cosine_every: 5\n      paper", "cosine_every: -5\n      paper",
+        ("laptop", "cosine_every: 5\n      two", "cosine_every: -5\n      two",
          r"(?s)runs.decision_train_ca_choices: cosine_every is -5.*runs.decision_train_ca_messages"),
         ("laptop", "steps: 600}", "steps: 0}", "runs.pretrain_large: steps is 0; expected"),
         ("gpu", "accelerate/one.yaml   # a", "accelerate/two.yaml   # a",

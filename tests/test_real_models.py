@@ -12,7 +12,7 @@ from test_papers import ROWS, several, write  # noqa: E402
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from corea.engines.loading import load_model  # noqa: E402
-from corea.runs import read_model, run_records  # noqa: E402
+from corea.runs import FORMATS, read_model, read_settings, run_records  # noqa: E402
 from corea.tasks.suites import PAPERS  # noqa: E402
 
 CHAT = (
@@ -152,10 +152,12 @@ def decision_base(work, hub_model):
     )
 
 
-def test_decisions_are_asked_in_both_formats(decision_base):
+def test_decisions_are_asked_in_every_format(decision_base):
     folder, shown = decision_base
-    assert set(run_records([folder])["dataset"]) == set(PAPERS.decision_datasets)
-    assert "without" in shown
+    for name, words in FORMATS.items():
+        records = run_records([folder], reasoning=name)
+        assert set(records["dataset"]) == set(PAPERS.decision_datasets)
+        assert words in shown
 
 
 @pytest.mark.parametrize("task", ["choices", "messages"])
@@ -177,7 +179,12 @@ def test_decisions_are_trained_on_each_task(work, decision_base, task, method):
         n_validation=2,
         **QUICK,
     )
-    assert set(run_records([folder])["dataset"]) == set(PAPERS.tasks[task])
+    records = run_records([folder])
+    assert set(records["dataset"]) == set(PAPERS.tasks[task])
+    assert set(records["reasoning"]) == {"none" if method == "sft" else "sampled"}
+    if method == "grpo":
+        settings = read_settings(folder)
+        assert (settings["start"], settings["calibration_weight"]) == ("Base", 0.01)
 
 
 def test_a_probe_and_a_router_are_trained(work, base):

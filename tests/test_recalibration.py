@@ -36,7 +36,7 @@ def decisions(dataset="choices", system="GRPO", n=200, *, seed=0, sharpness=1.0,
                 {
                     "dataset": dataset, "question_id": f"{i:04d}", "system": system, "seed": seed,
                     "sample": sample, "correct": place == gold, "confidence": sharp[place],
-                    "answer": names[place], "gold": names[gold],
+                    "answer": names[place], "gold": names[gold], "reasoning": "sampled",
                 }
                 | {f"p_{k + 1}": sharp[k] if k < options else np.nan for k in range(5)}
             )  # fmt: skip
@@ -69,32 +69,72 @@ def test_printed_shares_are_those_of_all_three_models():
     assert decision_tables.printed_shares(2)["choices"] == "97.62 / 98.93 / 99.85 %"
 
 
-def test_claims_hold_by_their_intervals():
+def test_findings_hold_by_their_intervals():
     seeds = [
-        decisions(system=name, seed=seed, sharpness=sharpness)
+        decisions(system=name, seed=seed, sharpness=sharpness).assign(reasoning=reasoning)
         for seed in (1, 2, 3)
         for name, sharpness in (("SFT", 1.0), ("GRPO", 4.0), ("Base", 4.0))
+        for reasoning in ("sampled", "none")
     ]
-    found = decision_tables.claims(measures.measure_decisions(pd.concat(seeds, ignore_index=True)))
-    found = found.set_index("claim")
-    assert found.loc["SFT is better calibrated than GRPO", "holds"] == "yes"
-    assert found.loc["SFT is better calibrated than GRPO", "paper"] == pytest.approx(
-        0.0736 - 0.2439
-    )
-    assert "CA-GRPO is better calibrated than GRPO" not in found.index
-    assert found.loc["GRPO gains accuracy over the base", "holds"] != "no"
+    measured = measures.measure_decisions(pd.concat(seeds, ignore_index=True))
+    contrasts = measures.contrasts(measured, decision_tables.pairs_of())
+    found = decision_tables.judged(summarize(measured), contrasts)
+    assert not found["finding"].str.startswith("CA-GRPO").any()
+    assert not (found[["reasoning", "baseline_reasoning"]] == "greedy").any(axis=None)
+    found = found.set_index(["finding", "reasoning", "baseline_reasoning"])
+    for ways in (("sampled", "none"), ("sampled", "sampled"), ("none", "none")):
+        row = found.loc[("GRPO has a higher ECE than SFT", *ways)]
+        assert row["holds"] == "yes"
+        printed = 0.2439 - 0.0736 if ways == ("sampled", "none") else np.nan
+        assert row["paper"] == pytest.approx(printed, nan_ok=True)
+    base = found.loc[("The base is overconfident behind reasoning", "sampled", "")]
+    assert (base["holds"], base["put in"]) == ("yes", True)
+    assert np.isnan(base["paper"])
+    assert found.loc[("GRPO gains accuracy over the base", "none", "none"), "holds"] != "no"
+    counted = decision_tables.count_judged(found.reset_index().assign(size="small"))
+    row = counted[counted["finding"] == "GRPO has a higher ECE than SFT"].iloc[0]
+    assert (row["format"], row["small"]) == ("reasoning sampled", "1 / 0 / 1")
 
 
 def test_committed_cells_stand_beside_those_of_the_run():
     table = summarize(measures.measure_decisions(decisions(n=40), n_resamples=10))
-    shown = decision_tables.lay_out(table, {"ece": "ECE"})
-    pd.testing.assert_frame_equal(
-        decision_tables.with_committed(shown, None, {"ece": "ECE"}), shown
-    )
-    both = decision_tables.with_committed(shown, table, {"ece": "ECE"})
-    assert both["committed full run: ECE"].tolist() == shown["ECE"].tolist()
-    other = decision_tables.with_committed(shown, table.assign(system="else"), {"ece": "ECE"})
-    assert other["committed full run: ECE"].tolist() == [None]
+    alone = decision_tables.lay_out(table, ["ece"])
+    assert alone.columns.tolist() == ["dataset", "system", "ECE"]
+    same = decision_tables.lay_out(table, ["ece"], full=table)
+    assert same["ECE, full run"].tolist() == same["ECE"].tolist() == alone["ECE"].tolist()
+    more = pd.concat([table, table.assign(system="SFT"), table.assign(system="else")])
+    both = decision_tables.lay_out(table, ["ece"], full=more)
+    assert both["system"].tolist() == ["SFT", "GRPO", "else"]  # in order, unknown ones last
+    assert both["ECE"].map(lambda cell: cell is None).tolist() == [True, False, True]
+    assert both["ECE, full run"].tolist() == alone["ECE"].tolist() * 3
+
+
+def test_metrics_under_one_heading_are_written_alike():
+    known = {}
+    for heading, spec in decision_tables.HEADINGS.values():
+        assert known.setdefault(heading, spec) == spec
+
+
+def test_cells_of_two_formats_are_refused():
+    both = pd.concat([decisions(n=20), decisions(n=20).assign(reasoning="greedy")])
+    table = summarize(measures.measure_decisions(both.reset_index(drop=True), n_resamples=3))
+    with pytest.raises(ValueError, match="dataset, system, metric do not tell cells apart"):
+        decision_tables.lay_out(table)
+    laid = decision_tables.lay_out(table, keys=("dataset", "system", "reasoning"))
+    assert laid["reasoning"].tolist() == ["sampled", "greedy"]
+
+
+def test_the_accuracy_of_the_decided_stands_where_it_differs():
+    rows = decisions(n=40)
+    whole = summarize(measures.measure_decisions(rows, n_resamples=3))
+    heading = "accuracy of the decided, %"
+    assert heading not in decision_tables.lay_out(whole)
+    rows.loc[:9, ["confidence", "answer", *OPTIONS]] = np.nan
+    rows.loc[:9, "correct"] = False
+    laid = decision_tables.lay_out(summarize(measures.measure_decisions(rows, n_resamples=3)))
+    assert laid[heading][0].estimate == pytest.approx(100 * rows.loc[10:, "correct"].mean())
+    assert laid["decided"][0].estimate == 0.75
+    assert ">75.0%<" in decision_tables.show(laid, "Decisions.").data.replace("<br>", "<")
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -106,18 +146,19 @@ def test_sizes_stand_side_by_side():
         summarize(measures.measure_decisions(rows, n_resamples=10)).assign(size=size)
         for size, rows in (("small", small), ("large", large))
     ]
-    laid = decision_tables.lay_out_sizes(pd.concat(tables), {"pass_at_1": "Acc%", "ece": "ECE"})
+    laid = decision_tables.lay_out_across(pd.concat(tables), ["pass_at_1", "ece"], "size")
     assert laid.columns.tolist() == [
-        "dataset", "system", "small Acc%", "small ECE", "large Acc%", "large ECE",
+        "dataset", "system", "small: accuracy, %", "small: ECE", "large: accuracy, %",
+        "large: ECE",
     ]  # fmt: skip
     assert laid[["dataset", "system"]].to_numpy().tolist() == [
-        ["choices", "GRPO"], ["choices", "SFT"],
+        ["choices", "SFT"], ["choices", "GRPO"],
     ]  # fmt: skip
     for size, table in zip(("small", "large"), tables, strict=True):
         value = table.set_index(["system", "metric"])["value"]["GRPO", "ece"]
-        assert laid.loc[0, f"{size} ECE"].estimate == value
-    assert pd.isna(laid.loc[1, "small ECE"])
-    assert laid.loc[1, "large ECE"] is not None
+        assert laid.loc[1, f"{size}: ECE"].estimate == value
+    assert pd.isna(laid.loc[0, "small: ECE"])
+    assert laid.loc[0, "large: ECE"] is not None
 
 
 def test_errors_of_options_and_decisions_are_those_of_calibration():
@@ -150,12 +191,60 @@ def test_systems_need_not_have_the_same_datasets():
     assert cells == {("choices", "GRPO"), ("messages", "SFT")}
 
 
+def test_formats_are_compared_and_not_mixed():
+    rows = pd.concat(
+        [decisions(n=60, sharpness=4.0), decisions(n=60).assign(reasoning="greedy")],
+        ignore_index=True,
+    )
+    measured = measures.measure_decisions(rows, n_resamples=3)
+    assert len(measured) == 2 * len(measures.measure_decisions(rows[:60], n_resamples=3))
+    pair = measures.Pair("GRPO", "sampled", "GRPO", "greedy")
+    found = measures.contrasts(measured, [pair, pair, pair._replace(baseline="SFT")])
+    assert not found.duplicated(["metric"]).any()
+    found = found.set_index("metric")
+    assert set(found["reasoning"]) == {"sampled"}
+    assert set(found["baseline_reasoning"]) == {"greedy"}
+    errors = [
+        expected_calibration_error(part["confidence"], part["correct"], binning="equal_mass")
+        for part in (rows[:60], rows[60:])
+    ]
+    assert found.loc["ece", "value"] == pytest.approx(errors[0] - errors[1])
+    assert found.loc["pass_at_1", "value"] == 0  # the same decisions, less sure
+
+
+def test_what_a_loss_asks_for_is_of_the_decided():
+    rows = decisions(n=80)
+    rows.loc[:7, ["confidence", "answer", *OPTIONS]] = np.nan
+    rows.loc[:7, "correct"] = False
+    assert measures.options_of(rows) == {"choices": 5}
+    measured = measures.measure_decisions(rows, n_resamples=4)
+    asked = measures.measure_asked(measured, {"GRPO": ("uniform", "greedy")}, {"choices": 5})
+    assert set(asked["metric"]) == {"asked", "asked_gap"}
+    assert asked["resample"].nunique() == 5
+    now = asked[asked["resample"] == 0].set_index("metric")["value"]
+    a = rows.loc[8:, "correct"].mean()
+    assert now["asked"] == pytest.approx(a + (1 - a) / 5)
+    gap = rows["confidence"].mean() - now["asked"]
+    assert now["asked_gap"] == pytest.approx(gap)
+    assert measures.measure_asked(measured, {}, {"choices": 5}).empty
+
+
 def test_means_leave_out_what_is_missing():
     rows = decisions(n=4).assign(x=[1.0, np.nan, 0.0, 0.0])
     measured = measures.measure_means(rows, ["x"], n_resamples=2)
     assert measured.loc[0, "value"] == pytest.approx(1 / 3)
     nothing = measures.measure_means(rows.assign(x=np.nan), ["x"], n_resamples=2)
     assert nothing["value"].isna().all()
+
+
+def test_means_are_compared_on_the_questions_that_all_have():
+    rows = pd.concat([decisions(n=30), decisions(system="SFT", n=30)[10:]], ignore_index=True)
+    rows = rows.assign(size="small")
+    found = measures.contrast_means(rows, ["confidence"], baselines=["GRPO", "Base"])
+    [row] = found.to_dict("records")
+    assert (row["system"], row["baseline"], row["n_questions"]) == ("SFT", "GRPO", 20)
+    shared = rows[rows["question_id"] >= "0010"].groupby("system")["confidence"].mean()
+    assert row["value"] == pytest.approx(shared["SFT"] - shared["GRPO"])
 
 
 def test_means_of_systems_with_other_questions():

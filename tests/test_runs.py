@@ -1,6 +1,7 @@
 """What runs leave to others, and how it is read again."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,16 @@ import pytest
 from fake_runs import fake_run
 
 from corea.records import RecordsError, read_records
-from corea.runs import RunError, TrainedModel, read_model, run_records, run_table, write_model
+from corea.runs import (
+    RunError,
+    TrainedModel,
+    read_model,
+    read_settings,
+    run_records,
+    run_table,
+    write_model,
+    write_settings,
+)
 from corea.runs import write_results as write
 
 MODEL = TrainedModel(
@@ -81,6 +91,26 @@ def test_a_signal_that_no_row_has_is_still_a_number(tmp_path):
     write(tmp_path, MODEL, nothing, facts={})
     found = run_records([tmp_path])
     assert found["expected_confidence"].dtype == found["probe"].dtype == float
+
+
+def test_formats_of_decisions_are_files_of_their_own(tmp_path):
+    both = pd.concat([samples(reasoning="none"), samples(reasoning="sampled", sample=[3, 4, 3])])
+    write(tmp_path, replace(MODEL, method="sft"), both, facts={})
+    assert sorted(path.name for path in tmp_path.glob("records*")) == [
+        "records.parquet", "records_sampled.parquet",
+    ]  # fmt: skip
+    assert run_records([tmp_path])["sample"].tolist() == [0, 1, 0]
+    assert run_records([tmp_path], reasoning="none")["sample"].tolist() == [0, 1, 0]
+    assert run_records([tmp_path], reasoning="sampled")["sample"].tolist() == [3, 4, 3]
+    assert len(pd.read_parquet(tmp_path / "samples.parquet")) == 2  # first ones, own format
+
+
+def test_settings_come_back_with_what_was_started_from(tmp_path):
+    write_settings({"calibration_weight": 0.001, "start": "Base"}, tmp_path)
+    assert read_settings(tmp_path) == {"calibration_weight": 0.001, "start": "Base"}
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(RunError, match=r"settings.json: not the settings of a training"):
+        read_settings(tmp_path)
 
 
 def test_the_first_completions_are_kept_as_text(tmp_path):

@@ -165,3 +165,18 @@ def test_the_corpus_of_a_size_has_its_names():
     said = stages.corpus_world(WORLD, large)
     assert said == replace(WORLD, name_shares=large.name_shares)
     assert stages.corpus_world(WORLD, microworld.PRESETS["small"]) == WORLD
+
+
+def test_decisions_are_drawn_several_times_only_where_reasoning_is_sampled(monkeypatch):
+    asked = {}
+
+    def decided(model, questions, sampling, *, reasoning, **_):
+        asked[len(asked)] = (reasoning, sampling)
+        return f"folder {len(asked)}"
+
+    monkeypatch.setattr(stages, "decided", decided)
+    drawn = Sampling(1.0, 8, 2, seed=3)
+    found = stages.decided_formats("model", [], drawn, batch_size=4)
+    assert found == {"sampled": "folder 1", "greedy": "folder 2", "none": "folder 3"}
+    once = replace(drawn, temperature=0.0, n_samples=1)
+    assert list(asked.values()) == [(True, drawn), (True, once), (False, once)]

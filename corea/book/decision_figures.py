@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.patches import Patch
 
 from corea.book.display import as_label
 from corea.book.figures import REFERENCE, colors, label_edges, panels, style
-from corea.decisions.tokens import optimal_confidence
+from corea.decisions.loss import CALIBRATION_LOSSES, optimal_confidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,18 +88,31 @@ def plot_label_curves(curve: pd.DataFrame, methods: Mapping[str, str]) -> Figure
 
 
 @style()
-def plot_targets(n_options: int) -> Figure:
-    """The confidence that each target of the calibration-aware loss asks for."""
+def plot_asked(option_counts: Sequence[int]) -> Figure:
+    """The confidence that each loss asks for: a column a number of options.
+
+    Decisions are sampled in the upper row, where it is the fixed point of training, and greedy in
+    the lower one, where it is the optimum.
+    """
     accuracy = np.linspace(0, 1, 101)
-    shade = colors(["GRPO", "CA-GRPO"])
-    drawing, axes = plt.subplots(figsize=(4.2, 3.6))
-    axes.plot([0, 1], [0, 1], **REFERENCE)
-    for target, color in zip(("uniform", "proper"), shade.values(), strict=True):
-        asked = optimal_confidence(accuracy, n_options, target)
-        axes.plot(accuracy, asked, color=color, label=f"{target} when wrong", linewidth=2)
-    axes.axhline(1 / n_options, color="0.2", linestyle=":", linewidth=1.5)
-    axes.set(xlabel="accuracy of the decisions", ylabel="confidence asked for")
-    axes.legend()
+    ways = {"sampled": "sampled: p at rest", "greedy": "greedy: p of least loss"}
+    drawing, grid = panels(2, len(option_counts), 3.2 * len(option_counts), 5.6, sharex=True)
+    label_edges(
+        grid,
+        columns=[f"{k} options" for k in option_counts],
+        rows=ways.values(),
+        below="accuracy of the decision",
+    )
+    shade = colors(CALIBRATION_LOSSES)
+    looks = zip(CALIBRATION_LOSSES, ("-", "--", ":"), strict=True)  # some lie on each other
+    for loss, line in looks:
+        for axes, (way, k) in zip(grid.flat, product(ways, option_counts), strict=True):
+            asked = optimal_confidence(accuracy, k, loss, way)
+            name = loss.replace("_", " ")
+            axes.plot(accuracy, asked, color=shade[loss], linestyle=line, lw=2, label=name)
+    for axes in grid.flat:
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+    grid[0, 0].legend()
     return drawing
 
 

@@ -1,39 +1,212 @@
 """Decisions beside what paper B printed, in its layout.
 
-Units are those of paper A's tables: accuracies (``pass_at_1``) in percent, errors and
-AUROC as fractions. Paper B prints all in percent; its numbers beside ours are those of its smallest
-model, Qwen3-1.7B, unless a table is about all three.
+1. Units are those of paper A's tables: accuracies (``pass_at_1``) in percent, errors and AUROC as
+   fractions. Paper B prints all in percent; its numbers beside ours are those of its smallest
+   model, Qwen3-1.7B, unless a table is about all three.
+2. The paper compares SFT without reasoning with all others behind it. Here a sentence of the paper
+   is judged in the same format first, and as the paper has it beside; :data:`FINDINGS` says which.
+3. Tables of the committed full run that do not tell formats apart are from before CA-GRPO was the
+   paper's method as written, and are not shown (:func:`committed`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from corea.book import display, full_run
 from corea.book.published import published_table
-from corea.metrics.intervals import as_interval, claim, differences
-from corea.tasks import suites
+from corea.decisions.measures import Pair
+from corea.decisions.recalibration import NAMES
+from corea.metrics.intervals import Interval, as_interval, judge
+from corea.runs import FORMATS, own_format, read_model, read_settings, run_records
 from corea.tasks.suites import MICROWORLD, Suite
 
 PAPER_MODELS = ("Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B")
+PAPER_SIZES: Mapping[str, str] = MappingProxyType(
+    dict(zip(("small", "4B", "8B"), PAPER_MODELS, strict=True))
+)
+"""Size of a run to the paper's model that its numbers stand beside."""
 
-FINDINGS: Mapping[str, tuple[str, str, str, float, bool]] = MappingProxyType(
+SYSTEMS = (
+    *("Base", "SFT", "GRPO", "GRPO, longer", "beta 0.05", "CA-GRPO"),
+    *(f"CA-GRPO, lambda {weight}" for weight in ("0.0005", "0.005", "0.01", "0.03", "0.1")),
+    *("CA-GRPO, two-stage", "CA-GRPO, others", "CA-GRPO, log score", "Brier-GRPO"),
+    "GRPO, calibrated start",
+)
+"""The order in which systems stand in tables; others follow."""
+
+HEADINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "SFT gains accuracy over the base": ("SFT", "Base", "pass_at_1", 0.0, True),
-        "GRPO gains accuracy over the base": ("GRPO", "Base", "pass_at_1", 0.0, True),
-        "GRPO gains more accuracy than SFT": ("GRPO", "SFT", "pass_at_1", 0.0, True),
-        "SFT is better calibrated than GRPO": ("SFT", "GRPO", "ece", 0.0, False),
-        "CA-GRPO is better calibrated than GRPO": ("CA-GRPO", "GRPO", "ece", 0.0, False),
-        "CA-GRPO is as accurate as GRPO": ("CA-GRPO", "GRPO", "pass_at_1", -2.0, True),
+        "pass_at_1": ("accuracy, %", ".1f"),
+        "stated_accuracy": ("accuracy of the decided, %", ".1f"),
+        "confidence_output_ratio": ("decided", ".1%"),
+        "mean_confidence": ("mean p", ".3f"),
+        "overconfidence": ("mean p less accuracy", "+.3f"),
+        "ece": ("ECE", ".3f"),
+        "brier": ("Brier", ".3f"),
+        "brier_skill": ("Brier skill", "+.3f"),
+        "auroc": ("AUROC", ".3f"),
+        "aurc": ("AURC", ".3f"),
+        "sce": ("SCE", ".3f"),
+        "mce": ("MCE", ".3f"),
+        "asked": ("p asked for", ".3f"),
+        "asked_gap": ("mean p less p asked for", "+.3f"),
+        "sure": ("p > 0.99", ".3f"),
+        "sure_and_wrong": ("p > 0.99 and wrong", ".3f"),
+        "calibrated": ("calibrated", ".3f"),
+        "confidence": ("mean p", ".3f"),
+        "correct": ("accuracy", ".1%"),
+        "spread": ("10th to 90th percentile of p", ".3f"),
+        "advantage": ("p where right less p where wrong", "+.3f"),
+        "flipped": ("flipped", ".3f"),
+        "own_confidence": ("p before", ".3f"),
+        "flipped_confidence": ("p of the flipped", ".3f"),
+        "flipped_sure": ("of the flipped, p > 0.99", ".3f"),
+        "area_over_random": ("area over random", ".1f"),
+        "pass_at_1_change": ("change in pass@1", ".1f"),
+        "cost_change": ("change in cost, %", ".1f"),
+        "deferral_rate": ("deferred, %", ".1f"),
     }
 )
-"""What paper B finds of two systems: system, baseline, metric, bound of the difference, and whether
-it is a lower one. Source: its key finding 1 and takeaway; the two points are ours."""
+"""Metric to its heading and format in tables."""
 
+MAIN = (
+    *("pass_at_1", "stated_accuracy", "confidence_output_ratio", "mean_confidence", "ece"),
+    *("brier", "brier_skill", "auroc", "aurc"),
+)
+"""What tables of decisions show; :data:`GUIDE` says what it is."""
+
+GUIDE = (
+    "Decided: the share of completions with a valid decision; the others are wrong. The rest is of "
+    "the decided: ECE in bins of equal mass; Brier skill: 1 less the Brier score over that of the "
+    "accuracy as a constant, a (1 - a), so above 0 is better than the constant; AURC: mean error "
+    "rate over all shares of the most confident decisions."
+)
+
+COMPARED = (
+    *("pass_at_1", "confidence_output_ratio", "mean_confidence", "overconfidence", "ece", "sce"),
+    *("mce", "auroc", "aurc", "brier_skill"),
+)
+"""Metrics of which contrasts are written."""
+
+EARLIER = (
+    "The committed full run is from before formats were told apart and CA-GRPO was the paper's "
+    "method as written; it is not shown."
+)
+
+_KEYS = ("dataset", "system")
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
+
+
+# --- laying out -------------------------------------------------------------------------------
+
+
+def committed(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame | None:
+    """A table of the committed full run, unless it is from before (choice 3 of this module)."""
+    found = full_run.published(run, table, suite)
+    return found if found is not None and "reasoning" in found else None
+
+
+def own_formats(table: pd.DataFrame) -> pd.DataFrame:
+    """Each model in the format it was trained in: SFT without reasoning, others sampled."""
+    return table[table["reasoning"] == table["system"].map(_own)]
+
+
+def in_order(systems: Iterable[str], order: Sequence[str] = SYSTEMS) -> list[str]:
+    """Each system once, in a given order, unknown ones last."""
+    names = list(dict.fromkeys(systems))
+    return [name for name in order if name in names] + [n for n in names if n not in order]
+
+
+def lay_out(
+    table: pd.DataFrame,
+    metrics: Sequence[str] = MAIN,
+    *,
+    keys: Sequence[str] = _KEYS,
+    full: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Values side by side: a row for each of the ``keys`` that is here or in ``full``.
+
+    A column for each metric, and one more of what the committed full run has, where that is given.
+    Cells are intervals, None where a value is missing. The accuracy of the decided stands only
+    where it differs from that of all.
+    """
+    blocks = {"": table} | ({} if full is None else {", full run": full})
+    both = pd.concat([block[list(keys)] for block in blocks.values()]).drop_duplicates()
+    known = {"system": SYSTEMS, "reasoning": tuple(FORMATS)}
+    orders = [in_order(both[key], known.get(key, ())) for key in keys]
+    rows = sorted(
+        both.itertuples(index=False, name=None),
+        key=lambda row: [order.index(name) for order, name in zip(orders, row, strict=True)],
+    )
+    wide = pd.DataFrame(rows, columns=list(keys))
+    of_block = {source: _cells(block, keys) for source, block in blocks.items()}
+    for metric in metrics:
+        for source, cells in of_block.items():
+            found = [cells.get((*row, metric)) for row in rows]
+            if metric == "stated_accuracy" and not _differs(cells, rows):
+                continue
+            if source and not any(found):
+                continue
+            heading = HEADINGS[metric][0] + source
+            wide[heading] = pd.Series(found, wide.index, dtype="object")
+    return wide
+
+
+def _cells(table: pd.DataFrame, keys: Sequence[str]) -> dict[tuple[Any, ...], Interval | None]:
+    at = [*keys, "metric"]
+    if (twice := table.duplicated(at)).any():
+        raise ValueError(
+            f"{', '.join(at)} do not tell cells apart: {table.loc[twice, at].iloc[0].tolist()} "
+            "comes twice; expected one size and one format, or keys that name them"
+        )
+    return {tuple(row[key] for key in at): as_interval(row) for row in table.to_dict("records")}
+
+
+def _differs(cells: Mapping[Any, Interval | None], rows: Iterable[tuple[Any, ...]]) -> bool:
+    pairs = [(cells.get((*row, "pass_at_1")), cells.get((*row, "stated_accuracy"))) for row in rows]
+    return any(a and b and abs(a.estimate - b.estimate) > 1e-9 for a, b in pairs)
+
+
+def lay_out_across(table: pd.DataFrame, metrics: Sequence[str], across: str) -> pd.DataFrame:
+    """Values in the layout of paper B's Tables 1 and 4: a column for each size, or format.
+
+    ``across`` is a column of the table, such as ``"size"``; a heading is ``"small ECE"``.
+    """
+    parts = []
+    for name, rows in table.groupby(across, sort=False):
+        laid = lay_out(rows, metrics).set_index(list(_KEYS))
+        parts.append(laid.add_prefix(f"{FORMATS.get(str(name), name)}: "))
+    if not parts:
+        return pd.DataFrame(columns=list(_KEYS))
+    wide = pd.concat(parts, axis=1).reset_index()
+    place = {name: i for i, name in enumerate(in_order(wide["system"]))}
+    datasets = {name: i for i, name in enumerate(table["dataset"].unique())}
+    order = wide.assign(d=wide["dataset"].map(datasets), s=wide["system"].map(place))
+    return wide.loc[order.sort_values(["d", "s"], kind="stable").index].reset_index(drop=True)
+
+
+def show(laid: pd.DataFrame, caption: str) -> display.Html:
+    """A table of :func:`lay_out` or :func:`lay_out_across` as a page shows it."""
+    known = dict(HEADINGS.values())
+    formats = {}
+    for name in laid.columns:
+        heading = str(name).removesuffix(", full run").removesuffix(", paper").rpartition(": ")[2]
+        if heading in known:
+            formats[str(name)] = known[heading]
+    if "reasoning" in laid:
+        laid = laid.assign(reasoning=laid["reasoning"].map(lambda name: FORMATS.get(name, name)))
+        laid = laid.rename(columns={"reasoning": "format"})
+    return display.table(laid, caption, formats=formats)
+
+
+# --- the paper's numbers ----------------------------------------------------------------------
 
 
 def paper_rows(
@@ -71,36 +244,33 @@ def paper_rows(
     return found[columns].drop_duplicates().reset_index(drop=True)
 
 
-def lay_out(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Measured values side by side: a row per dataset and system, a column per metric's heading.
+def beside_printed(laid: pd.DataFrame, paper: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """A table of :func:`lay_out` with the paper's number before each metric that it prints."""
+    printed = paper.set_index(["dataset", "system", "metric"])["value"].to_dict()
+    keys = list(laid[list(_KEYS)].itertuples(index=False, name=None))
+    laid = laid.copy()
+    for metric in metrics:
+        heading = HEADINGS[metric][0]
+        values = [printed.get((*key, metric), np.nan) for key in keys]
+        if not np.isnan(values).all():
+            laid.insert(list(laid.columns).index(heading), f"{heading}, paper", values)
+    return laid
 
-    Cells are intervals, None where a value is missing.
-    """
-    cells = {
-        (row["dataset"], row["system"], row["metric"]): as_interval(row)
-        for row in table.to_dict("records")
-    }
+
+def printed_table_4(suite: Suite = MICROWORLD) -> pd.DataFrame:
+    """Paper B's Table 4 as printed, in percent, for its three sizes."""
+    printed = published_table("B", 4).set_index(["dataset", "system", "metric", "model"])["value"]
     rows = [
         {"dataset": dataset, "system": system}
-        | {heading: cells.get((dataset, system, metric)) for metric, heading in metrics.items()}
-        for dataset in table["dataset"].unique()
-        for system in table.loc[table["dataset"] == dataset, "system"].unique()
+        | {
+            f"{model} {short}": printed[dataset, system, metric, model]
+            for model in PAPER_MODELS
+            for metric, short in (("accuracy", "Acc"), ("ece", "ECE"))
+        }
+        for dataset in suite.decision_counterparts
+        for system in ("Base", "SFT", "GRPO", "Ours")
     ]
     return pd.DataFrame(rows)
-
-
-def lay_out_sizes(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Measured values of models of several sizes, in the layout of paper B's Tables 1 and 4.
-
-    A column per size and metric (``"small ECE"``); what one size lacks is missing.
-    """
-    parts = [
-        lay_out(rows, {metric: f"{size} {heading}" for metric, heading in metrics.items()})
-        for size, rows in table.groupby("size", sort=False)
-    ]
-    return pd.concat(
-        [part.set_index(["dataset", "system"]) for part in parts], axis=1
-    ).reset_index()
 
 
 def printed_shares(table: int, suite: Suite = MICROWORLD) -> dict[str, str]:
@@ -118,47 +288,334 @@ def printed_shares(table: int, suite: Suite = MICROWORLD) -> dict[str, str]:
     }
 
 
-def with_committed(
-    shown: pd.DataFrame, committed: pd.DataFrame | None, metrics: Mapping[str, str]
-) -> pd.DataFrame:
-    """A table of :func:`lay_out` with what the committed full run has in the same cells, if any."""
-    if committed is None:
-        return shown
-    cells = committed.set_index(["dataset", "system", "metric"])
-    keys = list(shown[["dataset", "system"]].itertuples(index=False, name=None))
-    shown = shown.copy()
-    for metric, heading in metrics.items():
-        found = [
-            as_interval(cells.loc[(*key, metric)].to_dict())
-            if (*key, metric) in cells.index
-            else None
-            for key in keys
-        ]
-        shown[f"committed full run: {heading}"] = pd.Series(found, shown.index, dtype="object")
-    return shown
+# --- findings ---------------------------------------------------------------------------------
 
 
-def claims(measured: pd.DataFrame) -> pd.DataFrame:
-    """Which of :data:`FINDINGS` hold, dataset by dataset, beside the paper's smallest model."""
-    suite = suites.of(measured["dataset"])
-    paper = paper_rows(4, suite=suite).set_index(["dataset", "system", "metric"])["value"]
+class Finding(NamedTuple):
+    """A sentence of paper B: how two systems differ, or what one is where there is no baseline."""
+
+    what: str
+    system: str
+    baseline: str
+    metric: str
+    bound: float
+    lower: bool  # whether it is a lower bound
+    formats: tuple[tuple[str, str], ...]  # of the system, and of the baseline
+    built_in: bool = False  # whether the model world was made so
+
+
+_ALIKE = tuple((name, name) for name in FORMATS)
+_BEHIND = _ALIKE[:2]  # reasoning
+_PAPER = (("sampled", "none"), ("greedy", "none"))  # SFT without reasoning, the other with it
+
+FINDINGS = (
+    Finding(
+        "SFT gains accuracy over the base",
+        *("SFT", "Base", "pass_at_1", 0.0, True, (("none", "sampled"), *_ALIKE)),
+    ),
+    Finding("GRPO gains accuracy over the base", "GRPO", "Base", "pass_at_1", 0.0, True, _ALIKE),
+    Finding(
+        "GRPO gains more accuracy than SFT", "GRPO", "SFT", "pass_at_1", 0.0, True, _PAPER + _ALIKE
+    ),
+    Finding(
+        "The base is overconfident behind reasoning",
+        *("Base", "", "overconfidence", 0.0, True, _BEHIND, True),
+    ),
+    Finding("GRPO is overconfident", "GRPO", "", "overconfidence", 0.0, True, _BEHIND),
+    Finding("GRPO has a higher ECE than SFT", "GRPO", "SFT", "ece", 0.0, True, _PAPER + _ALIKE),
+    Finding("CA-GRPO is as accurate as GRPO", "CA-GRPO", "GRPO", "pass_at_1", -2.0, True, _BEHIND),
+    Finding("CA-GRPO has a lower ECE than GRPO", "CA-GRPO", "GRPO", "ece", 0.0, False, _BEHIND),
+    Finding(
+        "CA-GRPO tells right from wrong better (AUROC)",
+        *("CA-GRPO", "GRPO", "auroc", 0.0, True, _BEHIND),
+    ),
+    Finding(
+        "CA-GRPO says more than a constant does (Brier skill)",
+        *("CA-GRPO", "", "brier_skill", 0.0, True, _BEHIND),
+    ),
+)
+"""Key finding 1 and the takeaway of paper B. Its sentences have no bounds: "as accurate" within two
+points is ours, and so is what "more informative" means."""
+
+
+def pairs_of(findings: Sequence[Finding] = FINDINGS) -> list[Pair]:
+    """What is compared for some findings, each pair once."""
+    found = [
+        Pair(finding.system, own, finding.baseline, other)
+        for finding in findings
+        for own, other in finding.formats
+        if finding.baseline
+    ]
+    return list(dict.fromkeys(found))
+
+
+def judged(table: pd.DataFrame, contrasts: pd.DataFrame, suite: Suite = MICROWORLD) -> pd.DataFrame:
+    """Which of :data:`FINDINGS` hold on each dataset, beside the paper's smallest model.
+
+    ``table`` has the values and ``contrasts`` the differences of one size. The paper's number
+    stands where the formats are its own; ``put in`` says whether the model world was made so.
+    """
+    of_paper = paper_rows(4, suite=suite).replace({"system": {"Ours": "CA-GRPO"}})
+    printed = of_paper.set_index(["dataset", "system", "metric"])["value"]
     rows = []
-    for dataset, table in measured.groupby("dataset", sort=False):
-        systems = set(table["system"])
-        for what, (system, baseline, metric, bound, lower) in FINDINGS.items():
-            if not {system, baseline} <= systems:
-                continue
-            [row] = differences(table[table["metric"] == metric], [(system, baseline)]).to_dict(
-                "records"
-            )
-            named = ["Ours" if name == "CA-GRPO" else name for name in (system, baseline)]
-            first, second = (paper[dataset, name, metric] for name in named)
-            side = "at_least" if lower else "at_most"
-            rows.append(claim(what, str(dataset), row, first - second, **{side: bound}))
-    return pd.DataFrame(rows)
+    for finding in FINDINGS:
+        named = [name for name in (finding.system, finding.baseline) if name]
+        side = "at_least" if finding.lower else "at_most"
+        for formats in finding.formats:
+            as_printed = formats == tuple(_own(name) for name in named)
+            for row in _chosen(finding, formats, contrasts if finding.baseline else table):
+                numbers = [
+                    printed.get((row["dataset"], name, finding.metric), np.nan) for name in named
+                ]
+                rows.append(
+                    {
+                        "finding": finding.what,
+                        "dataset": row["dataset"],
+                        "reasoning": formats[0],
+                        "baseline_reasoning": formats[1] if finding.baseline else "",
+                        "bound": f"{side.replace('_', ' ')} {finding.bound:g}",
+                        "paper": numbers[0] - numbers[1] if as_printed else np.nan,
+                        **{name: float(row[name]) for name in ("value", "low", "high")},
+                        "holds": judge(row, **{side: finding.bound}),
+                        "put in": finding.built_in,
+                    }
+                )
+    columns = ["finding", "dataset", "reasoning", "baseline_reasoning", "bound", "paper"]
+    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "holds", "put in"])
 
 
-def in_order(systems: Iterable[str], order: Sequence[str]) -> list[str]:
-    """Each system once, in a given order, unknown ones last."""
-    names = list(dict.fromkeys(systems))
-    return [name for name in order if name in names] + [n for n in names if n not in order]
+def _own(system: str) -> str:
+    """The format in which the paper has a system."""
+    return own_format("sft" if system == "SFT" else "grpo")
+
+
+def _chosen(
+    finding: Finding, formats: tuple[str, str], source: pd.DataFrame
+) -> list[dict[Any, Any]]:
+    """Rows that a finding is about, in some formats."""
+    own, other = formats
+    kept = (source["system"] == finding.system) & (source["metric"] == finding.metric)
+    kept &= source["reasoning"] == own
+    if finding.baseline:
+        kept &= source["baseline"] == finding.baseline
+        kept &= source["baseline_reasoning"] == other
+    return source[kept].to_dict("records")
+
+
+def show_judged(found: pd.DataFrame, caption: str) -> display.Html:
+    """A table of :func:`judged` as a page shows it."""
+    cells = [as_interval(row) for row in found.to_dict("records")]
+    shown = pd.DataFrame(
+        {
+            "finding": found["finding"],
+            "dataset": found["dataset"],
+            "format": found["reasoning"].map(FORMATS),
+            "its baseline's": found["baseline_reasoning"].map(lambda name: FORMATS.get(name, "")),
+            "bound": found["bound"],
+            "paper": found["paper"],
+            "measured": pd.Series(cells, found.index, dtype="object"),
+            "holds": found["holds"],
+            "put in": found["put in"].map({True: "yes", False: ""}),
+        }
+    ).reset_index(drop=True)
+    return display.table(shown, caption, formats={"paper": "+.3f", "measured": "+.3f"})
+
+
+def judged_levels(
+    tables: Mapping[str, pd.DataFrame | None], bounds: Mapping[str, float]
+) -> pd.DataFrame:
+    """Whether metrics of the base model are at least their bounds, source by source.
+
+    Of what paper B says of base models, the model world was made so.
+    """
+    rows = [
+        {
+            "source": source,
+            "size": row["size"],
+            "dataset": row["dataset"],
+            "measured": HEADINGS[metric][0],
+            "value": as_interval(row),
+            "holds": judge(row, at_least=bound),
+            "bound": f"at least {bound:g}",
+            "put in": "yes",
+        }
+        for source, table in tables.items()
+        if table is not None
+        for metric, bound in bounds.items()
+        for row in table[(table["system"] == "Base") & (table["metric"] == metric)].to_dict(
+            "records"
+        )
+    ]
+    columns = ["source", "size", "dataset", "measured", "value", "bound", "holds", "put in"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def count_judged(found: pd.DataFrame) -> pd.DataFrame:
+    """On how many datasets each finding holds for certain, does not, and of how many, by size."""
+    keys = ["finding", "reasoning", "baseline_reasoning", "put in"]
+    counted = found.groupby([*keys, "size"], sort=False)["holds"].agg(
+        lambda h: f"{sum(h == 'yes')} / {sum(h == 'no')} / {len(h)}"
+    )
+    wide = counted.unstack("size", sort=False).reset_index().rename_axis(columns=None)
+    wide["put in"] = wide["put in"].map({True: "yes", False: ""})
+    for name in ("reasoning", "baseline_reasoning"):
+        wide[name] = wide[name].map(lambda at: FORMATS.get(at, at))
+    return wide.rename(columns={"reasoning": "format", "baseline_reasoning": "its baseline's"})
+
+
+# --- arms -------------------------------------------------------------------------------------
+
+
+def arms(runs: Sequence[str]) -> pd.DataFrame:
+    """How each reinforced system was trained: a row a system, from the settings of its runs.
+
+    Columns ``system``, ``start`` (the system it began as), ``loss`` and ``weight`` (lambda) at the
+    decision token, ``decisions``, ``kl_coef``, ``masked``, ``reward`` and ``steps``. Runs of one
+    name that were trained in different ways are a ValueError.
+    """
+    rows = []
+    for run in runs:
+        model = read_model(run)
+        if model.method in ("base", "sft"):
+            continue
+        settings = read_settings(run)
+        rows.append(
+            {
+                "system": model.system,
+                "start": settings["start"],
+                "loss": settings["calibration_loss"] if settings["calibration_weight"] else "none",
+                "decisions": settings["decisions"],
+                "weight": float(settings["calibration_weight"]),
+                "kl_coef": float(settings["kl_coef"]),
+                "masked": bool(settings["mask_decision"]),
+                "reward": settings["trajectory_reward"],
+                "steps": int(settings["steps"]),
+            }
+        )
+    columns = ["system", "start", "loss", "decisions", "weight", "kl_coef", "masked", "reward"]
+    found = pd.DataFrame(rows, columns=[*columns, "steps"]).drop_duplicates()
+    if (twice := found["system"][found["system"].duplicated()]).size:
+        raise ValueError(
+            f"{twice.iloc[0]!r} names runs of different settings: "
+            f"{found[found['system'] == twice.iloc[0]].to_dict('records')}; expected one name each"
+        )
+    return found.reset_index(drop=True)
+
+
+def runs_by_task(runs: Sequence[str], suite: Suite) -> dict[str, list[str]]:
+    """Runs by the dataset they were trained on; a base model is with every task."""
+    known = {run: set(run_records([run])["dataset"]) for run in runs}
+    found = {
+        first: [run for run in runs if first in known[run]] for first, _ in suite.tasks.values()
+    }
+    return {first: own for first, own in found.items() if own}
+
+
+def arm_pairs(trained: pd.DataFrame) -> list[Pair]:
+    """What of some :func:`arms` is compared, behind sampled and behind greedy reasoning.
+
+    Each with GRPO; with what it started from, where that was trained by a loss; the two-stage arm
+    with GRPO of as many steps; other losses with the paper's of the same weight; and a lambda with
+    the smallest.
+    """
+    rows = trained.to_dict("records")
+    found = [(row["system"], "GRPO") for row in rows if row["system"] != "GRPO"]
+    found += [(row["system"], row["start"]) for row in rows if row["start"] not in ("Base", "GRPO")]
+    found.append(("CA-GRPO, two-stage", "GRPO, longer"))
+    swept = sweep(trained, 8)[["system", "weight"]].to_dict("records")
+    found += [(row["system"], swept[0]["system"]) for row in swept[1:]]
+    found += [
+        (row["system"], paper["system"])
+        for row in rows
+        for paper in swept
+        if row["loss"] in ("others", "log_score") and row["weight"] == paper["weight"]
+    ]
+    names = [pair for pair in dict.fromkeys(found) if pair[0] != pair[1]]
+    return [Pair(one, name, other, name) for one, other in names for name, _ in _BEHIND]
+
+
+def sweep(table: pd.DataFrame, number: int) -> pd.DataFrame:
+    """The arms of paper B's Table 8 (lambda) or 9 (beta), as far as a table has them.
+
+    ``table`` has the columns of :func:`arms` beside measured values. Of Table 8 these are the arms
+    trained as the paper writes: from the base, sampled decisions, the uniform target, masked. Of
+    Table 9 those without a calibration loss. ``setting`` is added, the value that was varied.
+    """
+    plain = (table["start"] == "Base") & (table["reward"] == "correctness")
+    if number == 8:
+        own = plain & (table["loss"] == "uniform") & (table["decisions"] == "sampled")
+        own &= table["masked"].astype(bool) & (table["kl_coef"] == 0)
+    else:
+        own = plain & (table["loss"] == "none")
+    column = "weight" if number == 8 else "kl_coef"
+    return table[own].assign(setting=table.loc[own, column]).sort_values("setting", kind="stable")
+
+
+def beside_sweep(
+    here: pd.DataFrame, full: pd.DataFrame | None, number: int, suite: Suite = MICROWORLD
+) -> pd.DataFrame:
+    """Paper B's Table 8 or 9 with every arm of this run and of the committed one.
+
+    A row per dataset and value, with accuracy and ECE of the paper, here and of the full run.
+    """
+    metrics = ["pass_at_1", "ece", "confidence_output_ratio", "brier_skill"]
+    keys = ["dataset", "setting"]
+    swept = [sweep(table, number) for table in (here, full) if table is not None]
+    laid = lay_out(swept[0], metrics, keys=keys, full=swept[1] if len(swept) > 1 else None)
+    printed = published_table("B", number)
+    printed = printed.assign(
+        dataset=printed["dataset"].map(dict(suite.decision_counterparts)),
+        setting=printed["setting"].astype(float),
+    )
+    wide = printed.pivot(index=keys, columns="metric", values="value").reset_index()
+    wide = wide.rename(columns={"accuracy": "accuracy, %, paper", "ece": "ECE, paper"})
+    wide["ECE, paper"] /= 100
+    wide = wide.rename_axis(columns=None)
+    both = laid.merge(wide, how="outer", on=keys)
+    order = {name: place for place, name in enumerate(suite.decision_datasets)}
+    both = both.sort_values(keys, key=lambda c: c.map(order) if c.name == "dataset" else c)
+    both["setting"] = both["setting"].map("{:g}".format)
+    both = both.rename(columns={"setting": "lambda" if number == 8 else "beta"})
+    return both.reset_index(drop=True)
+
+
+def recalibrated_errors(
+    table: pd.DataFrame, full: pd.DataFrame | None, suite: Suite = MICROWORLD
+) -> pd.DataFrame:
+    """Paper B's Table 5: ECE after each recalibration, a column a model.
+
+    ``table`` and ``full``, the committed full run, have the columns ``size, dataset, name, method``
+    beside measured values. Beside a size that stands for a model of the paper is what it prints.
+    """
+    blocks = {"": table} | ({} if full is None else {", full run": full})
+    cells = {
+        (source, *(row[key] for key in ("size", "dataset", "method", "name"))): as_interval(row)
+        for source, block in blocks.items()
+        for row in block[block["metric"] == "ece"].to_dict("records")
+    }
+    names = in_order(name for *_, name in cells)
+    places = {key[1:4] for key in cells}
+    sizes = dict.fromkeys(size for block in blocks.values() for size in block["size"])
+    rows = []
+    for size, dataset, method in product(sizes, suite.decision_datasets, NAMES):
+        if (size, dataset, method) not in places:
+            continue
+        row: dict[str, object] = {"size": size, "dataset": dataset, "recalibration": NAMES[method]}
+        printed = _printed_recalibrated(size, method, suite)
+        for name in names:
+            if (dataset, name) in printed:
+                row[f"{name}, paper"] = printed[dataset, name]
+            for source in blocks:
+                row[f"{name}{source}"] = cells.get((source, size, dataset, method, name))
+        rows.append(row)
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
+
+
+def _printed_recalibrated(size: str, method: str, suite: Suite) -> dict[tuple[str, str], float]:
+    if size not in PAPER_SIZES:
+        return {}
+    names = {"Ours": "CA-GRPO", "GRPO": "GRPO"}
+    setting = "" if method == "none" else f", {NAMES[method]}"
+    systems = {f"{theirs}{setting}": ours for theirs, ours in names.items()}
+    rows = paper_rows(5, systems=systems, model=PAPER_SIZES[size], suite=suite)
+    return {(row["dataset"], row["system"]): row["value"] for row in rows.to_dict("records")}

@@ -37,13 +37,13 @@ _DASHES: tuple[Any, ...] = ((0, (1, 1)), (0, (5, 2)), "-.")
 _METHODS = (
     ("Base", "SLM", "SLM-Verb"),
     ("RLVR", "RLVR-SLM", "RLVR-SLM-Verb", "GRPO"),
-    ("RLCR", "Brier", "Brier-SLM", "Brier-SLM-Verb"),
+    ("RLCR", "Brier", "Brier-SLM", "Brier-SLM-Verb", "Brier-GRPO"),
     ("L1", "L1-SLM", "L1-SLM-Verb", "COREA", "Ours", "CA-GRPO"),
-    ("RLVR-Classifier", "RLVR-SLM-Probe", "Probe", "KL", "KL-SLM"),
-    ("Answer-Prob", "RLVR-SLM-AvgProb", "SLM-AvgProb", "L2", "L2-SLM"),
+    ("RLVR-Classifier", "RLVR-SLM-Probe", "Probe", "KL", "KL-SLM", "CA-GRPO, two-stage"),
+    ("Answer-Prob", "RLVR-SLM-AvgProb", "SLM-AvgProb", "L2", "L2-SLM", "CA-GRPO, log score"),
     ("Router+RLVR-SLM", "Router", "SFT", "Sample_L1", "Sample_L1-SLM"),
     ("Baseline LLM",),
-    ("Sample_KL", "Sample_KL-SLM"),
+    ("Sample_KL", "Sample_KL-SLM", "GRPO, longer"),
     ("COREA-Expected", "L1-SLM-Expected"),
 )
 _KNOWN = {name: place for place, names in enumerate(_METHODS) for name in names}

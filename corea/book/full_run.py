@@ -27,7 +27,7 @@ SCHEMA = 1
 """What the names in the tables mean: raised when one changes its meaning, so that evidence from
 before is not taken for evidence of now."""
 
-LARGEST = 64 * 1024  # bytes of a table
+LARGEST = 512 * 1024  # bytes of a table
 PROVENANCE = "provenance.json"
 
 

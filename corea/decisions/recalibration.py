@@ -240,6 +240,17 @@ def recalibrate_all(records: pd.DataFrame, n_fit: int, *, seed: int = 0) -> pd.D
     return pd.concat(parts, ignore_index=True)
 
 
+def parts_of(systems: pd.Series[str]) -> tuple[pd.Series[str], pd.Series[str]]:
+    """System and method of names that :func:`recalibrate_all` made.
+
+    Example:
+        >>> [part.tolist() for part in parts_of(pd.Series(["CA-GRPO, two-stage, Platt"]))]
+        [['CA-GRPO, two-stage'], ['platt']]
+    """
+    names = systems.map(lambda system: system.rpartition(", ")[0])
+    return names, systems.map(lambda system: system.rpartition(", ")[2].lower())
+
+
 def label_curve(
     records: pd.DataFrame, counts: Sequence[int], *, n_draws: int, n_bins: int = 10, seed: int = 0
 ) -> pd.DataFrame:

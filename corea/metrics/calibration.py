@@ -25,7 +25,7 @@ Deviations from the papers, and choices they leave open:
    then be fewer bins than asked for.
 4. A missing confidence is an error, never 0: select the rows that have one and report
    :func:`confidence_output_ratio` beside the metric.
-5. AUROC is NaN where all answers are correct, or none is.
+5. AUROC and the Brier skill are NaN where all answers are correct, or none is.
 6. The marginal calibration error is Kumar et al.'s plug-in estimate, without their
    debiasing; paper B does not say which it reports.
 7. ECE of a finite sample is biased upwards: a perfectly calibrated system has a positive
@@ -322,27 +322,27 @@ def brier_score(
 def brier_skill(
     confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None
 ) -> float:
-    r"""How much better than a constant the confidences are, by the Brier score.
+    r"""How much better the Brier score is than that of the accuracy, stated for every answer.
 
-    .. math:: 1 - \frac{\mathrm{Brier}}{\bar y (1 - \bar y)}
+    .. math:: 1 - \frac{\frac{1}{n}\sum_i (c_i - y_i)^2}{a (1 - a)}, \qquad
+        a = \frac{1}{n}\sum_i y_i
 
-    The constant is the share of right answers, :math:`\bar y`, which has the best Brier score that
-    one number for every question can have. 1 is perfect, 0 no better than that constant, negative
-    worse; NaN where all answers are correct or none is.
+    1 is perfect; 0 is what the constant a has, which is calibrated and tells no answer from
+    another; below 0 the constant is better. NaN where all answers are correct or none is.
 
-    Source: Murphy (1973), the skill against the sample climatology.
+    Source: Murphy (1973), with the accuracy of the same answers for a reference.
 
     Example:
-        Right half the time, so the constant 0.5 has 0.25; these have (0.1**2 + 0.4**2) / 2:
+        Two right and two wrong: the constant 0.5 has 0.25, these have 0.09.
 
-        >>> round(brier_skill([0.9, 0.4], [1, 0]), 4)
-        0.66
+        >>> round(brier_skill([0.9, 0.5, 0.1, 0.3], [1, 1, 0, 0]), 4)  # 1 - 0.09 / 0.25
+        0.64
     """
     rows = _validated(confidence, correct, weight)
-    share = float(rows.weight @ rows.correct / rows.weight.sum())
-    if not 0 < share < 1:
+    accuracy = float(rows.weight @ rows.correct / rows.weight.sum())
+    if accuracy in (0.0, 1.0):
         return float("nan")
-    return 1 - brier_score(confidence, correct, weight=weight) / (share * (1 - share))
+    return 1 - brier_score(confidence, correct, weight=weight) / (accuracy * (1 - accuracy))
 
 
 def auroc(confidence: ArrayLike, correct: ArrayLike, *, weight: ArrayLike | None = None) -> float:

@@ -66,17 +66,20 @@ FEW = 4
 the benchmark), and how skewed the seeds are cannot be seen."""
 
 RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    dict.fromkeys(("pass_at_1", "deferral_rate"), (0.0, 100.0))
+    dict.fromkeys(("pass_at_1", "stated_accuracy", "deferral_rate"), (0.0, 100.0))
     | dict.fromkeys(
         (
-            *("ece", "ece_per_run", "auroc", "brier", "confidence_output_ratio"),
-            *("mean_confidence", "share_at_ends", "sce", "mce"),
+            *("ece", "ece_per_run", "auroc", "aurc", "brier", "confidence_output_ratio"),
+            *("mean_confidence", "share_at_ends", "sce", "mce", "asked", "confidence", "correct"),
+            *("sure", "sure_and_wrong", "calibrated", "spread", "flipped", "own_confidence"),
+            *("flipped_confidence", "flipped_sure"),
         ),
         (0.0, 1.0),
     )
+    | dict.fromkeys(("overconfidence", "asked_gap", "advantage"), (-1.0, 1.0))
+    | {"brier_skill": (-np.inf, 1.0)}
     | dict.fromkeys(("small_cost", "large_cost", "router_cost", "cost"), (0.0, np.inf))
     | {"cost_change": (-100.0, np.inf), "pass_at_1_change": (-100.0, 100.0)}
-    | {"overconfidence": (-1.0, 1.0)}
 )
 """What metrics can be; others can be any number."""
 

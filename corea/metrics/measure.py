@@ -24,14 +24,16 @@ Floats = NDArray[np.float64]
 Metric = Callable[..., float]
 
 METRICS = (
-    *("pass_at_1", "ece", "ece_per_run", "auroc", "brier"),
-    *("confidence_output_ratio", "mean_confidence", "overconfidence", "share_at_ends"),
+    *("pass_at_1", "stated_accuracy", "confidence_output_ratio", "mean_confidence"),
+    *("overconfidence", "share_at_ends", "ece", "ece_per_run", "auroc", "aurc", "brier"),
+    "brier_skill",
 )
-"""What :func:`measure` measures. ``overconfidence`` is the mean confidence less the accuracy of the
-answers that state one, ``share_at_ends`` the share of confidences that are 0 or 1. ``ece`` is that
-of all answers together; ``ece_per_run``, which paper A prints, the mean of the ECEs of its runs:
-the first answers to all questions, the second ones, and so on. The fewer answers an ECE is of, the
-more of it is noise."""
+"""What :func:`measure` measures. ``pass_at_1`` is of all answers, ``stated_accuracy`` (in percent
+too) and all that follow are of those that state a confidence. ``overconfidence`` is the mean
+confidence less their accuracy as a fraction, ``share_at_ends`` the share of confidences that are 0
+or 1. ``ece`` is that of all answers together; ``ece_per_run``, which paper A prints, the mean of
+the ECEs of its runs: the first answers to all questions, the second ones, and so on. The fewer
+answers an ECE is of, the more of it is noise."""
 
 
 def measure(
@@ -148,17 +150,40 @@ def _values(
     of_runs = [answer[:n_stated] == k for k in np.unique(answer[:n_stated])]
     pairs = right.sum(axis=1) * wrong.sum(axis=1)
     won = np.sum(right * (below + wrong / 2), axis=1)
+    stated = right.sum(axis=1) / some
+    brier = weight @ (confidence - correct) ** 2 / some
+    constant = stated * (1 - stated)
     return values | {
         "ece": ece(confidence, correct, weight=weight),
         "ece_per_run": np.mean(
             [ece(confidence[own], correct[own], weight=weight[:, own]) for own in of_runs], axis=0
         ),
-        "auroc": won / np.where(pairs > 0, pairs, np.nan),
-        "brier": weight @ (confidence - correct) ** 2 / some,
-        "mean_confidence": weight @ confidence / some,
-        "overconfidence": weight @ (confidence - correct) / some,
+        "stated_accuracy": 100 * stated,
+        "overconfidence": weight @ confidence / some - stated,
         "share_at_ends": weight @ ((confidence == 0) | (confidence == 1)) / some,
+        "aurc": _risk_coverage_areas(right, wrong) / some,
+        "brier_skill": 1 - brier / np.where(constant > 0, constant, np.nan),
+        "auroc": won / np.where(pairs > 0, pairs, np.nan),
+        "brier": brier,
+        "mean_confidence": weight @ confidence / some,
     }
+
+
+def _risk_coverage_areas(right: Floats, wrong: Floats) -> Floats:
+    """The AURC times the number of answers, from what is right and wrong at each confidence.
+
+    Both have the shape (resamples, confidences), rising; the formula is that of
+    :func:`corea.metrics.calibration.area_under_risk_coverage`.
+    """
+    from scipy.special import digamma
+
+    wrong, count = wrong[:, ::-1], (right + wrong)[:, ::-1]
+    after, wrong_after = np.cumsum(count, axis=1), np.cumsum(wrong, axis=1)
+    before = after - count
+    rate = wrong / np.where(count > 0, count, 1.0)
+    harmonic = np.diff(digamma(after + 1), axis=1, prepend=digamma(1.0))
+    found: Floats = np.sum(wrong + (wrong_after - wrong - before * rate) * harmonic, axis=1)
+    return found
 
 
 # --- tables of one run ---

@@ -22,9 +22,9 @@ papers' methods run whole on two cores, and where the truth is known. What is pu
    confidences are dealt out to the completions at random. Some completions state none.
 5. The noisier the names, the more often the writer pauses before it answers ("Let me think."),
    which is of no use. (Before the sum, pauses would hide where its operands stand, and models of
-   this size learn it far more slowly.) So completions are longer where a model knows less, and those that do not
-   end in time have no answer: what is hard costs more, and the base model fails the format at
-   times.
+   this size learn it far more slowly.) So completions are longer where a model knows less, and
+   those that do not end in time have no answer: what is hard costs more, and the base model fails
+   the format at times.
 6. A larger model that "knows more" is one whose corpus states more names surely
    (:attr:`Preset.name_shares`), besides being larger. No name is noisier in it, so it is better in
    every dataset, as far as it learns its corpus.
@@ -394,8 +394,9 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
     (70 %) or 0.9 (30 %). A completion keeps its own stated confidence with probability
     ``world.informed``; the others exchange theirs at random. So an uninformed corpus states
     exactly as many of each confidence as an informed one. A share ``world.silence`` then states
-    none. With probability ``world.pausing`` (1 - q) the writer pauses, and again. Questions may repeat; a completion begins with a space and has no end-of-text
-    token, which the trainer appends.
+    none. With probability ``world.pausing`` (1 - q) the writer pauses, and again. Questions may
+    repeat; a completion begins with a space and has no end-of-text token, which the trainer
+    appends.
 
     Example:
         >>> row = corpus(World(), 1, seed=3)[0]
