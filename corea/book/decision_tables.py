@@ -237,10 +237,8 @@ def paper_rows(
         dataset=found["dataset"].map(dict(suite.decision_counterparts)),
         metric=[_UNITS.get(metric, (metric,))[0] for metric in found["metric"]],
         value=found["value"] / divisor,
-        spread=0.0,
-        half_unit=found["half_unit"] / divisor,
     )
-    columns = ["dataset", "system", "metric", "value", "spread", "half_unit"]
+    columns = ["dataset", "system", "metric", "value"]
     return found[columns].drop_duplicates().reset_index(drop=True)
 
 
