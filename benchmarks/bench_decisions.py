@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from in_turns import arguments, take_turns, untrained
+from in_turns import arguments, keep_memory, take_turns, untrained
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="of taking them")
     parser.add_argument("--small", action="store_true", help="tiny model, small batch")
     chosen = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)  # as notebooks train
     with tempfile.TemporaryDirectory() as name, quiet():
         folder = Path(name)

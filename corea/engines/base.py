@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -65,12 +66,6 @@ class Sampling:
             )
 
 
-def awaited_text(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> AwaitedText | None:
-    """What is to be waited for: nothing where all tokens are the likeliest anyway."""
-    waits = sampling.greedy_after and sampling.temperature
-    return AwaitedText(tokenizer, sampling.greedy_after) if waits else None
-
-
 class AwaitedText(dict[tuple[str, int], str]):
     """How much of a text has been written, token by token, in whatever tokens it comes.
 
@@ -106,6 +101,15 @@ class AwaitedText(dict[tuple[str, int], str]):
             else next((part for part in begun if written.endswith(part)), "")
         )
         return self[place]
+
+
+def awaited_text(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> AwaitedText | None:
+    """What is to be waited for: nothing where all tokens are the likeliest anyway."""
+    waits = sampling.greedy_after and sampling.temperature
+    return _awaited(tokenizer, sampling.greedy_after) if waits else None
+
+
+_awaited = lru_cache(maxsize=8)(AwaitedText)  # training makes an engine a rollout
 
 
 @dataclass(frozen=True, eq=False)
