@@ -12,7 +12,12 @@ pytest.importorskip("trl", reason="making a model needs the extra `train`")
 import fake_vllm  # noqa: E402
 from decide_in_process import OWN  # noqa: E402
 
-from corea.decisions.evaluation import OPTIONS, evaluate_decisions, swap_reasoning  # noqa: E402
+from corea.decisions.evaluation import (  # noqa: E402
+    OPTIONS,
+    _part,
+    evaluate_decisions,
+    swap_reasoning,
+)
 from corea.decisions.tokens import OptionError, option_ids  # noqa: E402
 from corea.engines.base import Sampling  # noqa: E402
 from corea.engines.evaluation import EvaluationError, read_samples  # noqa: E402
@@ -223,6 +228,14 @@ def test_half_of_the_reasoning_is_half_of_its_tokens(engine, decided, monkeypatc
         assert thought.startswith(begun)
         assert len(engine.tokenizer(begun)["input_ids"]) == round(n / 2)
     assert checked > 5
+
+
+@pytest.mark.parametrize("opening", ["<think>\n{}\n</think>\n", "<think> {} </think> \n"])
+def test_half_of_the_reasoning_is_found_in_any_spacing(engine, opening):
+    half = _part(engine, opening.format("3+4: 3+4=2."), 0.5)
+    assert half == opening.partition("{}")[0] + "3+4: 3"  # 5 of 10 tokens
+    assert _part(engine, opening.format("3+4: 3+4=2."), 0.0) == ""
+    assert _part(engine, "A", 0.5) == ""
 
 
 # --- bad input --------------------------------------------------------------------------------

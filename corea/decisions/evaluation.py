@@ -287,10 +287,12 @@ def swap_reasoning(
 
 def _part(engine: OpenEngine, opening: str, share: float) -> str:
     """The beginning of what is thought: this share of its tokens, none of the closing tag."""
-    thought, closing, _ = opening.partition(f"\n{END_OF_THINKING}")
-    if not closing or not thought.startswith(f"{THINK}\n") or share == 0:
+    thought, closing, _ = opening.partition(END_OF_THINKING)
+    before, begun, thought = thought.partition(THINK)
+    if not closing or not begun or share == 0:
         return ""
-    ids = engine.tokenizer(thought.removeprefix(f"{THINK}\n"), add_special_tokens=False)
-    kept: list[int] = ids["input_ids"][: round(share * len(ids["input_ids"]))]
-    text = engine.tokenizer.decode(kept)
-    return f"{THINK}\n{text}"
+    words = thought.strip()
+    space = thought[: len(thought) - len(thought.lstrip())]
+    ids: list[int] = engine.tokenizer(words, add_special_tokens=False)["input_ids"]
+    kept: str = engine.tokenizer.decode(ids[: round(share * len(ids))])
+    return before + begun + space + kept
