@@ -397,16 +397,18 @@ class Text(NamedTuple):
 
 TEXTS: Mapping[str, Text] = {
     # of the microworld: as measured in the profile laptop
-    "corpus": Text(10.5, 33.2),
-    "decision_corpus": Text(10.3, 10.3),
-    "chains": Text(8.4, 33.5),
-    "long_chains": Text(14.0, 55.9),
-    "words": Text(15.4, 34.4),
-    "facts": Text(11.2, 16.2),
-    "choices": Text(8.8, 15.7),
-    "fact_choices": Text(14.4, 15.5),
-    "messages": Text(6.4, 11.4),
-    "lists": Text(21.0, 14.0),
+    "corpus": Text(10.4, 34.0),
+    "decision_corpus": Text(8.9, 9.3),
+    "chains": Text(8.4, 34.5),
+    "additions": Text(11.2, 29.2),
+    "words": Text(15.4, 35.4),
+    "long_chains": Text(14.0, 57.0),
+    "fact_sums": Text(11.5, 33.0),
+    "facts": Text(7.8, 17.3),
+    "choices": Text(7.7, 15.7),
+    "fact_choices": Text(14.5, 15.5),
+    "messages": Text(6.5, 11.4),
+    "lists": Text(12.0, 14.0),
     # of the papers: characters / 4 with the instruction, and 30 tokens of a chat template
     "deepmath": Text(120, tests=500),  # its texts are not here: as math500
     "math500": Text(118, tests=500),
