@@ -283,6 +283,12 @@ def test_the_method_of_paper_b_is_judged_as_written_and_not_by_another():
             assert part.rows["baseline"] == "GRPO"
 
 
+def test_an_empty_label_is_a_blank_cell():
+    rows = table(row(-0.2, 0.1, rule=np.nan), row(0.2, 0.1, rule="other"))
+    assert decide(claim(evidence(rule="")), rows).verdict == HOLDS
+    assert decide(claim(evidence(rule="other")), rows).verdict == FAILS
+
+
 def made_up(claim, change=lambda part: {}):
     """Tables with each row that decides a claim, changed part by part."""
     rows = {}

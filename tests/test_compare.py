@@ -623,6 +623,9 @@ def test_shares_of_the_pareto_front():
     )
     found = compare.pareto_shares(rows, gain="acc", loss="ece")
     assert found["share"].to_list() == [0.5, 0.5, 0.0]
+    rows.loc[(rows["system"] == "a") & (rows["metric"] == "ece"), "value"] = np.nan
+    found = compare.pareto_shares(rows, gain="acc", loss="ece").set_index("system")["share"]
+    assert found["a"] == 0  # not defined
 
 
 def test_paper_rows():

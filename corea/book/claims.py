@@ -80,7 +80,7 @@ _RELIED = re.compile(r"\((?P<claim>[ABT]\d+): (?P<verdict>[a-z ]+)\)")
 Tables = Mapping[str, pd.DataFrame]
 Text = Annotated[str, Field(min_length=1)]
 Bound = dict[str, float]
-Rows = Annotated[dict[str, Text | Annotated[list[Text], Field(min_length=1)]], Field(min_length=1)]
+Rows = Annotated[dict[str, str | Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
 
 
 class ClaimError(ValueError):
@@ -103,8 +103,8 @@ class Evidence(_Strict):
 
     Attributes:
         table: ``"chapter/table"``, with the columns ``value, low, high, n_seeds``.
-        rows: Column to the value, or values, of the rows, one row for each combination; or several
-            such tables, for what goes together in pairs.
+        rows: Column to the value, or values, of the rows, one row for each combination (empty: a
+            cell that is blank); or several such tables, for what goes together in pairs.
         at_least: Lower bound of the value.
         at_most: Upper bound.
         within: Equivalence: the value is so close to 0.
@@ -382,7 +382,7 @@ def _picked(
     """The one row of a table with some labels."""
     if lacking := [name for name in (*wanted, *_COLUMNS) if name not in table]:
         raise MissingError(f"{where} lacks the column(s) {', '.join(lacking)}")
-    cells = table[[*wanted]].astype(str)
+    cells = table[[*wanted]].astype(str).fillna("")
     for name, values in wanted.items():
         if absent := [value for value in values if value not in set(cells[name])]:
             raise MissingError(f"{where} has no {name} {', '.join(map(repr, absent))}")

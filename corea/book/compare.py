@@ -409,7 +409,8 @@ def pareto_shares(
     """How often each system is on the Pareto front of a gain and a loss, over the resamples.
 
     In each resample of the questions seeds are drawn with replacement from those that all systems
-    share. Columns ``system, share, n_seeds``; measurements of one dataset.
+    share. What is not defined is on no front. Columns ``system, share, n_seeds``; measurements of
+    one dataset.
 
     Example:
         >>> measurements = pd.DataFrame({"system": ["a", "a", "b", "b"], "seed": 0,
@@ -428,8 +429,11 @@ def pareto_shares(
     for _, rows in cells.groupby(level="resample"):
         drawn = rng.choice(sorted(seeds), len(seeds))
         of = rows.droplevel("resample").loc[systems]
-        means = [of[metric][list(drawn)].to_numpy().mean(axis=1) for metric in (loss, gain)]
-        on_front.append(pareto_front(*means))
+        lost, gained = (of[name][list(drawn)].to_numpy().mean(axis=1) for name in (loss, gain))
+        known = ~np.isnan(lost + gained)
+        front = np.zeros(len(systems), dtype=bool)
+        front[known] = pareto_front(lost[known], gained[known])
+        on_front.append(front)
     share = np.mean(on_front, axis=0)
     return pd.DataFrame({"system": systems, "share": share, "n_seeds": len(seeds)})
 
