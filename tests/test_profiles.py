@@ -136,6 +136,15 @@ def test_nearest_setting_wins(fits):
                 "fit_l2_s0": ("l2", 0, "l2, seed 0"),
             },
         ),
+        (
+            "seeds: [5], more_seeds: {seeds: [2], variants: [l2]}, "
+            "variants: {l1: {reward: l1}, l2: {reward: l2}}",
+            {
+                "fit_l1_s5": ("l1", 5, "l1, seed 5"),
+                "fit_l2_s5": ("l2", 5, "l2, seed 5"),
+                "fit_l2_s2": ("l2", 2, "l2, seed 2"),
+            },
+        ),
         ("notebook: first, variants: {a: }", {"fit_a": (None, 7, "fit, a")}),
     ],
 )
@@ -165,10 +174,25 @@ def test_variants_and_seeds_are_runs_of_their_own(fits, entry, runs):
         ("seeds: [1, 1]", r"seeds is \[1, 1\]: Value error, expected different seeds"),
         ("seeds: [-1]", "seeds.0 is -1: Input should be greater"),
         ("seeds: [true]", "seeds.0 is True: Input should be a valid integer"),
+        *(
+            (f"variants: {{l1: }}, {given}", f" is .*: Value error, {complaint}")
+            for given, complaint in (
+                ("more_seeds: {seeds: [1], variants: [l1]}", "more_seeds without seeds"),
+                (
+                    "seeds: [1], more_seeds: {seeds: [2, 1], variants: [l1]}",
+                    "more_seeds has 1, which seeds has; expected new ones",
+                ),
+                (
+                    "seeds: [1], more_seeds: {seeds: [2], variants: [l3]}",
+                    "more_seeds names 'l3', which is no variant",
+                ),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_wrong_entry_is_refused_by_name(fits, entry, complaint):
-    with pytest.raises(PipelineError, match=rf"^profiles/tiny\.yaml: runs.fit.{complaint}"):
+    where = complaint if complaint.startswith(" is") else f".{complaint}"
+    with pytest.raises(PipelineError, match=rf"^profiles/tiny\.yaml: runs.fit{where}"):
         load(f"{{fit: {{{entry}}}}}")
 
 

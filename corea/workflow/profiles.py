@@ -15,6 +15,7 @@ the defaults::
           l1: {}
           rlvr: {confidence_reward: none}
         seeds: [0, 1]                    # in place of the profile's
+        more_seeds: {seeds: [2], variants: [l1]}    # that only these have
       base_train:
         notebook: train                  # by default the name of the entry
 
@@ -42,10 +43,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from corea.book.display import visible
 from corea.workflow import PipelineError
@@ -92,12 +101,37 @@ class Resources(_Strict):
     minutes: Annotated[int, Field(ge=1)] = 60  # then it is ended; run again, a training goes on
 
 
+_Seeds = Annotated[list[_Seed], Field(min_length=1), AfterValidator(_different)]
+
+
+class _MoreSeeds(_Strict):
+    seeds: _Seeds
+    variants: Annotated[list[_Name], Field(min_length=1)]
+
+
 class _Entry(_Strict):
     notebook: _Name = ""
     parameters: _Parameters = {}
     variants: Annotated[dict[_Name, _Parameters], Field(min_length=1)] = {}
-    seeds: Annotated[list[_Seed], Field(min_length=1), AfterValidator(_different)] = []
+    seeds: _Seeds = []
+    more_seeds: _MoreSeeds | None = None
     resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _new_seeds_of_variants(self) -> Self:
+        if self.more_seeds:
+            if again := set(self.seeds) & set(self.more_seeds.seeds):
+                raise ValueError(f"more_seeds has {min(again)}, which seeds has; expected new ones")
+            if unknown := set(self.more_seeds.variants) - self.variants.keys():
+                raise ValueError(f"more_seeds names {min(unknown)!r}, which is no variant")
+            if not self.seeds:
+                raise ValueError("more_seeds without seeds")
+        return self
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds of one variant."""
+        more = self.more_seeds
+        return [*self.seeds, *(more.seeds if more and variant in more.variants else [])]
 
 
 class _File(_Strict):
@@ -332,21 +366,24 @@ def _entry_runs(path: Path, key: str, entry: _Entry, file: _File) -> Iterator[Ru
     _check(path, "defaults", common, known, notebook)
     _check(path, f"{where}.parameters", entry.parameters, known, notebook)
     label = [] if key == stem else [key]
-    variants = [(key, label, dict[str, Any]())]
+    variants = [(key, label, dict[str, Any](), entry.seeds)]
     if entry.variants:
-        variants = [(f"{key}_{v}", [*label, v], change) for v, change in entry.variants.items()]
+        variants = [
+            (f"{key}_{v}", [*label, v], change, entry.seeds_of(v))
+            for v, change in entry.variants.items()
+        ]
     for variant, changes in entry.variants.items():
         _check(path, f"{where}.variants.{variant}", changes, known, notebook)
-    for name, words, changes in variants:
+    for name, words, changes, seeds in variants:
         parameters = {"profile": file.profile, "seed": file.seed}
         parameters |= known | common | entry.parameters | changes
         words = [word.replace("_", " ") for word in words]
         run = Run(
             name, notebook, parameters, ", ".join(words), resources=_set(entry.resources), entry=key
         )
-        if not entry.seeds:
+        if not seeds:
             yield run
-        for seed in entry.seeds:
+        for seed in seeds:
             yield replace(
                 run,
                 name=f"{name}_s{seed}",
