@@ -47,7 +47,10 @@ QUESTIONS = [
     for i, (a, b) in enumerate(PAIRS[k] for k in np.random.default_rng(0).permutation(100))
 ]
 TRAINING, VALIDATION = QUESTIONS[:80], QUESTIONS[80:84]
-SFT = {"steps": 60, "batch": 32, "micro_batch": 16, "learning_rate": 1e-2, "checkpoint_every": 6}
+SFT = {
+    "steps": 60, "batch": 32, "micro_batch": 16, "learning_rate": 1e-2, "lr_schedule": "cosine",
+    "checkpoint_every": 6,
+}  # fmt: skip
 GRPO = {
     "group_size": 4, "steps": 16, "batch": 16, "micro_batch": 8, "steps_per_rollout": 2,
     "learning_rate": 3e-3, "max_completion_tokens": 12, "checkpoint_every": 2,

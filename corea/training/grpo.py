@@ -63,7 +63,6 @@ from corea.training.settings import (
 )
 
 VLLM_SERVER = "COREA_VLLM_SERVER"  # environment variable with the address of a vLLM server
-_SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' names where others
 
 
 class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -304,7 +303,6 @@ def grpo_config(
         scale_rewards=settings.scale_rewards,
         reward_weights=settings.reward_weights,
         weight_decay=settings.weight_decay,
-        lr_scheduler_type=_SCHEDULES.get(settings.lr_schedule, settings.lr_schedule),
         shuffle_dataset=False,
         eval_strategy="steps",
         eval_steps=settings.checkpoint_every,

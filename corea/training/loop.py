@@ -33,6 +33,7 @@ from corea.training.alarms import drop_alarms_after, report_alarm, tell
 from corea.training.checkpoints import last_checkpoint
 from corea.training.settings import Settings, TrainingError, WeightSettings, accumulation
 
+_SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' names where others
 _LOGGED = {
     "loss": "loss",
     "grad_norm": "grad_norm",
@@ -115,6 +116,7 @@ def common_arguments(settings: Settings, directory: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation(settings, n_processes()),
         "learning_rate": settings.learning_rate,
         "warmup_steps": settings.warmup_steps,
+        "lr_scheduler_type": _SCHEDULES.get(settings.lr_schedule, settings.lr_schedule),
         "bf16": settings.precision == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "activation_checkpointing": settings.gradient_checkpointing,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from corea.engines.base import Sampling
 
 Floats = NDArray[np.float64]
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 class TrainingError(Exception):
@@ -86,8 +87,10 @@ class SFTSettings(WeightSettings):
         batch: Sequences a step, over all processes.
         micro_batch: Sequences a process takes at once. Those of a step are sorted by length, so
             smaller parts pad less; the step is the same.
-        learning_rate: The highest, reached after ``warmup_steps``; then it falls as a cosine.
-        warmup_steps: Steps until then.
+        learning_rate: The highest.
+        warmup_steps: Steps until it is reached.
+        lr_schedule: What it does from there: ``"constant"``, or falls to 0 at the last step as
+            ``"linear"`` or ``"cosine"``.
         checkpoint_every: Steps between checkpoints.
         weight_decay: Of AdamW.
         adam_beta2: AdamW's decay rate of squared gradients, below 1.
@@ -108,8 +111,9 @@ class SFTSettings(WeightSettings):
     micro_batch: int = 64
     learning_rate: float = 5e-3
     warmup_steps: int = from_zero(0)
+    lr_schedule: str = one_of("linear", SCHEDULES)
     checkpoint_every: int = 200
-    weight_decay: float = from_zero(0.01)
+    weight_decay: float = from_zero(0.0)
     adam_beta2: float = below(0.999, 1)
     seed: int = from_zero(0)
 
@@ -160,7 +164,7 @@ class RolloutSettings(WeightSettings):
     steps_per_rollout: int = 1
     learning_rate: float = 3e-4
     warmup_steps: int = from_zero(0)
-    lr_schedule: str = one_of("constant", ("constant", "linear", "cosine"))
+    lr_schedule: str = one_of("constant", SCHEDULES)
     temperature: float = 1.0
     max_completion_tokens: int = 64
     kl_coef: float = from_zero(0.0)

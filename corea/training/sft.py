@@ -1,13 +1,8 @@
 """Supervised fine-tuning on completions, with TRL's trainer.
 
-Where the settings differ from those that TRL's trainer has by default, which paper B's SFT may
-have used (its appendix A names the batch, the epochs and the learning rate only):
-
-1. The learning rate falls as a cosine after a warm-up (:attr:`SFTSettings.warmup_steps`); TRL's
-   falls linearly from the first step.
-2. Weight decay is 0.01 unless the settings say otherwise, as in PyTorch's AdamW; TRL's is 0.
-3. The loss is that of the completion and of the end token after it. Paper B's equation (1) has
-   the decision token alone.
+The loss is that of the completion and of the end token after it, where paper B's equation (1) has
+the decision token alone. Schedule, warm-up and weight decay are TRL's by default: the rate falls
+linearly from the first step, and nothing decays.
 """
 
 from __future__ import annotations
@@ -67,7 +62,6 @@ def train_sft(
         model_init_kwargs={"dtype": loop.load_dtype(settings)} if named else None,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
-        lr_scheduler_type="cosine",
         train_sampling_strategy="sequential",
         max_length=None,
         eval_strategy="no",
