@@ -341,7 +341,7 @@ def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
         ("smoke", "{group_size: 2}", "{group_size: 3}", "runs.train_l1_g2: batch is 16; expected"),
         ("laptop", "cosine_every: 5\n      two", "cosine_every: -5\n      two",
          r"(?s)runs.decision_train_ca_choices: cosine_every is -5.*runs.decision_train_ca_messages"),
-        ("laptop", "steps: 600}", "steps: 0}", "runs.pretrain_large: steps is 0; expected"),
+        ("laptop", "steps: 1000}", "steps: 0}", "runs.pretrain_large: steps is 0; expected"),
         ("gpu", "accelerate/one.yaml   # a", "accelerate/two.yaml   # a",
          "runs.train_l1: .*two.yaml: not a configuration of accelerate"),
     ],
