@@ -69,7 +69,12 @@ def decider(tmp_path_factory):
     tokenizer = build_tokenizer(OWN)
     config = microworld.model_config("qwen2", 32, 1, 1, len(tokenizer))
     settings = SFTSettings(
-        steps=120, batch=32, micro_batch=32, lr_schedule="cosine", checkpoint_every=120
+        steps=120,
+        batch=32,
+        micro_batch=32,
+        lr_schedule="cosine",
+        weight_decay=0.01,
+        checkpoint_every=120,
     )
     train_sft(microworld.new_model(config, 0), tokenizer, corpus(OWN, 2000, 0), settings, folder)
     return folder / "model"

@@ -1,5 +1,6 @@
 """The chapters on decisions, built from made-up runs and made-up committed tables."""
 
+import json
 import re
 from html import unescape
 from pathlib import Path
@@ -50,6 +51,14 @@ def committed(name, folder):
     target.mkdir(parents=True)
     for path in Path(folder).glob("*.csv"):
         (target / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    seal(target)
+
+
+def seal(folder):
+    """Say what made the tables of a folder, as publishing does."""
+    facts = {"profile": full_run.PROFILE, "schema": full_run.SCHEMA}
+    facts["tables"] = {path.name: full_run.digest(path) for path in folder.glob("*.csv")}
+    (folder / full_run.PROVENANCE).write_text(json.dumps(facts), "utf-8")
 
 
 def text_of(shown):
@@ -179,6 +188,7 @@ def test_committed_tables_from_before_are_dropped(runs, tmp_path):
     folder.mkdir(parents=True)
     old = tables["decisions"].drop(columns="reasoning").assign(system="CA-GRPO")
     old.to_csv(folder / "decisions.csv", index=False)
+    seal(folder)
     assert decision_tables.committed("sft_or_grpo", "decisions") is None
     shown, _ = sft_or_grpo(few(runs, "Base", "GRPO", task="choices"), tmp_path / "out")
     assert decision_tables.EARLIER in text_of(shown)

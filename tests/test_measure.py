@@ -46,6 +46,7 @@ def test_what_is_stated_is_measured_among_what_is_stated():
         {
             "confidence": np.where(rng.random(60) < 0.2, np.nan, rng.integers(0, 11, 60) / 10),
             "correct": rng.random(60) < 0.6,
+            "sample": 0,
         }
     )
     weight = rng.integers(0, 4, (20, 60)).astype(float)

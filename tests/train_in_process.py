@@ -49,6 +49,7 @@ QUESTIONS = [
 TRAINING, VALIDATION = QUESTIONS[:80], QUESTIONS[80:84]
 SFT = {
     "steps": 60, "batch": 32, "micro_batch": 16, "learning_rate": 1e-2, "lr_schedule": "cosine",
+    "weight_decay": 0.01,
     "checkpoint_every": 6,
 }  # fmt: skip
 GRPO = {

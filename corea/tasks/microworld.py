@@ -399,7 +399,7 @@ def corpus(world: World, n: int, seed: int) -> list[dict[str, str]]:
     appends.
 
     Example:
-        >>> row = corpus(World(), 1, seed=3)[0]
+        >>> row = corpus(World(), 1, seed=4)[0]
         >>> row["completion"].startswith(" "), row["completion"].count(r"\confidence{")
         (True, 1)
     """
