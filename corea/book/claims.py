@@ -452,9 +452,9 @@ def committed() -> dict[str, pd.DataFrame]:
 
 
 def evidence_facts() -> pd.DataFrame:
-    """Where each chapter's committed tables come from, a row a chapter."""
+    """Where each chapter's committed tables come from, a row a chapter; none if none are."""
     rows = [{"chapter": chapter} | full_run.facts(chapter) for chapter in full_run.tables()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["chapter", "commit", "seed", "date", "device", "wall time"])
 
 
 def of_run(folders: Iterable[str | Path]) -> dict[str, pd.DataFrame]:

@@ -23,7 +23,7 @@ from corea.tasks.suites import MICROWORLD, Suite
 
 FOLDER = Path(__file__).parents[1] / "data" / "full_run"
 PROFILE = "laptop-full"
-SCHEMA = 1
+SCHEMA = 2
 """What the names in the tables mean: raised when one changes its meaning, so that evidence from
 before is not taken for evidence of now."""
 
