@@ -95,10 +95,8 @@ COMPARED = (
 )
 """Metrics of which contrasts are written."""
 
-EARLIER = (
-    "The committed full run is from before formats were told apart and CA-GRPO was the paper's "
-    "method as written; it is not shown."
-)
+EARLIER = "No committed full run tells formats apart yet."
+"""What a page says where there is no full run, or only one from before (:func:`committed`)."""
 
 _KEYS = ("dataset", "system")
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
