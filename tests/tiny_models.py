@@ -13,8 +13,13 @@ PROMPTS = ["3+4:", "1+1:", "3+4: 3+", "2+2: 2+2=4. So", "0"]
 
 def make_tokenizer(*, merging):
     """A byte-level tokenizer; a merging one has tokens across ``{0.`` and the like."""
+    return trained(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merging), TEXTS)
+
+
+def trained(splitting, texts):
+    """A byte-level tokenizer that merges within what a text is split into."""
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merging)
+    core.pre_tokenizer = splitting
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
@@ -22,7 +27,7 @@ def make_tokenizer(*, merging):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator(TEXTS, trainer)
+    core.train_from_iterator(texts, trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
     )
@@ -34,25 +39,12 @@ GAPS = ("\n</think>\n", "\n</think>\n\n", " </think> \n")
 
 def make_merging_tokenizer():
     r"""A byte-level tokenizer that splits as those of Qwen do: ``>\n`` and ``>\n\n`` are one token each."""
-    core = Tokenizer(models.BPE())
     pieces = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<pad>", "<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(REASONED, trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
-    )
+    splitting = [
+        pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    return trained(pre_tokenizers.Sequence(splitting), REASONED)
 
 
 REASONED = [

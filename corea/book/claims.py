@@ -365,28 +365,26 @@ def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[st
     if part.table not in tables:
         raise MissingError(f"{where}: there is no such table")
     table = tables[part.table]
-    for rows in part.selections:
+    for selection in part.selections:
         wanted = {
-            name: [value] if isinstance(value, str) else value for name, value in rows.items()
+            name: [value] if isinstance(value, str) else value for name, value in selection.items()
         }
+        if lacking := [name for name in (*wanted, *_COLUMNS) if name not in table]:
+            raise MissingError(f"{where} lacks the column(s) {', '.join(lacking)}")
+        cells = table[[*wanted]].astype(str).fillna("")
+        for name, values in wanted.items():
+            if absent := [value for value in values if value not in set(cells[name])]:
+                raise MissingError(f"{where} has no {name} {', '.join(map(repr, absent))}")
         several = [name for name, values in wanted.items() if len(values) > 1]
-        for values in product(*wanted.values()):
-            labels = dict(zip(wanted, values, strict=True))
+        for chosen in product(*wanted.values()):
+            labels = dict(zip(wanted, chosen, strict=True))
             shown = [labels[name] for name in (several or [*wanted][:1])]
-            yield ", ".join(shown), _picked(where, table, wanted, labels)
+            rows = table[(cells == pd.Series(labels)).all(axis=1)]
+            yield ", ".join(shown), _only(where, rows, labels)
 
 
-def _picked(
-    where: str, table: pd.DataFrame, wanted: Mapping[str, Sequence[str]], labels: Mapping[str, str]
-) -> Interval:
-    """The one row of a table with some labels."""
-    if lacking := [name for name in (*wanted, *_COLUMNS) if name not in table]:
-        raise MissingError(f"{where} lacks the column(s) {', '.join(lacking)}")
-    cells = table[[*wanted]].astype(str).fillna("")
-    for name, values in wanted.items():
-        if absent := [value for value in values if value not in set(cells[name])]:
-            raise MissingError(f"{where} has no {name} {', '.join(map(repr, absent))}")
-    rows = table[(cells == pd.Series(labels)).all(axis=1)]
+def _only(where: str, rows: pd.DataFrame, labels: Mapping[str, str]) -> Interval:
+    """The interval of the one row that has some labels."""
     if len(rows) != 1:
         words = ", ".join(f"{name} {value!r}" for name, value in labels.items())
         raise MissingError(f"{where} has {len(rows)} rows with {words}; expected one")

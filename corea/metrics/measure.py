@@ -147,17 +147,20 @@ def _values(
     wrong = np.add.reduceat(weight * (1 - correct), runs, axis=1)
     below = np.cumsum(wrong, axis=1) - wrong
     ece = partial(calibration.resampled_errors, n_bins=n_bins, binning=binning)
-    of_runs = [answer[:n_stated] == k for k in np.unique(answer[:n_stated])]
+    pooled = ece(confidence, correct, weight=weight)
+    numbers = np.unique(answer[:n_stated])
+    of_runs = [answer[:n_stated] == number for number in numbers] if len(numbers) > 1 else []
+    per_run = [ece(confidence[own], correct[own], weight=weight[:, own]) for own in of_runs] or [
+        pooled
+    ]
     pairs = right.sum(axis=1) * wrong.sum(axis=1)
     won = np.sum(right * (below + wrong / 2), axis=1)
     stated = right.sum(axis=1) / some
     brier = weight @ (confidence - correct) ** 2 / some
     constant = stated * (1 - stated)
     return values | {
-        "ece": ece(confidence, correct, weight=weight),
-        "ece_per_run": np.mean(
-            [ece(confidence[own], correct[own], weight=weight[:, own]) for own in of_runs], axis=0
-        ),
+        "ece": pooled,
+        "ece_per_run": np.mean(per_run, axis=0),
         "stated_accuracy": 100 * stated,
         "overconfidence": weight @ confidence / some - stated,
         "share_at_ends": weight @ ((confidence == 0) | (confidence == 1)) / some,

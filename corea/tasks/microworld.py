@@ -70,6 +70,7 @@ DATASETS = ("chains", "additions", "words", "long_chains", "fact_sums", "facts")
 SPLITS = ("train", "validation", "test")
 ARCHITECTURES = ("qwen2", "llama", "qwen3")
 PAD_ID, EOS_ID = 0, 1
+VOCABULARY = 333  # bytes and what is merged of them: with so many every word is one token
 
 _PAD, _END = "<|pad|>", "<|end|>"
 _STEPS = {  # fewest and most
@@ -541,7 +542,9 @@ def sharpened(noise: float, true: int, k: int, temperature: float) -> NDArray[np
 # Tokenizer and models
 
 
-def build_tokenizer(world: World | None = None, vocab_size: int = 333) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    world: World | None = None, vocab_size: int = VOCABULARY
+) -> PreTrainedTokenizerFast:
     r"""A byte-level BPE tokenizer for the microworld, the same every time.
 
     Any text can be encoded and comes back unchanged. Every digit is a token of its own, and a

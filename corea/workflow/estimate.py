@@ -197,7 +197,7 @@ class Model:
 
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@[\w.-]+)?")
-_VOCABULARY = 333 + 2 + microworld.World().names  # of the microworld's tokenizer
+_VOCABULARY = microworld.VOCABULARY + 2 + microworld.World().names  # of the microworld's tokenizer
 
 
 def find_model(profile: Profile, run: str, key: str = "") -> Model:

@@ -21,7 +21,6 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,7 +41,7 @@ from corea.workflow.estimate import (
     run_jobs,
 )
 from corea.workflow.execute import check_kernel, damage, plain_lines
-from corea.workflow.profiles import KERNEL, Profile, load_profile
+from corea.workflow.profiles import KERNEL, Profile, load_profile, without_seed
 from corea.workflow.publish import join_notes, read_notes
 from corea.workflow.work import declared, flat
 
@@ -286,7 +285,7 @@ def undecidable(profile: Profile) -> list[str]:
         read: set[str] = set()
         for chapter in claim.chapters:
             read |= {*profile.all_needs(chapter)} if chapter in profile.runs else set()
-        seeds = {arm: sum(_without_seed(run) == arm for run in read) for arm in claim.arms}
+        seeds = {arm: sum(without_seed(run) == arm for run in read) for arm in claim.arms}
         absent = [arm for arm, n in seeds.items() if not n and arm not in read]
         alone = [arm for arm, n in seeds.items() if arm not in absent and n < 2]
         told = [f"not read: {', '.join(absent)}"] * bool(absent)
@@ -294,10 +293,6 @@ def undecidable(profile: Profile) -> list[str]:
         if told:
             lines.append(f"{name} ({', '.join(claim.chapters)}): {'; '.join(told)}")
     return lines
-
-
-def _without_seed(run: str) -> str:
-    return re.sub(r"_s\d+$", "", run)
 
 
 # --- in words ---------------------------------------------------------------------------------

@@ -266,7 +266,7 @@ def load_profile(name: str) -> Profile:
             runs[run.name] = run
             asked_for |= run.parameters.keys()
             if entry.seeds:
-                stands_for.setdefault(run.name.rpartition("_s")[0], []).append(run.name)
+                stands_for.setdefault(without_seed(run.name), []).append(run.name)
     _check_known(path, "defaults", file.defaults, asked_for - set(GIVEN))
     stands_for |= {run: [run] for run in runs}
     runs = {run.name: _connected(path, run, stands_for) for run in runs.values()}
@@ -283,6 +283,16 @@ def load_profile(name: str) -> Profile:
     if wrong:
         raise PipelineError("\n  ".join(wrong))
     return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
+
+
+def without_seed(run: str) -> str:
+    """The name that stands for a run of each seed.
+
+    Example:
+        >>> without_seed("train_l1_s0"), without_seed("cascade")
+        ('train_l1', 'cascade')
+    """
+    return re.sub(r"_s\d+$", "", run)
 
 
 def _read(path: Path, name: str) -> _File:
