@@ -75,7 +75,8 @@ PLACES: Mapping[str, frozenset[str]] = {
 """The places that each paper has."""
 
 _COLUMNS = ("value", "low", "high", "n_seeds")
-_RELIED = re.compile(r"\((?P<claim>[ABT]\d+): (?P<verdict>[a-z ]+)\)")
+RELIED = re.compile(r"\((?P<claim>[ABT]\d+): (?P<verdict>[a-z ]+)\)")
+"""Where text relies on the verdict of a claim."""
 
 Tables = Mapping[str, pd.DataFrame]
 Text = Annotated[str, Field(min_length=1)]
@@ -648,7 +649,7 @@ def unfounded(text: str, where: str) -> list[str]:
         a.md: T11 fails, but it says: Table 4 has shares (T11: holds).
     """
     told = []
-    for found in _RELIED.finditer(text):
+    for found in RELIED.finditer(text):
         name, said = found["claim"], found["verdict"]
         start = max(text.rfind(mark, 0, found.start()) for mark in (". ", "\n\n", "? "))
         end = text.find(".", found.end())
@@ -747,7 +748,7 @@ def _row(decision: Decision, run: Decision | None) -> str:
         f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used_text}',
     ]
     filters = f'data-of="{claim.id[0]}" data-is="{decision.verdict.split()[0]}"'
-    return f"<tr {filters}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr id={claim.id} {filters}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _of_run(decision: Decision, run: Decision | None) -> str:

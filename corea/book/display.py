@@ -148,8 +148,9 @@ def table(
     formats: Mapping[str, Formatter] | None = None,
     missing: str = "–",
     longest: int = 2000,
+    name: str = "",
 ) -> Html:
-    """A captioned table; every cell and header is escaped."""
+    """A captioned table; every cell and header is escaped. Prose links to its name."""
     import pandas as pd
 
     from corea.metrics.intervals import Interval
@@ -184,8 +185,8 @@ def table(
         columns.append([_tag("td", *each) for each in zip(texts, looks, strict=True)])
     rows = "\n".join(f"<tr>{''.join(row)}</tr>" for row in zip(*columns, strict=True))
     return Html(
-        f'<div class="corea-scroll"><table class="corea-table"><caption>{as_html(caption)}'
-        f"</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
+        f'<div class="corea-scroll"><table class="corea-table"{_named(name)}>'
+        f"<caption>{as_html(caption)}</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
@@ -200,8 +201,19 @@ def _heading(name: object, longest: int) -> str:
     return as_html(short(text, longest)).replace("_", "_<wbr>")
 
 
-def figure(drawing: Figure, caption: str) -> Html:
-    """A captioned static figure, as SVG inside an image (so nothing in it can run)."""
+def _named(name: str) -> str:
+    return f' id="{html.escape(name)}"' if name else ""
+
+
+def figure(drawing: Figure, caption: str, *, alt: str = "", name: str = "") -> Html:
+    """A captioned static figure, as SVG inside an image (so nothing in it can run).
+
+    Args:
+        drawing: The figure; it is closed.
+        caption: What it says.
+        alt: What is to be seen in it, for who cannot see it; the caption where it is empty.
+        name: What prose links to, ``[Figure](#name)``; unique in the page.
+    """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -209,12 +221,15 @@ def figure(drawing: Figure, caption: str) -> Html:
     with mpl.rc_context({"svg.hashsalt": "corea"}), warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes; that is no reason to fail
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        drawing.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        drawing.savefig(
+            buffer, format="svg", bbox_inches="tight", metadata={"Date": None}, transparent=True
+        )
     plt.close(drawing)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Html(
-        f'<figure class="corea-figure"><img alt="{html.escape(visible(caption))}" '
-        f'src="data:image/svg+xml;base64,{data}">'
+        f'<figure class="corea-figure"{_named(name)}>'
+        f'<img alt="{html.escape(visible(alt or caption))}" '
+        f'src="data:image/svg+xml;base64,{data}" style="background: #fff">'
         f"<figcaption>{as_html(caption)}</figcaption></figure>"
     )
 
@@ -256,11 +271,26 @@ class Interactive:
         }
 
 
+def folded(summary: str, *parts: Html) -> Html:
+    """Parts of a page that are there when they are asked for, and on paper.
+
+    Example:
+        >>> print(folded("More", paragraphs("It is so.")).data)
+        <details class="corea-folded"><summary>More</summary>
+        <p class="corea-reading">It is so.</p>
+        </details>
+    """
+    inside = "\n".join(part.data for part in parts)
+    return Html(
+        f'<details class="corea-folded"><summary>{as_html(summary)}</summary>\n{inside}\n</details>'
+    )
+
+
 def provenance_table(facts: Mapping[str, str]) -> Html:
     """The provenance of a page, as its last table."""
     import pandas as pd
 
-    return table(
-        pd.DataFrame({"field": list(facts), "value": list(facts.values())}),
-        "Provenance: what is needed to make this page again.",
+    return folded(
+        "Provenance: what is needed to make this page again",
+        table(pd.DataFrame({"field": list(facts), "value": list(facts.values())}), "Provenance"),
     )

@@ -22,9 +22,9 @@ from corea.store import seal
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage, plain_lines, write_reason
 from corea.workflow.notebooks import read_notebook
+from corea.workflow.pages import finish, lay_out, link_claims
 from corea.workflow.profiles import Profile, page_entries
 
-LONG_CELL = 15  # lines above which the book folds a code cell
 # the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
 
@@ -79,41 +79,34 @@ def assemble(profile: Profile) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
 
-    (source / "notebooks").mkdir()
+    numbers = chapter_numbers(contents)
+    for folder in ("notebooks", "downloads"):
+        (source / folder).mkdir()
     for run in profile.runs.values():
+        where = f"notebooks/{run.name}.ipynb"
         notebook = read_notebook(profile.directory / "executed" / f"{run.name}.ipynb")
-        if run.label:
-            _entitle(notebook, run.label)
-        for cell in notebook["cells"]:
-            _fold(cell)
-            for data in (output.get("data", {}) for output in cell.get("outputs", [])):
-                if "text/html" in data:  # JupyterLab's form of a figure means nothing to a page
-                    data.pop("application/vnd.plotly.v1+json", None)
-        page = source / "notebooks" / f"{run.name}.ipynb"
-        page.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
+        finish(notebook, where, run.label)
+        _write(source / "downloads" / f"{run.name}.ipynb", notebook)
+        lay_out(notebook, where, numbers.get(f"notebooks/{run.name}"), static / "figures")
+        _write(source / where, notebook)
+    for page in (source / "book").glob("*.md"):
+        text = link_claims(page.read_text("utf-8"), "../notebooks/claims.html")
+        page.write_text(text, "utf-8")
     return source
 
 
-def _entitle(notebook: Mapping[str, Any], label: str) -> None:
-    """Put a label behind the title of a notebook, its first heading."""
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown":
-            source, labelled = "".join(cell["source"]), rf"\g<0> · {label}"
-            cell["source"], found = re.subn(r"^# .*\S", labelled, source, count=1, flags=re.M)
-            if found:
-                return
+def chapter_numbers(contents: Mapping[str, Any]) -> dict[str, int]:
+    """The number of each chapter that has one: they count on through the parts."""
+    numbers: dict[str, int] = {}
+    for part in contents.get("parts", [contents]):
+        if (part.get("options") or contents.get("options") or {}).get("numbered"):
+            for chapter in part.get("chapters", []):
+                numbers[chapter["file"]] = len(numbers) + 1
+    return numbers
 
 
-def _fold(cell: dict[str, Any]) -> None:
-    """Hide a run's parameters and long code behind a button."""
-    tags = cell["metadata"].setdefault("tags", [])
-    lines = "".join(cell["source"]).count("\n") + 1
-    given = "injected-parameters" in tags
-    long = lines > LONG_CELL and "parameters" not in tags
-    if cell["cell_type"] == "code" and (given or long):
-        tags.append("hide-input")
-        prompt = "Parameters of this run" if given else f"Show the code ({lines} lines)"
-        cell["metadata"]["mystnb"] = {"code_prompt_show": prompt}
+def _write(path: Path, notebook: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
 
 
 def _packaged(package: str, path: str) -> Path:
@@ -149,5 +142,7 @@ def render(profile: Profile) -> Path:
         reason = "\n  ".join(["the book was not built:", *(told or lines)[-20:]])
         write_reason(profile, "book", reason)
         raise PipelineError(f"{reason}\n  log: {log}")
+    for notebook in (source / "downloads").iterdir():  # whole, with the figures in it
+        shutil.copy(notebook, profile.index.parent / "_sources" / "notebooks")
     seal(profile.index.parents[1])
     return profile.index
