@@ -39,7 +39,9 @@ _CAPTION = re.compile(
 )
 _LINK = re.compile(r"\[(?P<kind>Figure|Table)\]\(#(?P<id>[\w-]+)\)")
 _IMAGE = re.compile(r'<img alt="(?P<alt>[^"]*)" src="data:image/svg\+xml;base64,(?P<data>[^"]*)"')
-_NO_WORDS = re.compile(r"<[^>]+>|(?s:\$\$.*?\$\$)|^[:`]{3}.*$|^:\w+:.*$|\{[\w:]+\}|\|", re.MULTILINE)
+_NO_WORDS = re.compile(
+    r"<[^>]+>|(?s:\$\$.*?\$\$)|^[:`]{3}.*$|^:\w+:.*$|\{[\w:]+\}|\|", re.MULTILINE
+)
 
 
 def finish(notebook: Mapping[str, Any], where: str, label: str = "") -> None:
