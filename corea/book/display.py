@@ -173,13 +173,13 @@ def table(
         return as_html(short(text, longest))
 
     header, columns = "", []
-    for i, name in enumerate(shown.columns):
+    for i, column in enumerate(shown.columns):
         values = shown.iloc[:, i]
         number = pd.api.types.is_numeric_dtype(values.dtype) or any(
             isinstance(value, Interval) for value in values
         )
-        texts = [cell(value, formats.get(str(name))) for value in values]
-        header += _tag("th", _heading(name, longest), "corea-number" if number else "")
+        texts = [cell(value, formats.get(str(column))) for value in values]
+        header += _tag("th", _heading(column, longest), "corea-number" if number else "")
         # a name is not broken over lines, a sentence is
         looks = ["corea-number" if number else "corea-name" * (len(t) <= 32) for t in texts]
         columns.append([_tag("td", *each) for each in zip(texts, looks, strict=True)])

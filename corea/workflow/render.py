@@ -97,9 +97,10 @@ def assemble(profile: Profile) -> Path:
 
 def chapter_numbers(contents: Mapping[str, Any]) -> dict[str, int]:
     """The number of each chapter that has one: they count on through the parts."""
+    every = (contents.get("options") or {}).get("numbered", False)
     numbers: dict[str, int] = {}
     for part in contents.get("parts", [contents]):
-        if (part.get("options") or contents.get("options") or {}).get("numbered"):
+        if part.get("numbered", every):
             for chapter in part.get("chapters", []):
                 numbers[chapter["file"]] = len(numbers) + 1
     return numbers
