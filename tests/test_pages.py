@@ -8,6 +8,7 @@ import pytest
 from corea.book import display, prose
 from corea.workflow import PipelineError
 from corea.workflow.pages import DARK, finish, lay_out, link_claims, words
+from corea.workflow.render import chapter_numbers
 
 SVG = '<svg><path style="stroke: #262626"/><path style="fill: #123456"/></svg>'
 
@@ -166,3 +167,19 @@ def test_what_is_downloaded_has_its_figures_in_it_and_its_code_plain():
     assert notebook["cells"][0]["source"] == "# A question? · L1\n\nSaves 3."
     assert notebook["cells"][1]["metadata"]["tags"] == ["parameters"]
     assert notebook["cells"][2]["outputs"][0]["data"] == image()
+
+
+def test_chapters_are_counted_through_the_parts_that_are_numbered():
+    parts = [
+        {"caption": "One", "chapters": [{"file": "book/one"}]},
+        {"numbered": 1, "chapters": [{"file": "notebooks/a"}, {"file": "notebooks/b"}]},
+        {"numbered": 1, "chapters": [{"file": "notebooks/c", "sections": [{"file": "x"}]}]},
+    ]
+    assert chapter_numbers({"parts": parts}) == {
+        "notebooks/a": 1,
+        "notebooks/b": 2,
+        "notebooks/c": 3,
+    }
+    whole = {"options": {"numbered": 1}, "chapters": [{"file": "notebooks/a"}]}
+    assert chapter_numbers(whole) == {"notebooks/a": 1}
+    assert chapter_numbers({"chapters": [{"file": "notebooks/a"}]}) == {}

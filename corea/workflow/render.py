@@ -6,13 +6,14 @@ again.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,11 @@ def assemble(profile: Profile) -> Path:
     source = profile.directory / "source"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree("book", source / "book")
-    shutil.copy("_config.yml", source)
-    toc = yaml.safe_dump(contents, sort_keys=False, allow_unicode=True)
-    (source / "_toc.yml").write_text(toc, "utf-8")
+    config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
+    footer = f"<p>{html.escape(config['title'])}, version {version('corea')}</p>"
+    config["sphinx"]["config"]["html_theme_options"]["extra_footer"] = footer
+    _dump(source / "_config.yml", config)
+    _dump(source / "_toc.yml", contents)
 
     static = source / "book" / "_static"
     shutil.copy(_packaged("plotly", "plotly/package_data/plotly.min.js"), static)
@@ -104,6 +107,10 @@ def chapter_numbers(contents: Mapping[str, Any]) -> dict[str, int]:
             for chapter in part.get("chapters", []):
                 numbers[chapter["file"]] = len(numbers) + 1
     return numbers
+
+
+def _dump(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _write(path: Path, notebook: Mapping[str, Any]) -> None:
