@@ -275,14 +275,13 @@ def folded(summary: str, *parts: Html) -> Html:
     """Parts of a page that are there when they are asked for, and on paper.
 
     Example:
-        >>> print(folded("More", paragraphs("It is so.")).data)
-        <details class="corea-folded"><summary>More</summary>
+        >>> print(folded("More", paragraphs("It is so.")).data.splitlines()[1])
         <p class="corea-reading">It is so.</p>
-        </details>
     """
     inside = "\n".join(part.data for part in parts)
     return Html(
-        f'<details class="corea-folded"><summary>{as_html(summary)}</summary>\n{inside}\n</details>'
+        '<details class="corea-folded"><summary style="display: list-item; cursor: pointer">'
+        f"{as_html(summary)}</summary>\n{inside}\n</details>"
     )
 
 
