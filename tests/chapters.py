@@ -6,13 +6,15 @@ import re
 from html import unescape
 from pathlib import Path
 
+from corea.book import prose
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def execute(name, parameters):
-    """Run a notebook's code here and return the HTML it shows, cell by cell."""
+    """Run a notebook's code here; the HTML it shows, cell by cell, and the prose with its numbers."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
-    namespace, shown = {}, []
+    namespace, shown, said = {}, [], {}
     for cell in cells:
         if cell["cell_type"] == "code":
             code = ast.parse("".join(cell["source"]))
@@ -23,9 +25,11 @@ def execute(name, parameters):
                 namespace |= parameters
             if last:
                 value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-                interactive = getattr(value, "_repr_mimebundle_", None)
-                shown.append(interactive()["text/html"] if interactive else value._repr_html_())
-    return shown
+                bundle = getattr(value, "_repr_mimebundle_", dict)()
+                said |= bundle.get(prose.MIME, {})
+                shown.append(bundle["text/html"] if bundle else value._repr_html_())
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return shown + [prose.fill(text, said) for text in texts]
 
 
 def tables(shown):

@@ -285,14 +285,14 @@ def test_figures_show_every_cascade_and_system():
 
 
 def text_of(shown):
-    return unescape(re.sub(r"<[^>]*>", " ", "\n".join(shown)))
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", "\n".join(shown))).split())
 
 
 def test_the_chapter_on_stated_confidences(tmp_path):
     given = {"n_resamples": 20, "output_dir": str(tmp_path)}
     text = text_of(execute("stated_confidences", given))
-    assert "Too much is stated by 11 of 11" in text
-    assert "to call every reference made up is right in 60%" in text
+    assert "All 11 of 11 models say that they are surer" in text
+    assert "To call every reference made up is right in 60% of the" in text
     assert "DeepSeek-R1 432" in text
     kept = pd.read_csv(tmp_path / "cascades.csv")
     assert len(kept) == 12
@@ -306,6 +306,19 @@ def test_the_chapter_on_stated_confidences_with_all_models(tmp_path):
     text = text_of(execute("stated_confidences", given))
     assert "of 12" in text
     assert "DeepSeek-R1, then Claude Opus 4.7" in text
+
+
+def test_the_chapter_on_cascades(tmp_path):
+    text = text_of(execute("cascade", {"n_resamples": 20, "output_dir": str(tmp_path)}))
+    assert "Saved: 1 - 18.8 / 70 - 0.31 = 0.42." in text
+    assert "**42 %** saved at the paper's threshold, for 7.2 points" in text
+    assert "The best number is 3," in text
+    curve = pd.read_csv(tmp_path / "deferral_curve.csv")
+    assert curve["threshold"].round(3).tolist() == [0, 0.333, 0.667, 1, 1.1]
+    voters = pd.read_csv(tmp_path / "voters.csv")
+    # more voters than three cost more than all they save
+    assert (voters["best saving within the drop"] > 0).tolist() == [False, True] + 3 * [False]
+    assert len(pd.read_csv(tmp_path / "subjects.csv")) == 14
 
 
 def test_the_chapter_on_tokens(tmp_path):

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corea.book.display import visible
+from corea.metrics.intervals import Interval
 
 MIME = "application/vnd.corea.said+json"
 """Of the hidden output that holds the values for the pages."""
@@ -80,3 +81,16 @@ def fill(text: str, values: Mapping[str, str]) -> str:
         'It defers 31 % \\[28, 34\\] of all.'
     """
     return _SHOWN.sub(lambda found: _MARKUP.sub(r"\\\1", values[found["name"]]), text)
+
+
+def percent(share: float | Interval, digits: int = 0) -> str:
+    r"""A share as prose shows it, with its interval where it has one.
+
+    Example:
+        >>> percent(0.314), percent(Interval(0.003, -0.009, 0.014), 1)
+        ('31\xa0%', '0.3\xa0% [-0.9, 1.4]')
+    """
+    if isinstance(share, Interval):
+        ends = f"[{100 * share.low:.{digits}f}, {100 * share.high:.{digits}f}]"
+        return f"{percent(share.estimate, digits)} {ends}"
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
