@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from corea.confidence import agreement
 from corea.records import (
     Records,
     RecordsError,
     quoted,
     read_csv_columns,
+    read_records,
     records_from_columns,
-    select,
 )
 
 SHIPPED = Path(__file__).parent / "data" / "records"
@@ -267,10 +266,5 @@ def zeroeval_models() -> pd.DataFrame:
 
 
 def example() -> Records:
-    """Records to try a report on: three small models' vote and a large model on MMLU-Pro."""
-    small = ["Meta-Llama-3_1-8B-Instruct", "mathstral-7B", "Phi-3-mini-4k-instruct"]
-    large = "Meta-Llama-3_1-70B-Instruct"
-    read = mmlu_pro(systems=[*small, large])
-    vote = agreement(read.table, small, name="three small models")
-    table = pd.concat([vote, select(read.table, system=large)], ignore_index=True)
-    return Records(table, read.source, read.provenance, ("the confidence is agreement of three",))
+    """Records to try a report on: two models of :func:`hallmark`, in a file as readers have it."""
+    return read_records(SHIPPED / "example.csv")

@@ -214,7 +214,7 @@ def test_the_report_on_an_ugly_file(tmp_path, end):
 
 
 def test_many_datasets_are_measured_in_bounded_time(tmp_path, monkeypatch):
-    """Each resample calls a metric once: no metric twice, none that the page does not use."""
+    """Each resample calls a metric once a table: the work grows with datasets, not with rows."""
     calls = Counter()
 
     def counted(name, metric):
@@ -230,7 +230,8 @@ def test_many_datasets_are_measured_in_bounded_time(tmp_path, monkeypatch):
     path = ugly_file(tmp_path / "a.csv", small="s", large="l", datasets=20, n=3)
     execute("your_records", {"records": str(path), "n_resamples": 10})
     assert calls == {
-        "auroc": 20 * 11,
-        "brier_score": 20 * 11,
-        "expected_calibration_error": 40 * 11,
+        # of each dataset, and of all together: there the skill is a Brier score too
+        "auroc": (20 + 1) * 11,
+        "brier_score": (20 + 2) * 11,
+        "expected_calibration_error": (40 + 1) * 11,
     }

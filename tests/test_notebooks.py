@@ -117,6 +117,8 @@ def _written_here(node):
         return _written_here(node.left)
     if isinstance(node, ast.List):
         return all(map(_written_here, node.elts))
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict):  # {verdict: template}
+        return all(map(_written_here, node.value.values))
     return isinstance(node, ast.Constant)
 
 

@@ -695,6 +695,18 @@ def test_hallmark_keeps_what_no_model_stated_apart(hallmark):
     assert "57 answer(s) are UNCERTAIN and count as wrong" in str(hallmark)
 
 
+def test_the_example_is_of_hallmark(hallmark):
+    example = adapters.example()
+    asked = ["GPT-5.1", "Claude Opus 4.7"]
+    assert list(example.table["system"].unique()) == asked
+    for system in asked:
+        ours, theirs = (
+            select(table, system=system).set_index("question_id")[["correct", "confidence", "gold"]]
+            for table in (example.table, hallmark.table)
+        )
+        pd.testing.assert_frame_equal(ours, theirs)
+
+
 def test_zeroeval_records():
     records = adapters.zeroeval()
     table = records.table

@@ -448,3 +448,28 @@ def plot_cost_parts(parts: pd.DataFrame) -> Figure:
     axes.grid(visible=False, axis="y")
     drawing.legend(loc="outside lower center", ncols=len(parts.columns))
     return drawing
+
+
+@style()
+def plot_levels(values: pd.DataFrame) -> Figure:
+    """Share of right answers against mean confidence: a colour a system, a mark a dataset.
+
+    Columns ``system`` and ``dataset``, and intervals in ``right`` and ``stated``.
+    """
+    shade = colors(values["system"])
+    marks = dict(zip(values["dataset"].unique(), cycle("osD^v"), strict=False))
+    drawing, axes = plt.subplots(figsize=(4.4, 4.8))
+    axes.plot([0, 1], [0, 1], **REFERENCE)
+    for row in values.to_dict("records"):
+        right, at, look = row["right"], row["stated"].estimate, {"color": shade[row["system"]]}
+        axes.plot([at, at], [right.low, right.high], linewidth=1, **look)
+        axes.plot(at, right.estimate, marks[row["dataset"]], markersize=7, **look)
+    for name, color in shade.items():
+        axes.plot([], [], color=color, linewidth=5, label=as_label(name))
+    for name, mark in marks.items():
+        axes.plot([], [], mark, color="0.45", markersize=7, label=as_label(name))
+    axes.set(xlabel="stated, on average", ylabel="right", xlim=(0, 1.03), ylim=(0, 1.03))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    drawing.legend(loc="outside lower center", ncols=2)
+    return drawing

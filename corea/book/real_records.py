@@ -53,23 +53,19 @@ _SUM_ERROR = 1e-9  # what is summed over questions is off by some 1e-16
 # --- what stated confidences are worth --------------------------------------------------------
 
 
-def stated_confidences(
-    table: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
-) -> pd.DataFrame:
-    """What each system answers and states, of its records with a confidence, with intervals.
+def level_and_ranking(
+    stated: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """What records with a confidence say of it, with intervals by question.
 
-    A row a system, which is the index. Intervals by question in ``accuracy, stated`` (mean
-    confidence), ``overconfidence`` (stated minus accuracy), ``ECE, AUROC, Brier, skill``
-    (:func:`corea.metrics.calibration.brier_skill`) and ``over constant``: accuracy minus that of
-    always giving the commonest ``gold``. Numbers in ``n`` and ``distinct`` (values stated).
+    ``accuracy, stated`` (mean confidence), ``overconfidence`` (stated minus accuracy), ``ECE,
+    AUROC, Brier`` and ``skill`` (:func:`corea.metrics.calibration.brier_skill`).
 
     Example:
-        >>> table = pd.DataFrame({"dataset": "d", "question_id": ["1", "2", "3"], "system": "s",
-        ...     "correct": [True, False, True], "confidence": [1.0, 0.5, 0.9],
-        ...     "gold": ["A", "B", "A"]})
-        >>> found = stated_confidences(table, n_resamples=10).loc["s"]
-        >>> round(found["overconfidence"].estimate, 3), found["over constant"].estimate
-        (0.133, 0.0)
+        >>> stated = pd.DataFrame({"dataset": "d", "question_id": ["1", "2"],
+        ...     "correct": [True, False], "confidence": [1.0, 0.5]})
+        >>> level_and_ranking(stated, n_resamples=10)["overconfidence"].estimate
+        0.25
     """
     known = calibration_metrics(n_bins)
     metrics: dict[str, Callable[..., float]] = {
@@ -83,14 +79,32 @@ def stated_confidences(
     }
     bounds = dict.fromkeys(metrics, (0.0, 1.0))
     bounds |= {"overconfidence": (-1.0, 1.0), "skill": (-np.inf, 1.0)}
+    return bootstrap_intervals(metrics, stated, n_resamples=n_resamples, seed=seed, bounds=bounds)
+
+
+def stated_confidences(
+    table: pd.DataFrame, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """What each system answers and states, of its records with a confidence, with intervals.
+
+    A row a system, which is the index. Intervals by question: those of :func:`level_and_ranking`,
+    and ``over constant``, accuracy minus that of always giving the commonest ``gold``. Numbers in
+    ``n`` and ``distinct`` (values stated).
+
+    Example:
+        >>> table = pd.DataFrame({"dataset": "d", "question_id": ["1", "2", "3"], "system": "s",
+        ...     "correct": [True, False, True], "confidence": [1.0, 0.5, 0.9],
+        ...     "gold": ["A", "B", "A"]})
+        >>> found = stated_confidences(table, n_resamples=10).loc["s"]
+        >>> round(found["overconfidence"].estimate, 3), found["over constant"].estimate
+        (0.133, 0.0)
+    """
     commonest = table.drop_duplicates("question_id")["gold"].mode()[0]
     rows = {}
     for system, records in table.groupby("system", sort=False):
         stated = records[records["confidence"].notna()]
         stated = stated.assign(constant=stated["gold"] == commonest)
-        found = bootstrap_intervals(
-            metrics, stated, n_resamples=n_resamples, seed=seed, bounds=bounds
-        )
+        found = level_and_ranking(stated, n_bins=n_bins, n_resamples=n_resamples, seed=seed)
         found |= bootstrap_intervals(
             {"over constant": lambda y, usual, weight: _mean(y, weight) - _mean(usual, weight)},
             stated, columns=("correct", "constant"), n_resamples=n_resamples, seed=seed,
@@ -125,7 +139,9 @@ def halves(paired: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]
         >>> [len(half) for half in halves(pd.DataFrame({"question_id": list("abcde")}), seed=0)]
         [2, 3]
     """
-    first = np.random.default_rng(seed).permutation(len(paired)) < len(paired) // 2
+    question, questions = pd.factorize(paired["question_id"])
+    drawn = np.random.default_rng(seed).permutation(len(questions)) < len(questions) // 2
+    first = drawn[question]
     return paired[first], paired[~first]
 
 
