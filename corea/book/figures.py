@@ -461,7 +461,8 @@ def plot_levels(values: pd.DataFrame) -> Figure:
     drawing, axes = plt.subplots(figsize=(4.4, 4.8))
     axes.plot([0, 1], [0, 1], **REFERENCE)
     for row in values.to_dict("records"):
-        right, at, look = row["right"], row["stated"].estimate, {"color": shade[row["system"]]}
+        right, at = row["right"], row["stated"].estimate
+        look: dict[str, Any] = {"color": shade[row["system"]]}
         axes.plot([at, at], [right.low, right.high], linewidth=1, **look)
         axes.plot(at, right.estimate, marks[row["dataset"]], markersize=7, **look)
     for name, color in shade.items():
