@@ -11,8 +11,8 @@ from corea.book import prose
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def execute(name, parameters):
-    """Run a notebook's code here; the HTML it shows, cell by cell, and the prose with its numbers."""
+def execute(name, parameters, *, with_prose=False):
+    """Run a notebook's code here; the HTML it shows, cell by cell, and if asked for the prose."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
     namespace, shown, said = {}, [], {}
     for cell in cells:
@@ -29,7 +29,8 @@ def execute(name, parameters):
                 said |= bundle.get(prose.MIME, {})
                 shown.append(bundle["text/html"] if bundle else value._repr_html_())
     texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    return shown + [prose.fill(text, said) for text in texts]
+    filled = [prose.fill(text, said) for text in texts]
+    return shown + filled if with_prose else shown
 
 
 def tables(shown):

@@ -112,6 +112,7 @@ def make_repository(write_notebook):
         for name in ("Snakefile", "_config.yml", "constraints.txt"):
             shutil.copy(ROOT / name, path)
         shutil.copytree(ROOT / "book" / "_static", path / "book" / "_static")
+        shutil.copy(ROOT / "book" / "references.bib", path / "book")
         (path / "book" / "intro.md").write_text("# A tiny book\n\nIt says $x = 1$.\n")
         ignored = shutil.ignore_patterns("data", "__pycache__")
         shutil.copytree(ROOT / "corea", path / "corea", ignore=ignored)

@@ -290,7 +290,7 @@ def text_of(shown):
 
 def test_the_chapter_on_stated_confidences(tmp_path):
     given = {"n_resamples": 20, "output_dir": str(tmp_path)}
-    text = text_of(execute("stated_confidences", given))
+    text = text_of(execute("stated_confidences", given, with_prose=True))
     assert "All 11 of 11 models say that they are surer" in text
     assert "To call every reference made up is right in 60% of the" in text
     assert "DeepSeek-R1 432" in text
@@ -303,13 +303,15 @@ def test_the_chapter_on_stated_confidences(tmp_path):
 
 def test_the_chapter_on_stated_confidences_with_all_models(tmp_path):
     given = {"n_resamples": 5, "left_out": [], "pairs": [["DeepSeek-R1", "Claude Opus 4.7"]]}
-    text = text_of(execute("stated_confidences", given))
+    text = text_of(execute("stated_confidences", given, with_prose=True))
     assert "of 12" in text
     assert "DeepSeek-R1, then Claude Opus 4.7" in text
 
 
 def test_the_chapter_on_cascades(tmp_path):
-    text = text_of(execute("cascade", {"n_resamples": 20, "output_dir": str(tmp_path)}))
+    text = text_of(
+        execute("cascade", {"n_resamples": 20, "output_dir": str(tmp_path)}, with_prose=True)
+    )
     assert "Saved: 1 - 18.8 / 70 - 0.31 = 0.42." in text
     assert "**42 %** saved at the paper's threshold, for 7.2 points" in text
     assert "The best number is 3," in text
