@@ -333,7 +333,7 @@ def test_the_chapter_on_tokens(tmp_path):
         },
         "candidates": ["Qwen2.5-3B-Instruct", "Phi-3.5-mini-instruct"],
     }
-    text = text_of(execute("token_cascade", given))
+    text = text_of(execute("token_cascade", given, with_prose=True))
     judged = text.split("costs less than the large model alone")[1].split()[:3]
     assert judged == ["1", "1", "0"]  # of two cascades one saves, and one is dearer
     taken = re.search(r"read and write (\d+) to (\d+) % of what the large model would", text)
