@@ -226,12 +226,13 @@ def test_hostile_records_are_shown_as_text(tmp_path, pipeline, make_repository, 
         visit.open(f"{address}notebooks/your_records.html")
         visit.page.wait_for_timeout(500)
         assert visit.page.evaluate("window.pwned") is None
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => (d.open = true))")
         text = visit.page.locator("main").inner_text()
         for shown in SHOWN:
             assert shown in text
         assert visit.page.locator(".cell_output mjx-container").count() == 0
         assert visit.page.locator(".cell_output a[href^=javascript]").count() == 0
-        assert visit.page.locator(".cell_output strong").count() == 0
+        assert visit.page.locator(".cell_output strong", has_text="bold").count() == 0
         title = visit.page.locator(".corea-interactive .gtitle").text_content()
         assert HOSTILE[0] in title
         assert not visit.outside
