@@ -17,6 +17,7 @@ N_OPTIONS = {"choices": 5, "fact_choices": 4, "messages": 2, "lists": 2}
 ARMS = {
     "GRPO": {},
     "CA-GRPO": {"calibration_weight": 0.001, "mask_decision": True},
+    "CA-GRPO, lambda 0.005": {"calibration_weight": 0.005, "mask_decision": True},
     "CA-GRPO, lambda 0.01": {"calibration_weight": 0.01, "mask_decision": True},
     "CA-GRPO, two-stage": {
         "calibration_weight": 0.01, "mask_decision": True, "decisions": "greedy",

@@ -69,7 +69,7 @@ def test_printed_shares_are_those_of_all_three_models():
     assert decision_tables.printed_shares(2)["choices"] == "97.62 / 98.93 / 99.85 %"
 
 
-def test_findings_hold_by_their_intervals():
+def test_the_same_format_and_the_papers_own_are_compared():
     seeds = [
         decisions(system=name, seed=seed, sharpness=sharpness).assign(reasoning=reasoning)
         for seed in (1, 2, 3)
@@ -77,23 +77,27 @@ def test_findings_hold_by_their_intervals():
         for reasoning in ("sampled", "none")
     ]
     measured = measures.measure_decisions(pd.concat(seeds, ignore_index=True))
-    contrasts = measures.contrasts(measured, decision_tables.pairs_of())
-    found = decision_tables.judged(summarize(measured), contrasts)
-    assert not found["finding"].str.startswith("CA-GRPO").any()
-    assert not (found[["reasoning", "baseline_reasoning"]] == "greedy").any(axis=None)
-    found = found.set_index(["finding", "reasoning", "baseline_reasoning"])
-    for ways in (("sampled", "none"), ("sampled", "sampled"), ("none", "none")):
-        row = found.loc[("GRPO has a higher ECE than SFT", *ways)]
-        assert row["holds"] == "yes"
-        printed = 0.2439 - 0.0736 if ways == ("sampled", "none") else np.nan
-        assert row["paper"] == pytest.approx(printed, nan_ok=True)
-    base = found.loc[("The base is overconfident behind reasoning", "sampled", "")]
-    assert (base["holds"], base["put in"]) == ("yes", True)
-    assert np.isnan(base["paper"])
-    assert found.loc[("GRPO gains accuracy over the base", "none", "none"), "holds"] != "no"
-    counted = decision_tables.count_judged(found.reset_index().assign(size="small"))
-    row = counted[counted["finding"] == "GRPO has a higher ECE than SFT"].iloc[0]
-    assert (row["format"], row["small"]) == ("reasoning sampled", "1 / 0 / 1")
+    contrasts = measures.contrasts(measured, decision_tables.PAIRS)
+    found = contrasts[(contrasts["metric"] == "ece") & (contrasts["baseline"] == "SFT")]
+    ways = set(found[["reasoning", "baseline_reasoning"]].itertuples(index=False, name=None))
+    assert ways == {("sampled", "none"), ("sampled", "sampled"), ("none", "none")}
+    assert (found["low"] > 0).all()  # the sharper model is the worse calibrated
+
+
+def test_a_model_that_is_too_sure_lies_above_the_diagonal():
+    rows = pd.concat(
+        [
+            decisions(system="GRPO", sharpness=4.0).assign(reasoning="sampled"),
+            decisions(system="GRPO", sharpness=1.0).assign(reasoning="none"),
+        ],
+        ignore_index=True,
+    )
+    table = summarize(measures.measure_decisions(rows, n_resamples=10))
+    level = decision_tables.level(table, ["choices"]).set_index("reasoning")
+    assert level.loc["sampled", "confidence"] > level.loc["sampled", "right"]
+    assert level["right"].between(0, 1).all()
+    [row] = decision_tables.by_format(table, ["choices"]).to_dict("records")
+    assert row["ECE, reasoning"].estimate > row["ECE, none"].estimate
 
 
 def test_committed_cells_stand_beside_those_of_the_run():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from corea.book.display import as_label
@@ -129,4 +130,27 @@ def plot_correlations(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes.set_xticks(range(len(table)), [as_label(c) for c in table], rotation=40, ha="right")
         axes.set_yticks(range(len(table)), [as_label(c) for c in table])
         axes.grid(visible=False)
+    return drawing
+
+
+@style()
+def plot_level(points: pd.DataFrame) -> Figure:
+    """Mean probability of the decision against the share that is right: a panel a dataset.
+
+    Filled marks are behind reasoning, hollow ones without it; ``points`` is a table of
+    :func:`corea.book.decision_tables.level`.
+    """
+    tasks, systems = list(points["dataset"].unique()), list(points["system"].unique())
+    shade = colors(systems)
+    drawing, grid = panels(1, len(tasks), 3.1 * len(tasks), 3.7, sharex=True, sharey=True)
+    label_edges(grid, columns=tasks, rows=["mean probability"], below="share right")
+    for axes, task in zip(grid[0], tasks, strict=True):
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        for row in points[points["dataset"] == task].to_dict("records"):
+            color = shade[row["system"]]
+            face = color if row["reasoning"] != "none" else "none"
+            axes.plot(row["right"], row["confidence"], "o", color=color, mfc=face, ms=8, mew=1.6)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+    marks = [Line2D([], [], marker="o", ls="", color=shade[name]) for name in systems]
+    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=3)
     return drawing

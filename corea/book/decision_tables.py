@@ -3,10 +3,8 @@
 1. Units are those of paper A's tables: accuracies (``pass_at_1``) in percent, errors and AUROC as
    fractions. Paper B prints all in percent; its numbers beside ours are those of its smallest
    model, Qwen3-1.7B, unless a table is about all three.
-2. The paper compares SFT without reasoning with all others behind it. Here a sentence of the paper
-   is judged in the same format first, and as the paper has it beside; :data:`FINDINGS` says which.
-3. Tables of the committed full run that do not tell formats apart are from before CA-GRPO was the
-   paper's method as written, and are not shown (:func:`committed`).
+2. The paper compares SFT without reasoning with all others behind it. Here systems are compared in
+   the same format, and as the paper has it beside.
 """
 
 from __future__ import annotations
@@ -14,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from corea.book import display, full_run
+from corea.book import display
 from corea.book.published import published_table
 from corea.decisions.measures import Pair
 from corea.decisions.recalibration import NAMES
-from corea.metrics.intervals import Interval, as_interval, judge
+from corea.metrics.intervals import Interval, as_interval
 from corea.runs import FORMATS, own_format, read_model, read_settings, run_records
 from corea.tasks.suites import MICROWORLD, Suite
 
@@ -95,20 +93,11 @@ COMPARED = (
 )
 """Metrics of which contrasts are written."""
 
-EARLIER = "No committed full run tells formats apart yet."
-"""What a page says where there is no full run, or only one from before (:func:`committed`)."""
-
 _KEYS = ("dataset", "system")
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
 
 
 # --- laying out -------------------------------------------------------------------------------
-
-
-def committed(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame | None:
-    """A table of the committed full run, unless it is from before (choice 3 of this module)."""
-    found = full_run.published(run, table, suite)
-    return found if found is not None and "reasoning" in found else None
 
 
 def own_formats(table: pd.DataFrame) -> pd.DataFrame:
@@ -284,100 +273,22 @@ def printed_shares(table: int, suite: Suite = MICROWORLD) -> dict[str, str]:
     }
 
 
-# --- findings ---------------------------------------------------------------------------------
+# --- training and format ----------------------------------------------------------------------
 
+_BEHIND = ("sampled", "greedy")
 
-class Finding(NamedTuple):
-    """A sentence of paper B: how two systems differ, or what one is where there is no baseline."""
-
-    what: str
-    system: str
-    baseline: str
-    metric: str
-    bound: float
-    lower: bool  # whether it is a lower bound
-    formats: tuple[tuple[str, str], ...]  # of the system, and of the baseline
-    built_in: bool = False  # whether the model world was made so
-
-
-_ALIKE = tuple((name, name) for name in FORMATS)
-_BEHIND = _ALIKE[:2]  # reasoning
-_PAPER = (("sampled", "none"), ("greedy", "none"))  # SFT without reasoning, the other with it
-
-FINDINGS = (
-    Finding(
-        "SFT gains accuracy over the base",
-        *("SFT", "Base", "pass_at_1", 0.0, True, (("none", "sampled"), *_ALIKE)),
-    ),
-    Finding("GRPO gains accuracy over the base", "GRPO", "Base", "pass_at_1", 0.0, True, _ALIKE),
-    Finding(
-        "GRPO gains more accuracy than SFT", "GRPO", "SFT", "pass_at_1", 0.0, True, _PAPER + _ALIKE
-    ),
-    Finding(
-        "The base is overconfident behind reasoning",
-        *("Base", "", "overconfidence", 0.0, True, _BEHIND, True),
-    ),
-    Finding("GRPO is overconfident", "GRPO", "", "overconfidence", 0.0, True, _BEHIND),
-    Finding("GRPO has a higher ECE than SFT", "GRPO", "SFT", "ece", 0.0, True, _PAPER + _ALIKE),
-    Finding("CA-GRPO is as accurate as GRPO", "CA-GRPO", "GRPO", "pass_at_1", -2.0, True, _BEHIND),
-    Finding("CA-GRPO has a lower ECE than GRPO", "CA-GRPO", "GRPO", "ece", 0.0, False, _BEHIND),
-    Finding(
-        "CA-GRPO tells right from wrong better (AUROC)",
-        *("CA-GRPO", "GRPO", "auroc", 0.0, True, _BEHIND),
-    ),
-    Finding(
-        "CA-GRPO says more than a constant does (Brier skill)",
-        *("CA-GRPO", "", "brier_skill", 0.0, True, _BEHIND),
-    ),
+PAIRS = (
+    *(Pair("SFT", name, "Base", name) for name in FORMATS),
+    *(Pair("GRPO", name, "Base", name) for name in FORMATS),
+    *(Pair("GRPO", name, "SFT", name) for name in FORMATS),
+    *(Pair("GRPO", name, "SFT", "none") for name in _BEHIND),
+    *(Pair("SFT", "none", "Base", name) for name in _BEHIND),
+    *(Pair("CA-GRPO", name, "GRPO", name) for name in _BEHIND),
+    *(Pair("CA-GRPO", name, "SFT", "none") for name in _BEHIND),
+    *(Pair("GRPO, longer", name, "GRPO", name) for name in FORMATS),
+    *(Pair("CA-GRPO, two-stage", name, "GRPO, longer", name) for name in FORMATS),
 )
-"""Key finding 1 and the takeaway of paper B. Its sentences have no bounds: "as accurate" within two
-points is ours, and so is what "more informative" means."""
-
-
-def pairs_of(findings: Sequence[Finding] = FINDINGS) -> list[Pair]:
-    """What is compared for some findings, each pair once."""
-    found = [
-        Pair(finding.system, own, finding.baseline, other)
-        for finding in findings
-        for own, other in finding.formats
-        if finding.baseline
-    ]
-    return list(dict.fromkeys(found))
-
-
-def judged(table: pd.DataFrame, contrasts: pd.DataFrame, suite: Suite = MICROWORLD) -> pd.DataFrame:
-    """Which of :data:`FINDINGS` hold on each dataset, beside the paper's smallest model.
-
-    ``table`` has the values and ``contrasts`` the differences of one size. The paper's number
-    stands where the formats are its own; ``put in`` says whether the model world was made so.
-    """
-    of_paper = paper_rows(4, suite=suite).replace({"system": {"Ours": "CA-GRPO"}})
-    printed = of_paper.set_index(["dataset", "system", "metric"])["value"]
-    rows = []
-    for finding in FINDINGS:
-        named = [name for name in (finding.system, finding.baseline) if name]
-        side = "at_least" if finding.lower else "at_most"
-        for formats in finding.formats:
-            as_printed = formats == tuple(_own(name) for name in named)
-            for row in _chosen(finding, formats, contrasts if finding.baseline else table):
-                numbers = [
-                    printed.get((row["dataset"], name, finding.metric), np.nan) for name in named
-                ]
-                rows.append(
-                    {
-                        "finding": finding.what,
-                        "dataset": row["dataset"],
-                        "reasoning": formats[0],
-                        "baseline_reasoning": formats[1] if finding.baseline else "",
-                        "bound": f"{side.replace('_', ' ')} {finding.bound:g}",
-                        "paper": numbers[0] - numbers[1] if as_printed else np.nan,
-                        **{name: float(row[name]) for name in ("value", "low", "high")},
-                        "holds": judge(row, **{side: finding.bound}),
-                        "put in": finding.built_in,
-                    }
-                )
-    columns = ["finding", "dataset", "reasoning", "baseline_reasoning", "bound", "paper"]
-    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "holds", "put in"])
+"""What paper B compares, in the same format and, as the paper has it, in each system's own."""
 
 
 def _own(system: str) -> str:
@@ -385,78 +296,70 @@ def _own(system: str) -> str:
     return own_format("sft" if system == "SFT" else "grpo")
 
 
-def _chosen(
-    finding: Finding, formats: tuple[str, str], source: pd.DataFrame
-) -> list[dict[Any, Any]]:
-    """Rows that a finding is about, in some formats."""
-    own, other = formats
-    kept = (source["system"] == finding.system) & (source["metric"] == finding.metric)
-    kept &= source["reasoning"] == own
-    if finding.baseline:
-        kept &= source["baseline"] == finding.baseline
-        kept &= source["baseline_reasoning"] == other
-    return source[kept].to_dict("records")
+def level(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
+    """Share right and mean probability of the decided, of each system with and without reasoning.
 
-
-def show_judged(found: pd.DataFrame, caption: str) -> display.Html:
-    """A table of :func:`judged` as a page shows it."""
-    cells = [as_interval(row) for row in found.to_dict("records")]
-    shown = pd.DataFrame(
-        {
-            "finding": found["finding"],
-            "dataset": found["dataset"],
-            "format": found["reasoning"].map(FORMATS),
-            "its baseline's": found["baseline_reasoning"].map(lambda name: FORMATS.get(name, "")),
-            "bound": found["bound"],
-            "paper": found["paper"],
-            "measured": pd.Series(cells, found.index, dtype="object"),
-            "holds": found["holds"],
-            "put in": found["put in"].map({True: "yes", False: ""}),
-        }
-    ).reset_index(drop=True)
-    return display.table(shown, caption, formats={"paper": "+.3f", "measured": "+.3f"})
-
-
-def judged_levels(
-    tables: Mapping[str, pd.DataFrame | None], bounds: Mapping[str, float]
-) -> pd.DataFrame:
-    """Whether metrics of the base model are at least their bounds, source by source.
-
-    Of what paper B says of base models, the model world was made so.
+    Columns ``dataset, system, reasoning, right, confidence``, to be drawn.
     """
+    metrics = {"stated_accuracy": "right", "mean_confidence": "confidence"}
+    kept = table[table["dataset"].isin(datasets) & table["metric"].isin(metrics)]
+    kept = kept[kept["reasoning"].isin(("sampled", "none"))]
+    at = ["dataset", "system", "reasoning"]
+    wide = kept.pivot(index=at, columns="metric", values="value").reset_index()
+    wide = wide.rename(columns=metrics).rename_axis(columns=None)
+    return wide.assign(right=wide["right"] / 100)
+
+
+def by_format(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
+    """Accuracy and ECE of each system behind sampled reasoning and without, a row a system."""
+    cells = _cells(table, ["dataset", "system", "reasoning"])
+    metrics = {"right": "pass_at_1", "ECE": "ece"}
     rows = [
-        {
-            "source": source,
-            "size": row["size"],
-            "dataset": row["dataset"],
-            "measured": HEADINGS[metric][0],
-            "value": as_interval(row),
-            "holds": judge(row, at_least=bound),
-            "bound": f"at least {bound:g}",
-            "put in": "yes",
+        {"dataset": dataset, "system": system}
+        | {
+            f"{heading}, {name}": cells.get((dataset, system, at, metric))
+            for heading, metric in metrics.items()
+            for name, at in (("reasoning", "sampled"), ("none", "none"))
         }
-        for source, table in tables.items()
-        if table is not None
-        for metric, bound in bounds.items()
-        for row in table[(table["system"] == "Base") & (table["metric"] == metric)].to_dict(
-            "records"
-        )
+        for dataset in datasets
+        for system in in_order(table.loc[table["dataset"] == dataset, "system"])
     ]
-    columns = ["source", "size", "dataset", "measured", "value", "bound", "holds", "put in"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows)
 
 
-def count_judged(found: pd.DataFrame) -> pd.DataFrame:
-    """On how many datasets each finding holds for certain, does not, and of how many, by size."""
-    keys = ["finding", "reasoning", "baseline_reasoning", "put in"]
-    counted = found.groupby([*keys, "size"], sort=False)["holds"].agg(
-        lambda h: f"{sum(h == 'yes')} / {sum(h == 'no')} / {len(h)}"
-    )
-    wide = counted.unstack("size", sort=False).reset_index().rename_axis(columns=None)
-    wide["put in"] = wide["put in"].map({True: "yes", False: ""})
-    for name in ("reasoning", "baseline_reasoning"):
-        wide[name] = wide[name].map(lambda at: FORMATS.get(at, at))
-    return wide.rename(columns={"reasoning": "format", "baseline_reasoning": "its baseline's"})
+def to_draw(
+    table: pd.DataFrame, systems: Sequence[str], datasets: Sequence[str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """Values of some systems for :func:`corea.book.figures.plot_intervals`, in that order.
+
+    Columns ``dataset, system, measured`` (the metric's heading), ``estimate, low, high``.
+    """
+    rows = table[table["dataset"].isin(datasets) & table["metric"].isin(metrics)]
+    rows = rows[rows["system"].isin(systems)]
+    places = [rows["metric"].map(list(metrics).index), rows["system"].map(list(systems).index)]
+    rows = rows.assign(_metric=places[0], _system=places[1]).sort_values(["_metric", "_system"])
+    rows = rows.assign(measured=[HEADINGS[metric][0] for metric in rows["metric"]])
+    rows = rows.rename(columns={"value": "estimate"})
+    return rows[["dataset", "system", "measured", "estimate", "low", "high"]]
+
+
+def at_rest(table: pd.DataFrame, systems: Sequence[str], datasets: Sequence[str]) -> pd.DataFrame:
+    """Where arms with a loss came to rest, and what their loss asks for: a row an arm."""
+    headings = {
+        "right": "stated_accuracy",
+        "stated": "mean_confidence",
+        "asked for": "asked",
+        "too much": "asked_gap",
+    }
+    cells = _cells(table, _KEYS)
+    rows = [
+        {"dataset": dataset, "system": system}
+        | {name: cells[dataset, system, metric] for name, metric in headings.items()}
+        for dataset in datasets
+        for system in systems
+        if (dataset, system, "asked") in cells
+    ]
+    return pd.DataFrame(rows, columns=[*_KEYS, *headings])
 
 
 # --- arms -------------------------------------------------------------------------------------
@@ -527,7 +430,7 @@ def arm_pairs(trained: pd.DataFrame) -> list[Pair]:
         if row["loss"] in ("others", "log_score") and row["weight"] == paper["weight"]
     ]
     names = [pair for pair in dict.fromkeys(found) if pair[0] != pair[1]]
-    return [Pair(one, name, other, name) for one, other in names for name, _ in _BEHIND]
+    return [Pair(one, name, other, name) for one, other in names for name in _BEHIND]
 
 
 def sweep(table: pd.DataFrame, number: int) -> pd.DataFrame:
@@ -547,17 +450,11 @@ def sweep(table: pd.DataFrame, number: int) -> pd.DataFrame:
     return table[own].assign(setting=table.loc[own, column]).sort_values("setting", kind="stable")
 
 
-def beside_sweep(
-    here: pd.DataFrame, full: pd.DataFrame | None, number: int, suite: Suite = MICROWORLD
-) -> pd.DataFrame:
-    """Paper B's Table 8 or 9 with every arm of this run and of the committed one.
-
-    A row per dataset and value, with accuracy and ECE of the paper, here and of the full run.
-    """
+def beside_sweep(table: pd.DataFrame, number: int, suite: Suite = MICROWORLD) -> pd.DataFrame:
+    """Paper B's Table 8 or 9 beside a table of ours: a row per dataset and value."""
     metrics = ["pass_at_1", "ece", "confidence_output_ratio", "brier_skill"]
     keys = ["dataset", "setting"]
-    swept = [sweep(table, number) for table in (here, full) if table is not None]
-    laid = lay_out(swept[0], metrics, keys=keys, full=swept[1] if len(swept) > 1 else None)
+    laid = lay_out(sweep(table, number), metrics, keys=keys)
     printed = published_table("B", number)
     printed = printed.assign(
         dataset=printed["dataset"].map(dict(suite.decision_counterparts)),
@@ -575,34 +472,29 @@ def beside_sweep(
     return both.reset_index(drop=True)
 
 
-def recalibrated_errors(
-    table: pd.DataFrame, full: pd.DataFrame | None, suite: Suite = MICROWORLD
-) -> pd.DataFrame:
+def recalibrated_errors(table: pd.DataFrame, suite: Suite = MICROWORLD) -> pd.DataFrame:
     """Paper B's Table 5: ECE after each recalibration, a column a model.
 
-    ``table`` and ``full``, the committed full run, have the columns ``size, dataset, name, method``
-    beside measured values. Beside a size that stands for a model of the paper is what it prints.
+    ``table`` has the columns ``size, dataset, name, method`` beside measured values. Beside a size
+    that stands for a model of the paper is what it prints.
     """
-    blocks = {"": table} | ({} if full is None else {", full run": full})
     cells = {
-        (source, *(row[key] for key in ("size", "dataset", "method", "name"))): as_interval(row)
-        for source, block in blocks.items()
-        for row in block[block["metric"] == "ece"].to_dict("records")
+        tuple(row[key] for key in ("size", "dataset", "method", "name")): as_interval(row)
+        for row in table[table["metric"] == "ece"].to_dict("records")
     }
     names = in_order(name for *_, name in cells)
-    places = {key[1:4] for key in cells}
-    sizes = dict.fromkeys(size for block in blocks.values() for size in block["size"])
+    places = {key[:3] for key in cells}
     rows = []
-    for size, dataset, method in product(sizes, suite.decision_datasets, NAMES):
-        if (size, dataset, method) not in places:
+    for place in product(dict.fromkeys(table["size"]), suite.decision_datasets, NAMES):
+        if place not in places:
             continue
+        size, dataset, method = place
         row: dict[str, object] = {"size": size, "dataset": dataset, "recalibration": NAMES[method]}
         printed = _printed_recalibrated(size, method, suite)
         for name in names:
             if (dataset, name) in printed:
                 row[f"{name}, paper"] = printed[dataset, name]
-            for source in blocks:
-                row[f"{name}{source}"] = cells.get((source, size, dataset, method, name))
+            row[name] = cells.get((*place, name))
         rows.append(row)
     return pd.DataFrame(rows).dropna(axis=1, how="all")
 

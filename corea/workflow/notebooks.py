@@ -15,6 +15,7 @@ from corea.workflow import PipelineError
 GIVEN = ("profile", "seed", "output_dir")  # parameters that every notebook has and no run sets
 STAGES = Path("corea/stages.py")  # what a notebook imports that trains or generates
 FULL_RUN = Path("corea/book/full_run.py")  # what one imports that shows the published full run
+EVIDENCE = Path("corea/book/evidence.py")  # or this, which shows it in the prose
 CLAIMS = Path("corea/book/claims.py")  # what one imports that shows the claims
 
 

@@ -37,7 +37,7 @@ from corea.book import full_run
 from corea.book.display import visible
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
-from corea.workflow.notebooks import FULL_RUN, own_imports
+from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
 from corea.workflow.profiles import Profile, load_profile
 
 
@@ -55,10 +55,15 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     if unknown := sorted(set(runs) - profile.runs.keys()):
         raise PipelineError(f"profile {profile.name} has no run {', '.join(unknown)}")
     chosen = list(dict.fromkeys(runs)) or [
-        run.name for run in profile.runs.values() if FULL_RUN in own_imports(run.notebook)
+        run.name
+        for run in profile.runs.values()
+        if {FULL_RUN, EVIDENCE} & set(own_imports(run.notebook))
     ]
     if not chosen:
-        raise PipelineError(f"no notebook of profile {profile.name} imports corea.book.full_run")
+        raise PipelineError(
+            f"no notebook of profile {profile.name} imports corea.book.full_run "
+            "or corea.book.evidence"
+        )
     tables = {run: sorted((profile.directory / "tables" / run).glob("*.csv")) for run in chosen}
     every = list(dict.fromkeys(name for run in chosen for name in [*profile.all_needs(run), run]))
     notes = {run: read_notes(profile, run) for run in every}

@@ -1,0 +1,123 @@
+"""What a chapter on trained models shows: the committed full run, and the reader's own beside it.
+
+The prose and the figures of such a chapter are about the committed tables
+(:mod:`corea.book.full_run`). The reader's own run is a replication: it is folded, and marked where
+it lies inside or outside the committed intervals. Only while nothing is committed does the own run
+stand in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from corea.book import claims, display, full_run
+from corea.metrics.intervals import COLUMNS, Interval, as_interval
+
+
+def shown(run: str, table: str, own: pd.DataFrame) -> pd.DataFrame:
+    """The committed table of a chapter; its own where none is committed."""
+    committed = full_run.published(run, table)
+    return own if committed is None else committed
+
+
+def standing(run: str) -> str:
+    """Where the shown tables come from, in a few words.
+
+    Example:
+        >>> standing("no_such_run")
+        'this run; no full run is committed'
+    """
+    facts = full_run.facts(run)
+    if not facts:
+        return "this run; no full run is committed"
+    return f"full run {facts['profile']} of {facts['date']}, commit {facts['commit'][:7]}"
+
+
+def facts(run: str) -> dict[str, str]:
+    """Where the shown tables come from, for the provenance of a page."""
+    return {f"full run: {name}": text for name, text in full_run.facts(run).items()}
+
+
+def one(table: pd.DataFrame, **labels: object) -> Interval:
+    """The value with its interval in the one row that has some labels.
+
+    Raises:
+        ValueError: If it is not one row.
+
+    Example:
+        >>> table = pd.DataFrame({"system": ["a", "b"], "value": [1.0, 2.0], "low": 0.0,
+        ...     "high": 3.0, "n_seeds": 5})
+        >>> one(table, system="b").estimate
+        2.0
+    """
+    rows = table
+    for name, value in labels.items():
+        rows = rows[rows[name].astype(object).fillna("") == value]
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows have {labels}; expected one")
+    return Interval.of(rows.iloc[0].to_dict())
+
+
+def decided(chapter: str, own: Mapping[str, pd.DataFrame]) -> display.Html:
+    """The claims of a chapter: their verdicts on the committed tables, and on the reader's own.
+
+    ``own`` are the chapter's tables of this run by name, ``"contrasts"``.
+    """
+    verdicts = claims.decide_committed()
+    here, _ = claims.decide_run({f"{chapter}/{name}": of for name, of in own.items()})
+    rows = [
+        {
+            "claim": f"{name}. {decision.claim.sentence}",
+            "verdict": decision.verdict,
+            "decided by": claims.interval_text(decision.rows[0]) if decision.rows else "",
+            "seeds": claims.seeds_text(decision),
+            "your run": here[name].reason or here[name].verdict if name in here else "",
+        }
+        for name, decision in verdicts.items()
+        if decision.claim.chapter == chapter
+    ]
+    return display.table(
+        pd.DataFrame(rows),
+        "What the paper claims, and what the committed full run says. Of several rows the one that "
+        "decides is shown; the page of claims has all.",
+        name="claims",
+    )
+
+
+def replication(
+    run: str, own: Mapping[str, pd.DataFrame], keys: Sequence[str]
+) -> list[display.Html]:
+    """Where the values of this run lie outside the intervals of the committed full run.
+
+    ``own`` are this run's tables by name; ``keys`` the labels of rows, of which a table
+    may lack some. A table of counts and one of what lies outside; a sentence where nothing is
+    committed.
+    """
+    counts, outside = [], []
+    for name, here in own.items():
+        there = full_run.published(run, name)
+        if there is None:
+            continue
+        at = [key for key in keys if key in here and key in there]
+        both = here.merge(there, on=at, suffixes=("", "_there"), validate="1:1")
+        both = both.dropna(subset=["value", "low_there", "high_there"])
+        inside = both["value"].between(both["low_there"], both["high_there"])
+        counts.append({"table": name, "values of both runs": len(both), "inside": inside.sum()})
+        for row, of in zip(both[~inside].to_dict("records"), both[~inside].index, strict=True):
+            ends = {column: both.loc[of, f"{column}_there"] for column in COLUMNS}
+            outside.append(
+                {key: row[key] for key in at}
+                | {"this run": row["value"], "committed": as_interval(ends)}
+            )
+    if not counts:
+        return [display.paragraphs("No full run is committed: this page shows this run alone.")]
+    return [
+        display.table(
+            pd.DataFrame(counts),
+            "How many values of this run lie inside the committed intervals. Those are of the mean "
+            "over training seeds: a run of one seed is outside more often than one time in twenty.",
+        ),
+        display.table(pd.DataFrame(outside), "Values of this run that lie outside."),
+    ]
