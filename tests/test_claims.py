@@ -458,7 +458,7 @@ def test_no_sentence_of_the_book_relies_on_another_verdict():
     told = [each for where, text in claims.texts(ROOT) for each in claims.unfounded(text, where)]
     assert told == []
     names = [where for where, _ in claims.texts(ROOT)]
-    assert {"README.md", "book/intro.md", "notebooks/claims.ipynb, cell 1"} <= set(names)
+    assert {"README.md", "book/cascades.md", "notebooks/claims.ipynb, cell 1"} <= set(names)
 
 
 def test_a_changed_verdict_names_the_sentence(monkeypatch):

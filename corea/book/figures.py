@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
@@ -306,6 +307,35 @@ def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str
             axes.plot(row["estimate"], height, "o", color=shade[name])
         axes.set_yticks(range(len(names)), [as_label(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
+    return drawing
+
+
+@style()
+def plot_savings(found: pd.DataFrame) -> Figure:
+    """Cost and accuracy of cascades against their large model alone, with intervals.
+
+    ``found`` has ``cascade``, whose part before a colon names the questions, and as intervals
+    ``saving``, a share of the large model's cost, and ``lost``, a share of the questions.
+    """
+    kinds = found["cascade"].str.partition(":")[0]
+    shade = colors(kinds.unique())
+    drawing, grid = panels(1, 1, 6.4, 3.9)
+    axes = grid[0, 0]
+    for kind, name, saving, lost in zip(
+        kinds, found["cascade"], found["saving"], found["lost"], strict=True
+    ):
+        cost = [100 * (1 - value) for value in (saving.high, saving.estimate, saving.low)]
+        gain = [-100 * value for value in (lost.high, lost.estimate, lost.low)]
+        axes.plot(cost[::2], [gain[1]] * 2, color=shade[kind], lw=1.5)
+        axes.plot([cost[1]] * 2, gain[::2], color=shade[kind], lw=1.5)
+        axes.plot(cost[1], gain[1], "o", color=shade[kind])
+        text = name.partition(": ")[2]
+        axes.annotate(text, (cost[1], gain[1]), (4, 4), textcoords="offset points", fontsize=9)
+    axes.axvline(100, **REFERENCE)
+    axes.axhline(0, **REFERENCE)
+    axes.set(xlabel="cost, % of the large model alone", ylabel="pass@1 gained, points")
+    marks = [Line2D([], [], marker="o", color=shade[kind]) for kind in shade]
+    axes.legend(marks, map(as_label, shade), loc="lower left")
     return drawing
 
 
