@@ -206,7 +206,7 @@ def test_every_reference_and_line_is_drawn():
     references = {f"point {i}": (i, 0.5) for i in range(6)}
     lines = {f"line {i}": line for i in range(5)}
     drawing = figures.plot_deferral({"mine": curve}, references=references, lines=lines)
-    labels = [text.get_text() for text in drawing.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in drawing.legends[0].get_texts()]
     plt.close(drawing)
     assert set(labels) == {"mine", *references, *lines}
 

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from corea.book.colours import GREY, PAIRS, REFERENCE_GREY, STRONG_GREY
 from corea.book.display import as_label, as_plotly, short
-from corea.metrics.cascade import at_threshold
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,6 +37,7 @@ REFERENCE: Mapping[str, Any] = {"color": REFERENCE_GREY, "linestyle": "--", "lin
 WIDE = 4.7  # inches: what a telephone shows without scrolling
 PANEL = 2.35  # inches: two of these
 SMALLEST = 9.5  # points
+MOST_STOPS = 200
 FEW = 5  # answers in a bin, below which their accuracy says little
 _DASHES: tuple[Any, ...] = ((0, (1, 1)), (0, (5, 2)), "-.")
 
@@ -266,41 +266,47 @@ def threshold_explorer(
     large: tuple[float, float],
     oracle: pd.DataFrame,
     title: str,
-    step: float = 0.01,
 ) -> go.Figure:
-    """A slider over the threshold: pass@1, cost, deferral rate and saving at each.
+    """A slider over the results that thresholds give: pass@1, cost, deferral rate and saving.
 
-    It starts at the paper's threshold; ``small`` and ``large`` are (mean cost, pass@1) alone.
+    It has a stop a result, :data:`MOST_STOPS` of them at most, and starts at that of the paper's
+    threshold; ``small`` and ``large`` are (mean cost, pass@1) alone. What a page of the book makes
+    of it (:class:`corea.book.display.Interactive`) stands in ``layout.meta``.
     """
     import plotly.graph_objects as go
 
     large_cost, large_pass_at_1 = large
-    thresholds = np.round(np.arange(0, 1 + 1.5 * step, step), 6)
-    rows = [at_threshold(curve, threshold) for threshold in thresholds]
-    active = int(np.abs(thresholds - large_pass_at_1).argmin())  # the paper's threshold
+    rows, active = _stops(curve, large_pass_at_1)
 
     def readout(position: int) -> str:
         row = rows[position]
+        low, high = (f"{row[end]:.2f}" for end in ("above", "threshold"))
+        span = f"above {low} up to {high}" if low != high else high
+        if position == len(rows) - 1:
+            span = f"above {low}"
+        elif position == 0:
+            span = f"up to {high}"
+        paper = f" (the paper's, {large_pass_at_1:.3f}, is one of these)"
         return (
-            f"threshold <b>{thresholds[position]:.2f}</b>: pass@1 {row['pass_at_1']:.1%}, "
+            f"threshold {span}{paper if position == active else ''}: "
+            f"pass@1 {row['pass_at_1']:.1%}, "
             f"cost {_cost(row['cost'])}, deferred {row['deferral_rate']:.1%}, "
-            f"saving {1 - row['cost'] / large_cost:+.1%}<br>"
-            f"pass@1 against always large: {100 * (row['pass_at_1'] - large_pass_at_1):+.1f} points"
+            f"saving {1 - row['cost'] / large_cost:+.1%}; "
+            f"pass@1 against always large {100 * (row['pass_at_1'] - large_pass_at_1):+.1f} points"
         )
 
     def point(position: int) -> tuple[list[float], list[float]]:
         return [float(rows[position]["cost"])], [float(rows[position]["pass_at_1"])]
 
-    heading = f"{as_plotly(short(title, 120))}<br>"
     drawing = go.Figure(
         [
             go.Scatter(
                 x=oracle["cost"], y=oracle["pass_at_1"], name="oracle", mode="lines",
-                line={"color": "#888", "dash": "dot"}, hoverinfo="skip",
+                line={"color": GREY, "dash": "dot"}, hoverinfo="skip",
             ),
             go.Scatter(
                 x=curve["cost"].iloc[[0, -1]], y=curve["pass_at_1"].iloc[[0, -1]], mode="lines",
-                name="random deferral", line={"color": "#888", "dash": "dash"}, hoverinfo="skip",
+                name="random deferral", line={"color": GREY, "dash": "dash"}, hoverinfo="skip",
             ),
             go.Scatter(
                 x=curve["cost"], y=curve["pass_at_1"], name="cascade", mode="lines+markers",
@@ -312,34 +318,36 @@ def threshold_explorer(
             go.Scatter(
                 x=[small[0], large_cost], y=[small[1], large_pass_at_1],
                 name="always small, always large", mode="markers",
-                marker={"color": "#444", "size": 9, "symbol": ["square", "diamond"]},
+                marker={"color": STRONG_GREY, "size": 9, "symbol": ["square", "diamond"]},
                 hovertemplate="pass@1 %{y:.1%}<br>cost %{x:,.3~r}<extra></extra>",
             ),
             go.Scatter(
                 x=point(active)[0], y=point(active)[1], name="this threshold", mode="markers",
-                marker={"color": PALETTE[1], "size": 15, "line": {"color": "#222", "width": 1.5}},
+                marker={"color": PALETTE[1], "size": 15, "line": {"color": STRONG_GREY}},
                 hoverinfo="skip",
             ),
         ]
     )  # fmt: skip
+    heading = as_plotly(short(title, 120))
+    shown = [readout(i) for i in range(len(rows))]
+    titles = [f"{heading}<br>{text.replace(', cost', ',<br>cost')}" for text in shown]
     steps = [
         {
             "method": "update",
-            "label": f"{threshold:.2f}",
+            "label": f"{rows[i]['threshold']:.2f}",
             "args": [
                 {"x": [point(i)[0]], "y": [point(i)[1]]},
-                {"title.text": heading + readout(i)},
+                {"title.text": titles[i]},
                 [len(drawing.data) - 1],
             ],
         }
-        for i, threshold in enumerate(thresholds)
+        for i in range(len(rows))
     ]
     drawing.update_layout(
         template="plotly_white",
         # three lines above as many rows of the legend, on a narrow page
         title={
-            "text": heading + readout(active), "font": {"size": 14},
-            "x": 0.02, "y": 0.97, "yanchor": "top",
+            "text": titles[active], "font": {"size": 14}, "x": 0.02, "y": 0.97, "yanchor": "top",
         },
         xaxis={"title": "mean cost of a question", "rangemode": "tozero"},
         yaxis={"title": "pass@1", "tickformat": ".0%"},
@@ -352,8 +360,31 @@ def threshold_explorer(
                 "currentvalue": {"prefix": "threshold "},
             }
         ],
+        meta={
+            "heading": heading,
+            "label": "Threshold",
+            "active": active,
+            "stops": [
+                {"x": point(i)[0], "y": point(i)[1], "text": shown[i]} for i in range(len(rows))
+            ],
+        },
     )  # fmt: skip
     return drawing
+
+
+def _stops(curve: pd.DataFrame, threshold: float) -> tuple[list[dict[str, float]], int]:
+    """Results of a curve with the thresholds that give them, and which has that threshold.
+
+    Each holds above the one threshold and up to the other.
+    """
+    rows = curve.assign(above=curve["threshold"].shift(fill_value=0.0))
+    same = (rows[["cost", "pass_at_1", "deferral_rate"]].diff() == 0).all(axis=1)
+    first = rows["above"].where(~same).ffill()
+    rows = rows.assign(above=first)[~same.shift(-1, fill_value=False)]
+    active = int((rows["threshold"] < threshold).sum())
+    chosen = {round(x) for x in np.linspace(0, len(rows) - 1, min(len(rows), MOST_STOPS))}
+    places = sorted(chosen | {active})
+    return rows.iloc[places].to_dict("records"), places.index(active)
 
 
 def _cost(cost: float) -> str:

@@ -22,6 +22,7 @@ import yaml
 from corea.store import seal
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage, plain_lines, write_reason
+from corea.workflow.lighten import lighten
 from corea.workflow.notebooks import read_notebook
 from corea.workflow.pages import finish, lay_out, link_claims
 from corea.workflow.profiles import Profile, page_entries
@@ -152,5 +153,6 @@ def render(profile: Profile) -> Path:
         raise PipelineError(f"{reason}\n  log: {log}")
     for notebook in (source / "downloads").iterdir():  # whole, with the figures in it
         shutil.copy(notebook, profile.index.parent / "_sources" / "notebooks")
+    lighten(profile.index.parent)
     seal(profile.index.parents[1])
     return profile.index
