@@ -26,7 +26,7 @@
     layout = {
       height: 430,
       margin: { t: 10, r: 10, l: 55, b: 50 },
-      legend: { orientation: "h", y: -0.18, yanchor: "top" },
+      legend: { orientation: "h", y: -0.25, yanchor: "top" },
       ...layout,
       paper_bgcolor: "rgba(0, 0, 0, 0)",
       plot_bgcolor: "rgba(0, 0, 0, 0)",

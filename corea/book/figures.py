@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 PALETTE: tuple[str, ...] = tuple(light for light, _ in PAIRS)
 REFERENCE: Mapping[str, Any] = {"color": REFERENCE_GREY, "linestyle": "--", "linewidth": 1}
-WIDE = 4.7  # inches: what a telephone shows without scrolling
-PANEL = 2.35  # inches: two of these
+WIDE = 4.4  # inches: what a telephone shows without scrolling
+PANEL = 2.2  # inches: two of these
 SMALLEST = 9.5  # points
 MOST_STOPS = 200
 FEW = 5  # answers in a bin, below which their accuracy says little

@@ -27,8 +27,11 @@ from corea.workflow.notebooks import read_notebook
 from corea.workflow.pages import finish, lay_out, link_claims
 from corea.workflow.profiles import Profile, page_entries
 
-# the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
-MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
+# the parts of MathJax that pages load: TeX in, HTML out with MathML for who cannot see it
+MATHJAX = (
+    *("startup.js", "core.js", "input/tex.js", "input/tex/extensions", "output/chtml.js"),
+    *("output/chtml/fonts", "ui/safe.js", "a11y/assistive-mml.js"),
+)
 
 
 def table_of_contents(profile: Profile) -> dict[str, Any]:
