@@ -91,7 +91,10 @@ def inaccessible(page, axe):
     options = {"resultTypes": ["violations"], "preload": False}
     found = axe.run(page, options=options).response["violations"]
     return [
-        (fault["id"], [(node["target"], node["failureSummary"][:300]) for node in fault["nodes"][:4]])
+        (
+            fault["id"],
+            [(node["target"], node["failureSummary"][:300]) for node in fault["nodes"][:4]],
+        )
         for fault in found
         if fault["impact"] in {"serious", "critical"}
     ]

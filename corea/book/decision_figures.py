@@ -47,7 +47,7 @@ def plot_probabilities(rows: pd.DataFrame, systems: Sequence[str]) -> Figure:
         values = [part.loc[right, "confidence"], part.loc[~right, "confidence"]]
         axes.hist(
             values,
-            bins=np.linspace(0, 1, 21),
+            bins=np.linspace(0, 1, 21).tolist(),
             weights=[np.full(len(half), 1 / len(part)) for half in values],
             stacked=True,
             color=[shade[name], GREY],
@@ -140,8 +140,8 @@ def plot_correlations(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes.imshow(table, vmin=-1, vmax=1, cmap="RdBu")
         for (i, j), value in np.ndenumerate(table.to_numpy()):
             color = "#fefefe" if abs(value) > 0.6 else "#010101"  # the cell is as it is when dark
-            look = {"ha": "center", "va": "center", "color": color, "size": SMALLEST}
-            axes.text(j, i, f"{value:.2f}", **look)
+            text = axes.text(j, i, f"{value:.2f}", color=color, size=SMALLEST)
+            text.set(ha="center", va="center")
         axes.set_xticks(range(len(table)), [as_label(c) for c in table], rotation=40, ha="right")
         axes.set_yticks(range(len(table)), [as_label(c) for c in table])
         axes.grid(visible=False)

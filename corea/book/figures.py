@@ -11,7 +11,7 @@ pixels on a telephone, and most figures fit there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
@@ -52,8 +52,7 @@ _METHODS = (
     ("Answer-Prob", "RLVR-SLM-AvgProb", "SLM-AvgProb", "L2", "L2-SLM", "CA-GRPO, log score"),
     ("Router+RLVR-SLM", "Router", "SFT", "Sample_L1", "Sample_L1-SLM"),
     ("Baseline LLM",),
-    ("Sample_KL", "Sample_KL-SLM", "GRPO, longer"),
-    ("COREA-Expected", "L1-SLM-Expected"),
+    ("Sample_KL", "Sample_KL-SLM", "GRPO, longer", "COREA-Expected", "L1-SLM-Expected"),
 )
 _KNOWN = {name: place for place, names in enumerate(_METHODS) for name in names}
 
@@ -195,8 +194,10 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> boo
     A line's end is (x, y, colour). Names may move by half of their height at most.
     """
     low, high = axes.get_ylim()
-    axes.figure.draw_without_rendering()
-    inches = axes.get_window_extent().height / axes.figure.dpi
+    drawing = axes.get_figure(root=True)
+    assert drawing is not None
+    drawing.draw_without_rendering()
+    inches = axes.get_window_extent().height / drawing.dpi
     gap = (high - low) * 1.15 * SMALLEST / 72 / inches
     order = sorted(ends, key=lambda name: ends[name][1])
     places = np.array([ends[name][1] for name in order])
@@ -372,7 +373,7 @@ def threshold_explorer(
     return drawing
 
 
-def _stops(curve: pd.DataFrame, threshold: float) -> tuple[list[dict[str, float]], int]:
+def _stops(curve: pd.DataFrame, threshold: float) -> tuple[list[dict[Hashable, Any]], int]:
     """Results of a curve with the thresholds that give them, and which has that threshold.
 
     Each holds above the one threshold and up to the other.
@@ -465,7 +466,7 @@ def plot_threshold_curves(
         for name, rows in part.groupby("system", sort=False):
             line = rows.sort_values("threshold")
             color = shade[str(name)]
-            look = {"lw": 2.2 if name in banded else 1.4, "label": as_label(name)}
+            look: dict[str, Any] = {"lw": 2.2 if name in banded else 1.4, "label": as_label(name)}
             axes.plot(line["threshold"], line["value"], color=color, **look)
             if name in banded:
                 low_high = line["low"], line["high"]
@@ -561,7 +562,7 @@ def plot_levels(values: pd.DataFrame) -> Figure:
     """
     shade = colors(values["system"])
     marks = dict(zip(values["dataset"].unique(), cycle("osD^v"), strict=False))
-    drawing, axes = plt.subplots(figsize=(4.4, 4.8))
+    drawing, axes = plt.subplots(figsize=(WIDE, 4.8))
     axes.plot([0, 1], [0, 1], **REFERENCE)
     for row in values.to_dict("records"):
         right, at = row["right"], row["stated"].estimate
@@ -571,7 +572,7 @@ def plot_levels(values: pd.DataFrame) -> Figure:
     for name, color in shade.items():
         axes.plot([], [], color=color, linewidth=5, label=as_label(name))
     for name, mark in marks.items():
-        axes.plot([], [], mark, color="0.45", markersize=7, label=as_label(name))
+        axes.plot([], [], mark, color=REFERENCE_GREY, markersize=7, label=as_label(name))
     axes.set(xlabel="stated, on average", ylabel="right", xlim=(0, 1.03), ylim=(0, 1.03))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
