@@ -483,6 +483,12 @@ RUNS = {
     "train_l1_g4": {"system": "L1-SLM", "method": "l1", "group_size": 4},
     "pretrain_llama": {"system": "SLM", "method": "base", "architecture": "llama"},
     "train_l1_llama": {"system": "L1-SLM", "method": "l1", "architecture": "llama"},
+    "pretrain_llama_tiny": {
+        "system": "SLM",
+        "method": "base",
+        "architecture": "llama",
+        "role": "tiny",
+    },
     "train_l1_paper": {"system": "L1, paper's GRPO", "method": "l1"},
     "train_l1_batch": {"system": "L1, batch-scaled", "method": "l1"},
     "pretrain_uninformed": {"system": "SLM", "method": "base", "informed": False},
@@ -494,7 +500,7 @@ CHAPTERS = {
         "runs": ["train_rlvr", "train_brier", "train_l1"],
         "answer_runs": ["pretrain_small", "confidence_models", "train_brier", "train_l1"],
     },
-    "backbones": {"runs": [*MAIN, "pretrain_llama", "train_l1_llama"]},
+    "backbones": {"runs": [*MAIN, "pretrain_llama", "train_l1_llama", "pretrain_llama_tiny"]},
     "reward_ablation": {
         "runs": [*MAIN, "train_l2"],
         "scaling_runs": ["train_l1_paper", "train_l1_batch"],
@@ -565,14 +571,12 @@ def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
 
 ARMS = {  # an arm that only the evidence has, one that both have, one that only the run has
     "reward_ablation": ("L2", "L1", "Brier", "Pass@1%. Table 3"),
-    "backbones": ("llama small, L1", "qwen2 small, L1", "qwen2 small, RLVR", "Pass@1%. Figure 4"),
     "self_awareness": (
         "L1-SLM-Expected", "RLVR-SLM-Verb", "Brier-SLM-Verb", "Pass@1%. Table 2",
     ),
 }  # fmt: skip
 FEWER = {
     "reward_ablation": {"runs": [*MAIN, "train_brier"]},
-    "backbones": {"runs": MAIN},
     "self_awareness": {},
 }
 
@@ -606,6 +610,10 @@ def test_every_arm_of_the_evidence_and_of_the_run_is_shown(name, folders, tmp_pa
 
 
 TOLD = {  # chapters whose prose is about the evidence: arms as above, and a table it shows
+    "backbones": (
+        "qwen3 small, L1", "qwen2 small, L1", "llama tiny, SLM", "Pass@1%. Figure 4",
+        ("Pass@1 in percent", {"backbone": "qwen2 small"}, "L1"),
+    ),
     "rollout_size": (
         "G = 32, equal questions", "G = 8, equal questions", "G = 2, equal completions",
         "Pass@1%. Table 4", ("As many questions a step", {"G": "8"}, "pass@1, %"),
