@@ -395,14 +395,20 @@ def _cost(cost: float) -> str:
 
 
 @style()
-def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str) -> Figure:
-    """Estimates with their intervals: a panel a group, a row a system."""
+def plot_intervals(
+    values: pd.DataFrame, *, label: str, panel: str, measure: str, shared: bool = False
+) -> Figure:
+    """Estimates with their intervals: a panel a group, a row a system.
+
+    Where ``shared``, the two panels beside each other have one scale.
+    """
     names = list(values[label].unique())
     groups = list(values[panel].unique())
     shade = colors(names)
     columns = min(2, len(groups))
     size = WIDE / 2 + room(names) / columns, 0.28 * len(names) + 0.8
-    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True)
+    sharex: Any = "row" if shared else False
+    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=sharex)
     for axes, group in zip(used, groups, strict=True):
         axes.set_title(as_label(group))
         for row in values[values[panel] == group].to_dict("records"):
