@@ -14,6 +14,7 @@ import pandas as pd
 
 from corea.book import claims, display, full_run
 from corea.metrics.intervals import COLUMNS, Interval, as_interval
+from corea.tasks.suites import MICROWORLD, Suite
 
 
 def shown(run: str, table: str, own: pd.DataFrame) -> pd.DataFrame:
@@ -87,17 +88,17 @@ def decided(chapter: str, own: Mapping[str, pd.DataFrame]) -> display.Html:
 
 
 def replication(
-    run: str, own: Mapping[str, pd.DataFrame], keys: Sequence[str]
+    run: str, own: Mapping[str, pd.DataFrame], keys: Sequence[str], suite: Suite = MICROWORLD
 ) -> list[display.Html]:
     """Where the values of this run lie outside the intervals of the committed full run.
 
-    ``own`` are this run's tables by name; ``keys`` the labels of rows, of which a table
-    may lack some. A table of counts and one of what lies outside; a sentence where nothing is
+    ``own`` are this run's tables by name, made of a suite; ``keys`` the labels of rows, of which a
+    table may lack some. A table of counts and one of what lies outside; a sentence where nothing is
     committed.
     """
     counts, outside = [], []
     for name, here in own.items():
-        there = full_run.published(run, name)
+        there = full_run.published(run, name, suite)
         if there is None:
             continue
         at = [key for key in keys if key in here and key in there]
@@ -112,7 +113,7 @@ def replication(
                 | {"this run": row["value"], "committed": as_interval(ends)}
             )
     if not counts:
-        return [display.paragraphs("No full run is committed: this page shows this run alone.")]
+        return [display.paragraphs("No full run of these datasets is committed.")]
     return [
         display.table(
             pd.DataFrame(counts),
