@@ -159,7 +159,7 @@ def test_what_the_world_puts_in_is_decided_and_marked():
     decided = decide(made, table(row(-0.2, 0.1)))
     assert decided.verdict == HOLDS
     assert "by construction" in claims.line(decided)
-    assert "it is in the corpus" in claims.page({"A7": decided}, {}, "Claims.").data
+    assert "it is in the corpus" in claims.page({"A7": decided}, "Claims.").data
 
 
 def test_what_cannot_be_tested_says_why():
@@ -242,6 +242,17 @@ def test_the_row_that_needs_most_seeds_tells_how_many():
     decided = decide(two, table(row(-0.2, 0.3), row(-0.1, 0.3, dataset="facts")))
     assert decided.needed == decided.rows[0].needed > decided.rows[1].needed
     assert decided.rows[0].label == "facts"
+
+
+def test_an_open_row_that_contradicts_settles_a_claim_before_those_that_agree():
+    two = claim(evidence(dataset=["chains", "facts"]))
+    decided = decide(two, table(row(0.2, 0.3), row(-0.1, 0.3, dataset="facts")))
+    assert [row.against for row in decided.rows] == [True, False]
+    assert decided.needed == decided.rows[0].needed < decided.rows[1].needed
+    # and one that is settled already needs no more
+    failed = decide(two, table(row(0.5, 0.3), row(-0.1, 0.3, dataset="facts")))
+    assert (failed.verdict, failed.needed) == (FAILS, None)
+    assert "needed" not in claims.seeds_text(failed)
 
 
 # --- the committed file -----------------------------------------------------------------------
@@ -458,7 +469,7 @@ def test_no_sentence_of_the_book_relies_on_another_verdict():
     told = [each for where, text in claims.texts(ROOT) for each in claims.unfounded(text, where)]
     assert told == []
     names = [where for where, _ in claims.texts(ROOT)]
-    assert {"README.md", "book/intro.md", "notebooks/claims.ipynb, cell 1"} <= set(names)
+    assert {"README.md", "book/cascades.md", "notebooks/claims.ipynb, cell 1"} <= set(names)
 
 
 def test_a_changed_verdict_names_the_sentence(monkeypatch):
@@ -510,7 +521,7 @@ def test_chapter_reads_the_tables_that_decide():
 def test_page_shows_text_as_text():
     named = claim().model_copy(update={"sentence": "<b>$x$</b>", "chapter": "a&b"})
     decided = decide(named, table(row(-0.2, 0.1)))
-    html = claims.page({"A7": decided}, {"A7": decided}, "<i>").data
+    html = claims.page({"A7": decided}, "<i>").data
     assert "&lt;b&gt;<span>$</span>x<span>$</span>&lt;/b&gt;" in html
     assert "<b>" not in html.replace("<br>", "")
     assert "<i>" not in html
@@ -523,9 +534,9 @@ def test_a_run_beside_says_how_much_of_it_lies_inside():
     here = [row(-0.25, 0.01, n_seeds=1), row(-0.5, 0.01, n_seeds=1, dataset="facts")]
     run = decide(two, table(*here))
     assert claims.replicated(full, run) == (1, 2)
-    html = claims.page({"A7": full}, {"A7": run}, "Claims.").data
-    assert "unsettled (one training seed)" in html
-    assert "1 of 2 inside" in html
+    (beside,) = claims.replication({"A7": full}, {"A7": run}).to_dict("records")
+    assert beside["your run"] == "unsettled (one training seed)"
+    assert (beside["values of both"], beside["inside"]) == (2, 1)
     assert claims.replicated(full, decide(claim(evidence=[], arms=[], cannot_test="no"), {})) == (
         0,
         0,
@@ -535,7 +546,7 @@ def test_a_run_beside_says_how_much_of_it_lies_inside():
 @pytest.mark.browser
 def test_boxes_hide_rows_by_keyboard_and_paper_has_them_all(visit, tmp_path, decisions):
     file = tmp_path / "page.html"
-    html = claims.page(decisions, {}, "Claims.").data
+    html = claims.page(decisions, "Claims.").data
     file.write_text(f"<!doctype html><meta charset=utf-8><title>t</title>{html}", "utf-8")
     visit.open(file.as_uri())
     page, rows = visit.page, visit.page.locator("tbody tr:visible")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from chapters import execute
 from numpy.testing import assert_allclose
 
 from corea.book import conformance
@@ -271,3 +272,39 @@ def test_each_convention_counts_the_golds_it_touches(tmp_path, script) -> None:
     assert counts["golds"].to_dict() == {
         name: int(name.startswith("percent")) for name, *_ in conformance.CONVENTIONS
     }
+
+
+def test_the_chapter_says_what_the_tables_hold(table, tmp_path) -> None:
+    shown = execute("conformance", {"n_resamples": 5, "output_dir": str(tmp_path)}, with_prose=True)
+    text = re.sub(r"\s+", " ", " ".join(shown))
+    for sentence in (
+        "**0.004 or 0.025** is the ECE of the same 1,221 answers",
+        "**21 of 52** ECEs of other libraries differ from ours on vectors made to tell them apart, "
+        "by up to 0.067",
+        "**2 of 10** ECEs of real models depend on the library, one by 0.022 and one by 0.001",
+        "Closed on the right: (0.1 + 0.95) / 2 = 0.525. Closed on the left: |0.5 - 0.925| = 0.425.",
+        "The side matters at 10 bins alone",
+        "For 17 of the 21 ECEs that differ",
+    ):
+        assert sentence in text
+    parts = re.search(r"these two part at (.*?); netcal, by probing, at (.*?)\.\s", text)
+    assert parts[1] == parts[2]
+    restated = re.search(r"rule restated gives (\S+), and netcal gave (\S+)\.\s", text)
+    assert restated[1] == restated[2]
+    written = {path.name: list(pd.read_csv(path)) for path in tmp_path.iterdir()}
+    assert written["conformance.csv"] == list(table)
+    assert written["edges.csv"] == list(landings(table))
+    assert len(written["conventions.csv"]) == 8
+
+
+def test_no_two_libraries_put_the_edges_alike(table) -> None:
+    bins = edge_table(landings(table))
+    assert len({tuple(bins[library]) for library in LIBRARIES}) == len(LIBRARIES)
+    rules = conformance.rules(table).set_index("library")
+    assert rules["closed on"].to_dict() == {
+        library: "right" if library in {"corea", "scikit-learn"} else "left"
+        for library in LIBRARIES
+    }
+    assert rules.loc["corea", "except at"] == rules.loc["corea", "moved in float32"] == ""
+    assert rules.loc["np.digitize", "except at"] == "0.3, 0.6, 0.7"
+    assert rules.loc["torchmetrics", "1.0 is in"] == "a bin of its own"

@@ -151,8 +151,8 @@ def test_interactive_figure_cannot_be_escaped_from():
     drawing.add_scatter(x=[0], y=[0], name="</script><b>")  # even unescaped, it stays a string
     bundle = display.Interactive(drawing, "<i>", element_id="one")._repr_mimebundle_()
     html = bundle["text/html"]
-    assert html.count("<script") == 2
-    assert html.count("</script>") == 2
+    assert html.count("<script") == html.count("</script>") == 1  # and that holds data
+    assert '<script type="application/json">' in html
     assert "https://" not in html
     assert json.dumps(bundle["application/vnd.plotly.v1+json"])
 
@@ -206,7 +206,7 @@ def test_every_reference_and_line_is_drawn():
     references = {f"point {i}": (i, 0.5) for i in range(6)}
     lines = {f"line {i}": line for i in range(5)}
     drawing = figures.plot_deferral({"mine": curve}, references=references, lines=lines)
-    labels = [text.get_text() for text in drawing.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in drawing.legends[0].get_texts()]
     plt.close(drawing)
     assert set(labels) == {"mine", *references, *lines}
 
@@ -223,22 +223,43 @@ def test_explorer_says_the_exact_curve():
         large=(10, large.mean()),
         oracle=oracle,
         title="<script>$x$",
-        step=0.05,
     )
-    steps = drawing.layout.sliders[0].steps
-    assert [step.label for step in steps][::5] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
-    assert steps[-1].label == "1.05"
-    for step in steps:
-        row = at_threshold(curve, float(step.label))
-        moved, said, _ = step.args
-        assert moved == {"x": [[row["cost"]]], "y": [[row["pass_at_1"]]]}
-        assert f"pass@1 {row['pass_at_1']:.1%}" in said["title.text"]
+    meta, steps = drawing.layout.meta, drawing.layout.sliders[0].steps
+    assert len(meta["stops"]) == len(steps) == pytest.approx(figures.MOST_STOPS, abs=1)
+    for step, stop in zip(steps, meta["stops"], strict=True):
+        row = curve[(curve["cost"] == stop["x"][0]) & (curve["pass_at_1"] == stop["y"][0])].iloc[-1]
+        last = row["threshold"] == curve["threshold"].max()
+        assert last or re.match(rf"threshold .*{row['threshold']:.2f}[:( ]", stop["text"])
+        assert f"pass@1 {row['pass_at_1']:.1%}" in stop["text"]
+        assert f"saving {1 - row['cost'] / 10:+.1%}" in stop["text"]
+        moved, said, _ = step.args  # JupyterLab's slider
+        assert moved == {"x": [stop["x"]], "y": [stop["y"]]}
         assert f"saving {1 - row['cost'] / 10:+.1%}" in said["title.text"]
         assert "<script" not in said["title.text"]
         assert "$" not in said["title.text"]
     # it starts at the paper's threshold
-    start = float(steps[drawing.layout.sliders[0].active].label)
-    assert abs(start - large.mean()) <= 0.025
+    start = at_threshold(curve, large.mean())
+    assert meta["stops"][meta["active"]]["x"] == [start["cost"]]
+    assert meta["active"] == drawing.layout.sliders[0].active
+    assert "the paper's" in meta["stops"][meta["active"]]["text"]
+    html = display.Interactive(drawing, "c", element_id="one")._repr_mimebundle_()["text/html"]
+    assert f'max="{len(steps) - 1}" step="1" value="{meta["active"]}"' in html
+    assert html.count("<script") == 1
+
+
+def test_the_explorer_has_a_stop_a_result():
+    confidence, small = [0.2, 0.2, 0.5, 0.9], [0, 0, 1, 1]
+    curve = deferral_curve(confidence, small, [1, 1, 1, 1], 1, 10)
+    drawing = figures.threshold_explorer(
+        curve, small=(1, 0.5), large=(10, 1.0), oracle=curve, title="t"
+    )
+    texts = [stop["text"].split(":")[0] for stop in drawing.layout.meta["stops"]]
+    assert [text.split(" (")[0] for text in texts] == [
+        "threshold up to 0.20",
+        "threshold above 0.20 up to 0.50",
+        "threshold above 0.50 up to 0.90",
+        "threshold above 0.90",
+    ]
 
 
 def test_colors_belong_to_methods():

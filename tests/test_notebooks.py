@@ -31,7 +31,7 @@ def test_every_notebook_is_in_every_profile_and_every_run_is_a_page(monkeypatch,
     monkeypatch.chdir(ROOT)
     profile = load_profile(name)
     contents = json.dumps(table_of_contents(profile))
-    listed = re.findall(r'"file": "([^"]+)"', contents)
+    listed = re.findall(r'"(?:file|root)": "([^"]+)"', contents)
     assert len(set(listed)) == len(listed)
     assert {f"notebooks/{run}" for run in profile.runs} == {
         page for page in listed if page.startswith("notebooks/")

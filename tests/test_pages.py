@@ -6,11 +6,12 @@ import copy
 import pytest
 
 from corea.book import display, prose
+from corea.book.colours import DARK
 from corea.workflow import PipelineError
-from corea.workflow.pages import DARK, finish, lay_out, link_claims, words
+from corea.workflow.pages import finish, lay_out, link_claims, words
 from corea.workflow.render import chapter_numbers
 
-SVG = '<svg><path style="stroke: #262626"/><path style="fill: #123456"/></svg>'
+SVG = '<svg width="72pt"><path style="stroke: #262626"/><path style="fill: #123456"/></svg>'
 
 
 def markdown(text):

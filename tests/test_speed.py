@@ -44,6 +44,9 @@ def test_the_committed_measurements_are_whole():
     for trainer in set(steps["way"]) - {"trl"}:
         middle, low, high = overhead(steps, trainer, n_resamples=200)
         assert low <= middle <= high
+    # what the chapter says of them
+    assert overhead(steps, "corea, TRL's rollouts")[2] < 0.03
+    assert overhead(steps)[2] < 0
     parts = step_parts(measured("parts"))
     assert parts["share"].sum() == pytest.approx(1)
     # of the same trainer on the same machine: a step is the sum of its parts

@@ -249,6 +249,7 @@ class Outcome:
         verdict: One of :data:`VERDICTS` but the last.
         reason: Why it is unsettled where the interval does not say so.
         needed: Seeds that would settle it (:func:`seeds_needed`), None if that is not known.
+        against: Whether the estimate lies on the other side of the bound.
     """
 
     label: str
@@ -257,6 +258,7 @@ class Outcome:
     verdict: str
     reason: str = ""
     needed: int | None = None
+    against: bool = False
 
 
 @dataclass(frozen=True)
@@ -289,10 +291,18 @@ class Decision:
 
     @property
     def needed(self) -> int | None:
-        """Seeds that would settle every row that is open; None if none is or it is not known."""
-        needed = [row.needed for row in self.rows if row.verdict == UNSETTLED]
-        known = [n for n in needed if n is not None]
-        return max(known) if known and len(known) == len(needed) else None
+        """Seeds that would settle an unsettled claim; None if that is not known.
+
+        The first row whose estimate contradicts settles it, and otherwise the last of all.
+        """
+        if self.verdict != UNSETTLED:
+            return None
+        left = [row for row in self.rows if row.verdict == UNSETTLED]
+        against = [row.needed for row in left if row.against and row.needed is not None]
+        known = [row.needed for row in left if row.needed is not None]
+        if against:
+            return min(against)
+        return max(known) if known and len(known) == len(left) else None
 
 
 def decide(claim: Claim, tables: Tables) -> Decision:
@@ -341,7 +351,12 @@ def _outcomes(claim: Claim, evidence: Sequence[Evidence], tables: Tables) -> tup
         for label, interval in _selected(claim, part, tables)
     ]
     order = {FAILS: 0, UNSETTLED: 1, HOLDS: 2}
-    return tuple(sorted(found, key=lambda row: (order[row.verdict], -(row.needed or 0))))
+
+    def rank(row: Outcome) -> tuple[int, bool, int]:  # an open row that contradicts comes first
+        needed = row.needed or 0
+        return order[row.verdict], not row.against, needed if row.against else -needed
+
+    return tuple(sorted(found, key=rank))
 
 
 def _outcome(part: Evidence, label: str, found: Interval) -> Outcome:
@@ -356,8 +371,12 @@ def _outcome(part: Evidence, label: str, found: Interval) -> Outcome:
         if found.low == found.high:
             return unsettled(f"{found.n_seeds} seeds do not differ at all")
     settled = verdict(found, **part.bound)
-    needed = seeds_needed(found, **part.bound) if settled == UNSETTLED else None
-    return Outcome(label, found, part.asks, settled, "", needed)
+    if settled != UNSETTLED:
+        return Outcome(label, found, part.asks, settled)
+    point = Interval(found.estimate, found.estimate, found.estimate)
+    against = verdict(point, **part.bound) == FAILS
+    needed = seeds_needed(found, **part.bound)
+    return Outcome(label, found, part.asks, settled, "", needed, against)
 
 
 def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[str, Interval]]:
@@ -603,6 +622,17 @@ def replicated(decision: Decision, run: Decision) -> tuple[int, int]:
     return sum(found.low <= value <= found.high for found, value in pairs), len(pairs)
 
 
+def replication(decisions: Mapping[str, Decision], run: Mapping[str, Decision]) -> pd.DataFrame:
+    """What a run says of the claims that it has the tables for, beside the committed verdicts."""
+    columns = ["claim", "full run", "your run", "values of both", "inside"]
+    rows = []
+    for name, here in run.items():
+        inside, n = replicated(decisions[name], here)
+        reason = f" ({here.reason})" if here.reason else ""
+        rows.append([name, decisions[name].verdict, here.verdict + reason, n, inside])
+    return pd.DataFrame(rows, columns=columns)
+
+
 def as_json(decision: Decision) -> dict[str, Any]:
     """A decision for other programs; numbers that are not finite are null."""
 
@@ -681,6 +711,7 @@ def texts(root: Path = Path()) -> Iterator[tuple[str, str]]:
 
 _STYLE = """
 .corea-claims fieldset {border: 0; margin: 0.5rem 0; padding: 0}
+.corea-claims legend {font-size: 1rem; margin: 0}
 .corea-claims fieldset label {margin-right: 1rem; white-space: nowrap}
 .corea-claims td {vertical-align: top}
 .corea-claims td:nth-child(2) {min-width: 13rem}
@@ -694,8 +725,8 @@ _STYLE = """
 """
 
 
-def page(decisions: Mapping[str, Decision], run: Mapping[str, Decision], caption: str) -> Html:
-    """All claims as a table that can be filtered without a script, the run's verdict beside.
+def page(decisions: Mapping[str, Decision], caption: str) -> Html:
+    """All claims as a table that can be filtered without a script.
 
     A box for each paper and verdict hides its rows where it is not ticked; on paper all are there.
     """
@@ -715,9 +746,9 @@ def page(decisions: Mapping[str, Decision], run: Mapping[str, Decision], caption
                 f".corea-claims:has(#{name}:not(:checked)) tr[data-{kind}={key}] {{display: none}}"
             )
         boxes.append(f"<fieldset><legend>{as_html(legend)}</legend>{''.join(ticks)}</fieldset>")
-    headings = ["id", "claim", "verdict", "interval", "seeds", "your run", "chapter"]
+    headings = ["id", "claim", "verdict", "interval", "seeds", "chapter"]
     header = "".join(f"<th>{as_html(heading)}</th>" for heading in headings)
-    rows = "\n".join(_row(decision, run.get(name)) for name, decision in decisions.items())
+    rows = "\n".join(map(_row, decisions.values()))
     style = f"{_STYLE}@media screen {{{' '.join(hide)}}}"
     return Html(
         f'<div class="corea-claims"><style>{style}</style>{"".join(boxes)}'
@@ -726,7 +757,7 @@ def page(decisions: Mapping[str, Decision], run: Mapping[str, Decision], caption
     )
 
 
-def _row(decision: Decision, run: Decision | None) -> str:
+def _row(decision: Decision) -> str:
     claim = decision.claim
     sentence = f"<p>{as_html(claim.sentence)}</p>"
     sentence += f"<small>{as_html(f'paper {claim.paper}, ' + ', '.join(claim.place))}</small>"
@@ -744,22 +775,10 @@ def _row(decision: Decision, run: Decision | None) -> str:
         verdict_cell,
         _intervals(decision),
         as_html(seeds_text(decision)),
-        _of_run(decision, run),
         f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used_text}',
     ]
     filters = f'data-of="{claim.id[0]}" data-is="{decision.verdict.split()[0]}"'
     return f"<tr id={claim.id} {filters}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-def _of_run(decision: Decision, run: Decision | None) -> str:
-    if run is None:
-        return "–"
-    inside, n = replicated(decision, run)
-    reason = f" ({run.reason})" if run.reason else ""
-    told = f"<p>{as_html(f'{run.verdict}{reason}')}</p>"
-    if n:
-        told += f"<p><small>{as_html(f'{inside} of {n} inside')}</small></p>"
-    return told + _intervals(run)
 
 
 def _intervals(decision: Decision) -> str:

@@ -294,6 +294,34 @@ def edge_table(edges: pd.DataFrame) -> pd.DataFrame:
     return wide[list(dict.fromkeys(edges["library"]))]
 
 
+def rules(table: pd.DataFrame) -> pd.DataFrame:
+    """What each library does with the edges between ten bins, a row a library.
+
+    ``closed on`` is the side of most tenths from 0.1 to 0.9 given as float64, ``except at`` are the
+    others; ``moved in float32`` are tenths that land elsewhere when given as float32.
+    """
+    bins = edge_table(landings(table))
+    rows = []
+    for library, versions in table.groupby("library", sort=False)["version"]:
+        double, single = bins[library].loc["float64"], bins[library].loc["float32"]
+        inner = double[(double.index > 0) & (double.index < 1)]
+        on_right = inner == [str(tenth) for tenth in range(1, N_BINS)]
+        usual = bool(on_right.mean() > 0.5)
+        row = {
+            "library": library,
+            "version": versions.iloc[0],
+            "closed on": "right" if usual else "left",
+            "except at": inner.index[on_right != usual],
+            "1.0 is in": "a bin of its own" if double[1.0] == "own" else "the last bin",
+            "moved in float32": double.index[double != single],
+        }
+        rows.append(row)
+    found = pd.DataFrame(rows)
+    for column in ("except at", "moved in float32"):
+        found[column] = [", ".join(f"{c:.1f}" for c in tenths) for tenths in found[column]]
+    return found
+
+
 def side_by_side(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One metric laid out for reading: a row a vector, a column a library."""
     rows = table[table["metric"] == metric]

@@ -11,8 +11,20 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from corea.book.colours import GREY
 from corea.book.display import as_label
-from corea.book.figures import REFERENCE, colors, label_edges, panels, style
+from corea.book.figures import (
+    PANEL,
+    REFERENCE,
+    SMALLEST,
+    WIDE,
+    colors,
+    label_edges,
+    legend_below,
+    panels,
+    style,
+    wrapped,
+)
 from corea.decisions.loss import CALIBRATION_LOSSES, optimal_confidence
 
 if TYPE_CHECKING:
@@ -25,22 +37,24 @@ def plot_probabilities(rows: pd.DataFrame, systems: Sequence[str]) -> Figure:
     rows = rows[rows["confidence"].notna()]
     names = [name for name in systems if name in set(rows["system"])]
     shade = colors(names)
-    drawing, grid = panels(1, len(names), 2.6 * len(names), 2.4, sharey=True)
-    label_edges(grid, columns=names, rows=["share"], below="probability of the decision")
-    for axes, name in zip(grid[0], names, strict=True):
+    drawing, grid, used = wrapped(len(names), 2, PANEL, 2.1, sharey=True)
+    label_edges(grid, rows=["share"] * len(grid))
+    drawing.supxlabel("probability of the decision")
+    for axes, name in zip(used, names, strict=True):
+        axes.set_title(as_label(name))
         part = rows[rows["system"] == name]
         right = part["correct"] if "correct" in part else pd.Series(True, index=part.index)
         values = [part.loc[right, "confidence"], part.loc[~right, "confidence"]]
         axes.hist(
             values,
-            bins=np.linspace(0, 1, 21),
+            bins=np.linspace(0, 1, 21).tolist(),
             weights=[np.full(len(half), 1 / len(part)) for half in values],
             stacked=True,
-            color=[shade[name], "0.7"],
+            color=[shade[name], GREY],
         )
         axes.set_xticks([0, 0.5, 1])
     if "correct" in rows:
-        patches = [Patch(color=shade[names[0]]), Patch(color="0.7")]
+        patches = [Patch(color=shade[names[0]]), Patch(color=GREY)]
         drawing.legend(patches, ["right", "wrong"], loc="outside lower center", ncols=2)
     return drawing
 
@@ -50,7 +64,7 @@ def plot_growing(growing: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """Metrics against the share of foreign reasoning: a row a metric, a column a dataset."""
     tasks, systems = list(growing["dataset"].unique()), list(growing["system"].unique())
     shade = colors(systems)
-    size = 3.6 * len(tasks), 2.2 * len(labels)
+    size = PANEL * len(tasks), 2.0 * len(labels) + 0.4
     drawing, grid = panels(len(labels), len(tasks), *size, sharex=True, sharey=True)
     label_edges(grid, columns=tasks, rows=labels.values(), below="share of the foreign reasoning")
     for axes, (metric, task) in zip(grid.flat, product(labels, tasks), strict=True):
@@ -60,7 +74,7 @@ def plot_growing(growing: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
             axes.plot(line["share"], line["value"], "o-", color=color, label=as_label(name))
             axes.fill_between(line["share"], line["low"], line["high"], color=color, alpha=0.15)
         axes.set_ylim(-0.02, 1.02)
-    grid[0, 0].legend(fontsize="small")
+    legend_below(drawing, grid.flat)
     return drawing
 
 
@@ -70,7 +84,7 @@ def plot_label_curves(curve: pd.DataFrame, methods: Mapping[str, str]) -> Figure
     tasks, systems = list(curve["dataset"].unique()), list(curve["system"].unique())
     counts = sorted(set(curve["n"]) - {0})
     shade = colors(systems)
-    size = 3.2 * len(methods), 2.7 * len(tasks)
+    size = PANEL * len(methods), 2.3 * len(tasks) + 0.4
     drawing, grid = panels(len(tasks), len(methods), *size, sharex=True, sharey=True)
     label_edges(grid, rows=["ECE"] * len(tasks), below="labelled questions")
     for axes, (task, method) in zip(grid.flat, product(tasks, methods), strict=True):
@@ -84,7 +98,7 @@ def plot_label_curves(curve: pd.DataFrame, methods: Mapping[str, str]) -> Figure
         axes.set(xscale="log", title=f"{as_label(task)}, {methods[method]}")
         axes.set_xticks(counts, [str(n) for n in counts])
         axes.minorticks_off()
-    grid[0, 0].legend(fontsize="small")
+    legend_below(drawing, grid.flat)
     return drawing
 
 
@@ -97,7 +111,7 @@ def plot_asked(option_counts: Sequence[int]) -> Figure:
     """
     accuracy = np.linspace(0, 1, 101)
     ways = {"sampled": "sampled: p at rest", "greedy": "greedy: p of least loss"}
-    drawing, grid = panels(2, len(option_counts), 3.2 * len(option_counts), 5.6, sharex=True)
+    drawing, grid = panels(2, len(option_counts), PANEL * len(option_counts), 5.0, sharex=True)
     label_edges(
         grid,
         columns=[f"{k} options" for k in option_counts],
@@ -113,20 +127,21 @@ def plot_asked(option_counts: Sequence[int]) -> Figure:
             axes.plot(accuracy, asked, color=shade[loss], linestyle=line, lw=2, label=name)
     for axes in grid.flat:
         axes.plot([0, 1], [0, 1], **REFERENCE)
-    grid[0, 0].legend()
+    legend_below(drawing, grid.flat)
     return drawing
 
 
 @style()
 def plot_correlations(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Correlation matrices, a panel each."""
-    drawing, grid = panels(1, len(tables), 4.6 * len(tables), 4.2)
-    label_edges(grid, columns=tables)
-    for axes, table in zip(grid[0], tables.values(), strict=True):
+    drawing, _, used = wrapped(len(tables), 1, WIDE, 4.0)
+    for axes, (title, table) in zip(used, tables.items(), strict=True):
+        axes.set_title(as_label(title))
         axes.imshow(table, vmin=-1, vmax=1, cmap="RdBu")
         for (i, j), value in np.ndenumerate(table.to_numpy()):
-            color = "white" if abs(value) > 0.6 else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, size="small")
+            color = "#fefefe" if abs(value) > 0.6 else "#010101"  # the cell is as it is when dark
+            text = axes.text(j, i, f"{value:.2f}", color=color, size=SMALLEST)
+            text.set(ha="center", va="center")
         axes.set_xticks(range(len(table)), [as_label(c) for c in table], rotation=40, ha="right")
         axes.set_yticks(range(len(table)), [as_label(c) for c in table])
         axes.grid(visible=False)

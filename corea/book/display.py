@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from corea.book.colours import DARK
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
@@ -238,37 +240,53 @@ def figure(drawing: Figure, caption: str, *, alt: str = "", name: str = "") -> H
 class Interactive:
     """A captioned plotly figure that works offline, in the book and in JupyterLab.
 
-    The book's page loads plotly from the book's own ``_static`` folder; JupyterLab
-    renders the plotly mimetype. Never put a name into ``drawing`` that did not
-    pass through :func:`as_plotly`.
+    In the book ``corea.js`` draws it, late, with the book's own plotly and in the colours of the
+    theme; a figure whose ``layout.meta`` has ``stops`` gets a slider of the browser's own, and what
+    each stop says stands below it. JupyterLab renders the plotly mimetype. Never put a name into
+    ``drawing`` that did not pass through :func:`as_plotly`.
     """
 
     drawing: go.Figure
     caption: str
-    element_id: str  # unique in the page
+    element_id: str  # unique in the page; prose links to it
+    alt: str = ""  # what is to be seen; the caption where it is empty
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         content = json.loads(self.drawing.to_json())
+        layout = {**content["layout"]}
+        meta = layout.pop("meta", None) or {}
+        for name in (
+            "template",
+            *(("title", "sliders", "height", "legend", "margin") if meta else ()),
+        ):
+            layout.pop(name, None)
+        stops = meta.get("stops", [])
+        shown = {"data": content["data"], "layout": layout, "stops": stops, "dark": {**DARK}}
         # "</script>" inside a string would end the script element
-        arguments = ", ".join(
-            json.dumps(part).replace("<", "\\u003c")
-            for part in (
-                content["data"],
-                content["layout"],
-                {"responsive": True, "displaylogo": False},
-            )
-        )
+        data = json.dumps(shown).replace("<", "\\u003c")
+        about = html.escape(visible(self.alt or self.caption))
         return {
             "text/html": (
-                '<figure class="corea-figure">'
-                f'<div id="{html.escape(self.element_id)}" class="corea-interactive"></div>'
-                '<script src="../_static/plotly.min.js"></script>'
-                f"<script>Plotly.newPlot({json.dumps(self.element_id)}, {arguments});</script>"
+                f'<figure class="corea-figure" id="{html.escape(self.element_id)}">'
+                f"{self._slider(meta) if stops else ''}"
+                f'<div class="corea-interactive" role="img" aria-label="{about}"></div>'
+                f'<script type="application/json">{data}</script>'
                 f"<figcaption>{as_html(self.caption)}</figcaption></figure>"
             ),
             "application/vnd.plotly.v1+json": content,
             "text/plain": visible(self.caption),
         }
+
+    def _slider(self, meta: Mapping[str, Any]) -> str:
+        stops, active = meta["stops"], meta["active"]
+        text, name = stops[active]["text"], html.escape(f"{self.element_id}-slider")
+        return (
+            f'<p class="corea-heading">{as_html(html.unescape(meta["heading"]))}</p>'
+            f'<label class="corea-slider" for="{name}">{as_html(meta["label"])} '
+            f'<input id="{name}" type="range" min="0" max="{len(stops) - 1}" step="1" '
+            f'value="{active}" autocomplete="off" aria-valuetext="{html.escape(text)}"></label>'
+            f'<output class="corea-readout" for="{name}">{as_html(text)}</output>'
+        )
 
 
 def folded(summary: str, *parts: Html) -> Html:

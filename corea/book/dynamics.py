@@ -31,7 +31,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from corea.book.display import as_label
-from corea.book.figures import REFERENCE, colors, label_edges, panels, style
+from corea.book.figures import (
+    PANEL,
+    REFERENCE,
+    colors,
+    label_edges,
+    panels,
+    style,
+    wrapped,
+)
 from corea.metrics.calibration import describe_stated, reliability_curve
 from corea.metrics.intervals import bootstrap_interval
 from corea.metrics.measure import calibration_metrics
@@ -464,23 +472,20 @@ def plot_curves(
     metrics = list(curves["metric"].unique())
     shade = colors(curves["system"])
     columns = min(columns, len(metrics))
-    n_rows = -(-len(metrics) // columns)
-    drawing, grid = panels(n_rows, columns, 3.6 * columns, 2.3 * n_rows, sharex=True)
-    for axes in grid.flat[len(metrics) :]:
-        axes.set_visible(False)
-    for place, (axes, metric) in enumerate(zip(grid.flat, metrics, strict=False)):
+    width = 2 * PANEL / columns
+    drawing, _, used = wrapped(len(metrics), columns, width, 2.1, sharex=True)
+    for axes, metric in zip(used, metrics, strict=True):
         _draw_curves(axes, curves[curves["metric"] == metric], shade)
         if points is not None:
             _draw_points(axes, points[points["metric"] == metric], shade)
         if selected is not None:
             _mark_steps(axes, selected, shade)
         axes.set_title(LABELS.get(metric, metric))
-        if place + columns >= len(metrics):
-            axes.set_xlabel("training step")
-            axes.tick_params(labelbottom=True)
+    for axes in used[-columns:]:
+        axes.set_xlabel("training step")
     lines = [Line2D([], [], color=color, linewidth=2) for color in shade.values()]
     names = [as_label(name) for name in shade]
-    drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), 4))
+    drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), 2))
     return drawing
 
 
@@ -519,19 +524,19 @@ def plot_alignment(alignment: pd.DataFrame) -> Figure:
     systems = list(alignment["system"].unique())
     shade = colors(systems)
     n_rows, n_columns = len(systems), len(CHECKPOINTS)
-    size = 2.3 * n_columns, 0.3 + 2.2 * n_rows
+    size = 1.7 * n_columns, 0.3 + 1.8 * n_rows
     drawing, grid = panels(n_rows, n_columns, *size, sharex=True, sharey=True)
     label_edges(grid, rows=systems, below="stated confidence")
     for (i, system), (j, name) in product(enumerate(systems), enumerate(CHECKPOINTS)):
         rows = alignment[(alignment["system"] == system) & (alignment["checkpoint"] == name)]
         _draw_alignment(grid[i, j], rows, shade[system])
         steps = ", ".join(rows["steps"].unique())
-        grid[i, j].set_title(f"{name} (step {steps})" if steps else name, fontsize="medium")
+        grid[i, j].set_title(f"{name} (step {steps})" if steps else name)
     return drawing
 
 
 def _draw_alignment(axes: Axes, rows: pd.DataFrame, color: str) -> None:
-    axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    axes.set(xlim=(-0.05, 1.05), ylim=(-0.02, 1.02))
     axes.bar(rows["confidence"], rows["share"], 0.07, color=color, alpha=0.35, linewidth=0)
     axes.plot([0, 1], [0, 1], **REFERENCE)
     error = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
@@ -548,19 +553,19 @@ def plot_levels(levels: pd.DataFrame) -> Figure:
     shade = colors(systems)
     looks = {"accuracy": "--", "confidence": "-"}
     n_rows, n_columns = len(datasets), len(systems)
-    size = 0.6 + 2.3 * n_columns, 0.4 + 2.1 * n_rows
+    size = 0.6 + 1.8 * n_columns, 0.4 + 1.9 * n_rows
     drawing, grid = panels(n_rows, n_columns, *size, sharex="row", sharey=True)
     label_edges(grid, columns=systems, rows=datasets, below="level")
     for (i, dataset), (j, system) in product(enumerate(datasets), enumerate(systems)):
         axes = grid[i, j]
         part = levels[(levels["dataset"] == dataset) & (levels["system"] == system)]
         for name, rows in part.groupby("quantity", sort=False):
-            color = "0.45" if name == "accuracy" else shade[system]
+            color = REFERENCE["color"] if name == "accuracy" else shade[system]
             mark = "s" if name == "accuracy" else "o"
             line = mark + looks.get(str(name), ":")
             axes.vlines(rows["level"], rows["low"], rows["high"], color=color, linewidth=1)
             axes.plot(rows["level"], rows["estimate"], line, color=color, markersize=4)
-        axes.set(ylim=(-0.03, 1.03))
+        axes.set(ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return drawing
 
@@ -573,7 +578,7 @@ def plot_grouped(
     xs, hues = list(values[x].unique()), list(values[hue].unique())
     across, down = list(values[columns].unique()), list(values[rows].unique())
     shade = colors(name for name in hues if name != paper)
-    size = 0.7 + 2.3 * len(across), 0.9 + 1.9 * len(down)
+    size = 0.5 + 2.1 * len(across), 0.9 + 1.9 * len(down)
     drawing, grid = panels(len(down), len(across), *size, sharex=True, sharey="row")
     label_edges(grid, columns=across, rows=down)
     for (i, row), (j, column) in product(enumerate(down), enumerate(across)):
@@ -598,5 +603,5 @@ def plot_grouped(
         for name in hues
     ]
     names = [as_label(name) for name in hues]
-    drawing.legend(marks, names, loc="outside lower center", ncols=min(len(names), 4))
+    drawing.legend(marks, names, loc="outside lower center", ncols=min(len(names), 2))
     return drawing

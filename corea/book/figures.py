@@ -3,11 +3,15 @@
 A method has one colour everywhere; references (the diagonal, the oracle, always
 small, always large) are grey and dashed. ``plot_*`` functions draw data that the
 metric and cascade modules prepared, and compute nothing.
+
+Text has 9.5 points or more and a figure two panels beside each other at most where that is for it
+to say: a page shows it down to four fifths of its size before it scrolls, so that text has ten
+pixels on a telephone, and most figures fit there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
@@ -17,19 +21,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from corea.book.colours import GREY, PAIRS, REFERENCE_GREY, STRONG_GREY
 from corea.book.display import as_label, as_plotly, short
-from corea.metrics.cascade import at_threshold
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind").as_hex())
-REFERENCE: Mapping[str, Any] = {"color": "0.45", "linestyle": "--", "linewidth": 1}
+PALETTE: tuple[str, ...] = tuple(light for light, _ in PAIRS)
+REFERENCE: Mapping[str, Any] = {"color": REFERENCE_GREY, "linestyle": "--", "linewidth": 1}
+WIDE = 4.4  # inches: what a telephone shows without scrolling
+PANEL = 2.2  # inches: two of these
+SMALLEST = 9.5  # points
+MOST_STOPS = 200
+FEW = 5  # answers in a bin, below which their accuracy says little
 _DASHES: tuple[Any, ...] = ((0, (1, 1)), (0, (5, 2)), "-.")
 
 # A method's place in the palette, under each of the names the papers and sources give it. There
@@ -43,8 +53,7 @@ _METHODS = (
     ("Answer-Prob", "RLVR-SLM-AvgProb", "SLM-AvgProb", "L2", "L2-SLM", "CA-GRPO, log score"),
     ("Router+RLVR-SLM", "Router", "SFT", "Sample_L1", "Sample_L1-SLM"),
     ("Baseline LLM",),
-    ("Sample_KL", "Sample_KL-SLM", "GRPO, longer"),
-    ("COREA-Expected", "L1-SLM-Expected"),
+    ("Sample_KL", "Sample_KL-SLM", "GRPO, longer", "COREA-Expected", "L1-SLM-Expected"),
 )
 _KNOWN = {name: place for place, names in enumerate(_METHODS) for name in names}
 
@@ -55,7 +64,10 @@ def style() -> Iterator[None]:
 
     Text is never parsed as mathematics, since names come from strangers' files.
     """
-    look = sns.axes_style("whitegrid") | sns.plotting_context("paper", font_scale=1.1)
+    look = sns.axes_style("whitegrid") | sns.plotting_context("paper")
+    names = ("axes.titlesize", "axes.labelsize", "figure.titlesize", "font.size")
+    look |= dict.fromkeys(names, 10)
+    look |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALLEST)
     look |= {
         "text.parse_math": False,
         "axes.spines.top": False,
@@ -72,6 +84,34 @@ def panels(
 ) -> tuple[Figure, NDArray[Any]]:
     """A figure of that size in inches, and its axes as a table."""
     return plt.subplots(n_rows, n_columns, figsize=(width, height), squeeze=False, **options)
+
+
+def wrapped(
+    count: int, columns: int, width: float, height: float, **options: Any
+) -> tuple[Figure, NDArray[Any], list[Axes]]:
+    """A figure of ``count`` panels of that size, row by row; all its axes, and those to draw in."""
+    columns = min(columns, count)
+    n_rows = -(-count // columns)
+    drawing, grid = panels(n_rows, columns, width * columns, height * n_rows, **options)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for axes in grid.flat[:count][-columns:]:  # the lowest of their columns
+        axes.tick_params(labelbottom=True)
+    return drawing, grid, list(grid.flat[:count])
+
+
+def room(names: Iterable[object]) -> float:
+    """Inches that names need beside what is drawn, beyond those that all figures have."""
+    return 0.08 * max(0, 0, *(len(as_label(name)) - 16 for name in names))
+
+
+def legend_below(drawing: Figure, axes: Iterable[Axes], ncols: int = 2) -> None:
+    """One legend below a figure, of all that is labelled in its panels."""
+    labelled: dict[str, Any] = {}
+    for one in axes:
+        handles, names = one.get_legend_handles_labels()
+        labelled |= dict(zip(names, handles, strict=True))
+    drawing.legend(labelled.values(), labelled, loc="outside lower center", ncols=ncols)
 
 
 def label_edges(
@@ -106,12 +146,15 @@ def colors(systems: Iterable[str]) -> dict[str, str]:
 
 
 @style()
-def plot_reliability(curves: Mapping[str, pd.DataFrame], *, columns: int = 3) -> Figure:
-    """Reliability diagrams, one a system, with the number of answers in each bin below."""
+def plot_reliability(curves: Mapping[str, pd.DataFrame], *, columns: int = 2) -> Figure:
+    """Reliability diagrams, one a system, with the number of answers in each bin below.
+
+    A bin with fewer than :data:`FEW` answers is a hollow mark through which no line goes.
+    """
     shade = colors(curves)
     columns = min(columns, len(curves))
     n_rows = -(-len(curves) // columns)
-    size, ratios = (2.6 * columns, 3.3 * n_rows), [3, 1] * n_rows
+    size, ratios = (PANEL * columns, 3.1 * n_rows), [3, 1] * n_rows
     drawing, grid = panels(2 * n_rows, columns, *size, height_ratios=ratios, sharex=True)
     for axes in grid.flat:
         axes.set_visible(False)
@@ -136,27 +179,59 @@ def plot_reliability(curves: Mapping[str, pd.DataFrame], *, columns: int = 3) ->
 
 def _draw_reliability(axes: Axes, curve: pd.DataFrame, color: str) -> None:
     filled = curve[curve["count"] > 0]
-    accuracy = filled["accuracy"]
-    error = [accuracy - filled["accuracy_low"], filled["accuracy_high"] - accuracy]
+    enough = filled["count"] >= FEW
     axes.plot([0, 1], [0, 1], **REFERENCE)
-    axes.errorbar(
-        filled["confidence"], accuracy, yerr=error, color=color, marker="o", markersize=4,
-        linewidth=1, elinewidth=1,
-    )  # fmt: skip
+    axes.vlines(
+        filled["confidence"], filled["accuracy_low"], filled["accuracy_high"], color=color, lw=1
+    )
+    axes.plot(*filled.loc[enough, ["confidence", "accuracy"]].T.to_numpy(), "o-", ms=4, color=color)
+    few = filled.loc[~enough, ["confidence", "accuracy"]].T.to_numpy()
+    axes.plot(*few, "o", ms=4, color=color, markerfacecolor="white")
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> bool:
+    """Names beside the ends of their lines; false, and none, where they would lie on each other.
+
+    A line's end is (x, y, colour). Names may move by half of their height at most.
+    """
+    low, high = axes.get_ylim()
+    drawing = axes.get_figure(root=True)
+    assert drawing is not None
+    drawing.draw_without_rendering()
+    inches = axes.get_window_extent().height / drawing.dpi
+    gap = (high - low) * 1.15 * SMALLEST / 72 / inches
+    order = sorted(ends, key=lambda name: ends[name][1])
+    places = np.array([ends[name][1] for name in order])
+    for _ in range(50):
+        for i in range(len(places) - 1):
+            if (short_of := gap - (places[i + 1] - places[i])) > 0:
+                places[i : i + 2] += [-short_of / 2, short_of / 2]
+    if any(abs(place - ends[name][1]) > gap for name, place in zip(order, places, strict=True)):
+        return False
+    for name, place in zip(order, places, strict=True):
+        x, y, color = ends[name]
+        axes.annotate(
+            as_label(name), (x, y), (8, (place - y) / gap * 1.15 * SMALLEST), fontsize=SMALLEST,
+            textcoords="offset points", va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 1, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+    return True
 
 
 @style()
 def plot_risk_coverage(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Error rate among the answers given against the share of questions answered."""
     shade = colors(curves)
-    drawing, axes = plt.subplots(figsize=(5.6, 3.2))
+    drawing, axes = plt.subplots(figsize=(WIDE + room(curves), 3.0))
     for name, curve in curves.items():
         look: dict[str, Any] = {"color": shade[name], "label": as_label(name), "markersize": 4}
         axes.plot(curve["coverage"], curve["risk"], "o-" if len(curve) <= 30 else "-", **look)
     axes.set(xlabel="share of questions answered", ylabel="error rate of those")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    ends = {n: (*c[["coverage", "risk"]].iloc[-1], shade[n]) for n, c in curves.items()}
+    if not _label_ends(axes, ends):
+        drawing.legend(loc="outside lower center", ncols=2)
     return drawing
 
 
@@ -169,7 +244,7 @@ def plot_deferral(
 ) -> Figure:
     """Pass@1 against cost: a line a system, references grey."""
     shade = colors(curves)
-    drawing, axes = plt.subplots(figsize=(6.4, 4.0))
+    drawing, axes = plt.subplots(figsize=(WIDE, 3.6))
     # cycled, so that none is left out however many there are
     for dashes, (name, line) in zip(cycle(_DASHES), lines.items(), strict=False):
         look = {**REFERENCE, "linestyle": dashes, "label": as_label(name)}
@@ -179,12 +254,10 @@ def plot_deferral(
         few = curve if len(curve) <= 30 else curve.iloc[:0]
         axes.plot(few["cost"], few["pass_at_1"], "o", markersize=4, color=shade[name])
     for marker, (name, (cost, accuracy)) in zip(cycle("sD^v"), references.items(), strict=False):
-        axes.plot(cost, accuracy, marker, color="0.25", markersize=6, label=as_label(name))
+        axes.plot(cost, accuracy, marker, color=STRONG_GREY, markersize=6, label=as_label(name))
     axes.set(xlabel="mean cost of a question", ylabel="pass@1")
-    if len(curves) + len(lines) + len(references) <= 6:
-        axes.legend(loc="lower right", fontsize="small")
-    else:  # more than the corner below the curves holds
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, fontsize="small")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    legend_below(drawing, [axes])
     return drawing
 
 
@@ -195,41 +268,47 @@ def threshold_explorer(
     large: tuple[float, float],
     oracle: pd.DataFrame,
     title: str,
-    step: float = 0.01,
 ) -> go.Figure:
-    """A slider over the threshold: pass@1, cost, deferral rate and saving at each.
+    """A slider over the results that thresholds give: pass@1, cost, deferral rate and saving.
 
-    It starts at the paper's threshold; ``small`` and ``large`` are (mean cost, pass@1) alone.
+    It has a stop a result, :data:`MOST_STOPS` of them at most, and starts at that of the paper's
+    threshold; ``small`` and ``large`` are (mean cost, pass@1) alone. What a page of the book makes
+    of it (:class:`corea.book.display.Interactive`) stands in ``layout.meta``.
     """
     import plotly.graph_objects as go
 
     large_cost, large_pass_at_1 = large
-    thresholds = np.round(np.arange(0, 1 + 1.5 * step, step), 6)
-    rows = [at_threshold(curve, threshold) for threshold in thresholds]
-    active = int(np.abs(thresholds - large_pass_at_1).argmin())  # the paper's threshold
+    rows, active = _stops(curve, large_pass_at_1)
 
     def readout(position: int) -> str:
         row = rows[position]
+        low, high = (f"{row[end]:.2f}" for end in ("above", "threshold"))
+        span = f"above {low} up to {high}" if low != high else high
+        if position == len(rows) - 1:
+            span = f"above {low}"
+        elif position == 0:
+            span = f"up to {high}"
+        paper = f" (the paper's, {large_pass_at_1:.3f}, is one of these)"
         return (
-            f"threshold <b>{thresholds[position]:.2f}</b>: pass@1 {row['pass_at_1']:.1%}, "
+            f"threshold {span}{paper if position == active else ''}: "
+            f"pass@1 {row['pass_at_1']:.1%}, "
             f"cost {_cost(row['cost'])}, deferred {row['deferral_rate']:.1%}, "
-            f"saving {1 - row['cost'] / large_cost:+.1%}<br>"
-            f"pass@1 against always large: {100 * (row['pass_at_1'] - large_pass_at_1):+.1f} points"
+            f"saving {1 - row['cost'] / large_cost:+.1%}; "
+            f"pass@1 against always large {100 * (row['pass_at_1'] - large_pass_at_1):+.1f} points"
         )
 
     def point(position: int) -> tuple[list[float], list[float]]:
         return [float(rows[position]["cost"])], [float(rows[position]["pass_at_1"])]
 
-    heading = f"{as_plotly(short(title, 120))}<br>"
     drawing = go.Figure(
         [
             go.Scatter(
                 x=oracle["cost"], y=oracle["pass_at_1"], name="oracle", mode="lines",
-                line={"color": "#888", "dash": "dot"}, hoverinfo="skip",
+                line={"color": GREY, "dash": "dot"}, hoverinfo="skip",
             ),
             go.Scatter(
                 x=curve["cost"].iloc[[0, -1]], y=curve["pass_at_1"].iloc[[0, -1]], mode="lines",
-                name="random deferral", line={"color": "#888", "dash": "dash"}, hoverinfo="skip",
+                name="random deferral", line={"color": GREY, "dash": "dash"}, hoverinfo="skip",
             ),
             go.Scatter(
                 x=curve["cost"], y=curve["pass_at_1"], name="cascade", mode="lines+markers",
@@ -241,34 +320,36 @@ def threshold_explorer(
             go.Scatter(
                 x=[small[0], large_cost], y=[small[1], large_pass_at_1],
                 name="always small, always large", mode="markers",
-                marker={"color": "#444", "size": 9, "symbol": ["square", "diamond"]},
+                marker={"color": STRONG_GREY, "size": 9, "symbol": ["square", "diamond"]},
                 hovertemplate="pass@1 %{y:.1%}<br>cost %{x:,.3~r}<extra></extra>",
             ),
             go.Scatter(
                 x=point(active)[0], y=point(active)[1], name="this threshold", mode="markers",
-                marker={"color": PALETTE[1], "size": 15, "line": {"color": "#222", "width": 1.5}},
+                marker={"color": PALETTE[1], "size": 15, "line": {"color": STRONG_GREY}},
                 hoverinfo="skip",
             ),
         ]
     )  # fmt: skip
+    heading = as_plotly(short(title, 120))
+    shown = [readout(i) for i in range(len(rows))]
+    titles = [f"{heading}<br>{text.replace(', cost', ',<br>cost')}" for text in shown]
     steps = [
         {
             "method": "update",
-            "label": f"{threshold:.2f}",
+            "label": f"{rows[i]['threshold']:.2f}",
             "args": [
                 {"x": [point(i)[0]], "y": [point(i)[1]]},
-                {"title.text": heading + readout(i)},
+                {"title.text": titles[i]},
                 [len(drawing.data) - 1],
             ],
         }
-        for i, threshold in enumerate(thresholds)
+        for i in range(len(rows))
     ]
     drawing.update_layout(
         template="plotly_white",
         # three lines above as many rows of the legend, on a narrow page
         title={
-            "text": heading + readout(active), "font": {"size": 14},
-            "x": 0.02, "y": 0.97, "yanchor": "top",
+            "text": titles[active], "font": {"size": 14}, "x": 0.02, "y": 0.97, "yanchor": "top",
         },
         xaxis={"title": "mean cost of a question", "rangemode": "tozero"},
         yaxis={"title": "pass@1", "tickformat": ".0%"},
@@ -281,8 +362,31 @@ def threshold_explorer(
                 "currentvalue": {"prefix": "threshold "},
             }
         ],
+        meta={
+            "heading": heading,
+            "label": "Threshold",
+            "active": active,
+            "stops": [
+                {"x": point(i)[0], "y": point(i)[1], "text": shown[i]} for i in range(len(rows))
+            ],
+        },
     )  # fmt: skip
     return drawing
+
+
+def _stops(curve: pd.DataFrame, threshold: float) -> tuple[list[dict[Hashable, Any]], int]:
+    """Results of a curve with the thresholds that give them, and which has that threshold.
+
+    Each holds above the one threshold and up to the other.
+    """
+    rows = curve.assign(above=curve["threshold"].shift(fill_value=0.0))
+    same = (rows[["cost", "pass_at_1", "deferral_rate"]].diff() == 0).all(axis=1)
+    first = rows["above"].where(~same).ffill()
+    rows = rows.assign(above=first)[~same.shift(-1, fill_value=False)]
+    active = int((rows["threshold"] < threshold).sum())
+    chosen = {round(x) for x in np.linspace(0, len(rows) - 1, min(len(rows), MOST_STOPS))}
+    places = sorted(chosen | {active})
+    return rows.iloc[places].to_dict("records"), places.index(active)
 
 
 def _cost(cost: float) -> str:
@@ -296,28 +400,61 @@ def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str
     names = list(values[label].unique())
     groups = list(values[panel].unique())
     shade = colors(names)
-    size = 1.6 + 2.8 * len(groups), 0.3 * len(names) + 0.9
-    drawing, grid = panels(1, len(groups), *size, sharey=True)
-    label_edges(grid, columns=groups, below=measure)
-    for axes, group in zip(grid[0], groups, strict=True):
+    columns = min(2, len(groups))
+    size = WIDE / 2 + room(names) / columns, 0.28 * len(names) + 0.8
+    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True)
+    for axes, group in zip(used, groups, strict=True):
+        axes.set_title(as_label(group))
         for row in values[values[panel] == group].to_dict("records"):
             name, height = row[label], names.index(row[label])
             axes.plot([row["low"], row["high"]], [height] * 2, color=shade[name], linewidth=2)
             axes.plot(row["estimate"], height, "o", color=shade[name])
         axes.set_yticks(range(len(names)), [as_label(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+    for axes in used[-columns:]:
+        axes.set_xlabel(measure)
+    return drawing
+
+
+@style()
+def plot_savings(found: pd.DataFrame) -> Figure:
+    """Cost and accuracy of cascades against their large model alone, with intervals.
+
+    ``found`` has ``cascade``, whose part before a colon names the questions, and as intervals
+    ``saving``, a share of the large model's cost, and ``lost``, a share of the questions.
+    """
+    kinds = found["cascade"].str.partition(":")[0]
+    shade = colors(kinds.unique())
+    drawing, grid = panels(1, 1, 6.4, 3.9)
+    axes = grid[0, 0]
+    for kind, name, saving, lost in zip(
+        kinds, found["cascade"], found["saving"], found["lost"], strict=True
+    ):
+        cost = [100 * (1 - value) for value in (saving.high, saving.estimate, saving.low)]
+        gain = [-100 * value for value in (lost.high, lost.estimate, lost.low)]
+        axes.plot(cost[::2], [gain[1]] * 2, color=shade[kind], lw=1.5)
+        axes.plot([cost[1]] * 2, gain[::2], color=shade[kind], lw=1.5)
+        axes.plot(cost[1], gain[1], "o", color=shade[kind])
+        text = name.partition(": ")[2]
+        axes.annotate(text, (cost[1], gain[1]), (4, 4), textcoords="offset points", fontsize=9)
+    axes.axvline(100, **REFERENCE)
+    axes.axhline(0, **REFERENCE)
+    axes.set(xlabel="cost, % of the large model alone", ylabel="pass@1 gained, points")
+    marks = [Line2D([], [], marker="o", color=shade[kind]) for kind in shade]
+    axes.legend(marks, map(as_label, shade), loc="lower left")
     return drawing
 
 
 @style()
 def plot_shares(shares: pd.DataFrame, *, label: str, value: str) -> Figure:
     """Shares of a whole as bars, with their percentages."""
-    drawing, axes = plt.subplots(figsize=(6.4, 0.32 * len(shares) + 0.7))
+    drawing, axes = plt.subplots(figsize=(WIDE + room(shares[label]), 0.32 * len(shares) + 0.7))
     names = [as_label(name) for name in shares[label]]
     bars = axes.barh(range(len(names)), shares[value], height=0.65, tick_label=names)
-    axes.bar_label(bars, [f"{share:.1%}" for share in shares[value]], padding=3)
+    axes.bar_label(bars, [f"{share:.1%}" for share in shares[value]], padding=3, fontsize=SMALLEST)
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.set_xlim(0, 1.2 * shares[value].max())
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(visible=False, axis="y")
     return drawing
@@ -328,9 +465,9 @@ def plot_cost_accuracy(points: pd.DataFrame, *, row: str, column: str) -> Figure
     """Pass@1 against cost, a point a system, with intervals; circles are cascades."""
     rows, columns = list(points[row].unique()), list(points[column].unique())
     shade = colors(points["system"])
-    size = 0.6 + 3.0 * len(columns), 1.0 + 2.5 * len(rows)
+    size = PANEL * len(columns), 0.6 + 2.3 * len(rows)
     drawing, grid = panels(len(rows), len(columns), *size, sharex=True)
-    label_edges(grid, rows=["pass@1 (%)"] * len(rows), below="cost (large model alone = 100)")
+    label_edges(grid, rows=["pass@1 (%)"] * len(rows), below="cost (large = 100)")
     for axes, (high, across) in zip(grid.flat, product(rows, columns), strict=True):
         in_panel = points[(points[row] == high) & (points[column] == across)]
         for at in in_panel.to_dict("records"):
@@ -341,11 +478,7 @@ def plot_cost_accuracy(points: pd.DataFrame, *, row: str, column: str) -> Figure
             axes.plot(x, y, marker, markersize=5, label=as_label(at["system"]), **look)
         axes.set_title(as_label(f"{across}: {high}"))
         axes.tick_params(labelbottom=True)
-    labels: dict[str, Any] = {}
-    for axes in grid.flat:
-        handles, names = axes.get_legend_handles_labels()
-        labels |= dict(zip(names, handles, strict=True))
-    drawing.legend(labels.values(), labels, loc="outside lower center", ncols=5)
+    legend_below(drawing, grid.flat)
     return drawing
 
 
@@ -355,19 +488,25 @@ def plot_threshold_curves(
 ) -> Figure:
     """Metrics against the threshold: a panel a metric, a line a system, bands of those named."""
     shade = colors(values["system"])
-    drawing, grid = panels(1, len(labels), 3.4 * len(labels), 3.6)
-    for axes, (metric, label) in zip(grid[0], labels.items(), strict=True):
+    drawing, _, used = wrapped(len(labels), 1, WIDE + room(shade), 2.3, sharex=True)
+    named = True
+    for axes, (metric, label) in zip(used, labels.items(), strict=True):
         part = values[values["metric"] == metric]
+        ends = {}
         for name, rows in part.groupby("system", sort=False):
             line = rows.sort_values("threshold")
             color = shade[str(name)]
-            axes.plot(line["threshold"], line["value"], color=color, label=as_label(name))
+            look: dict[str, Any] = {"lw": 2.2 if name in banded else 1.4, "label": as_label(name)}
+            axes.plot(line["threshold"], line["value"], color=color, **look)
             if name in banded:
-                ends = line["low"], line["high"]
-                axes.fill_between(line["threshold"], *ends, color=color, alpha=0.2, lw=0)
-        axes.set(xlabel="threshold", ylabel=label)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    drawing.legend(handles, names, loc="outside lower center", ncols=4)
+                low_high = line["low"], line["high"]
+                axes.fill_between(line["threshold"], *low_high, color=color, alpha=0.2, lw=0)
+            ends[str(name)] = (*line[["threshold", "value"]].iloc[-1], color)
+        axes.set(ylabel=label)
+        named = _label_ends(axes, ends) and named
+    used[-1].set_xlabel("threshold")
+    if not named:
+        legend_below(drawing, used)
     return drawing
 
 
@@ -378,11 +517,11 @@ def plot_stated(values: pd.DataFrame, *, constant: float) -> Figure:
     ``values`` holds intervals in the columns ``accuracy`` and ``stated``; ``constant`` is how often
     one answer to every question is right.
     """
-    drawing, axes = plt.subplots(figsize=(6.4, 0.34 * len(values) + 1.0))
+    drawing, axes = plt.subplots(figsize=(WIDE + room(values.index), 0.34 * len(values) + 1.0))
     for height, (right, stated) in enumerate(
         zip(values["accuracy"], values["stated"], strict=True)
     ):
-        axes.plot([right.estimate, stated.estimate], [height] * 2, color="0.75", linewidth=1)
+        axes.plot([right.estimate, stated.estimate], [height] * 2, color=GREY, linewidth=1)
         axes.plot([right.low, right.high], [height] * 2, color=PALETTE[0], linewidth=2.5)
         axes.plot(right.estimate, height, "o", color=PALETTE[0], label="right" * (not height))
         look: dict[str, Any] = {"color": PALETTE[1], "label": "stated, on average" * (not height)}
@@ -398,7 +537,7 @@ def plot_stated(values: pd.DataFrame, *, constant: float) -> Figure:
 
 @style()
 def plot_cascades(
-    cascades: Mapping[str, Mapping[str, pd.DataFrame]], *, below: str, columns: int = 3
+    cascades: Mapping[str, Mapping[str, pd.DataFrame]], *, below: str, columns: int = 2
 ) -> Figure:
     """Pass@1 of cascades against their cost: a panel a cascade.
 
@@ -406,26 +545,21 @@ def plot_cascades(
     the cascade's own, with a mark a threshold, the others are grey references, one of a single row
     a mark.
     """
-    columns = min(columns, len(cascades))
-    n_rows = -(-len(cascades) // columns)
-    drawing, grid = panels(n_rows, columns, 2.9 * columns, 2.5 * n_rows + 0.4)
-    for axes in grid.flat[len(cascades) :]:
-        axes.set_visible(False)
-    for axes, (title, lines) in zip(grid.flat, cascades.items(), strict=False):
+    drawing, grid, used = wrapped(len(cascades), columns, PANEL, 2.3)
+    for axes, (title, lines) in zip(used, cascades.items(), strict=True):
         (name, curve), *references = lines.items()
         for dashes, (other, line) in zip(cycle(_DASHES), references, strict=False):
             look: dict[str, Any] = {**REFERENCE, "linestyle": dashes, "label": as_label(other)}
             if len(line) == 1:  # a system, not a curve
-                look |= {"linestyle": "", "marker": "D", "markersize": 5, "color": "0.25"}
+                look |= {"linestyle": "", "marker": "D", "markersize": 5, "color": STRONG_GREY}
             axes.plot(line["cost"], line["pass_at_1"], **look)
         look = {"color": PALETTE[0], "markersize": 4, "label": as_label(name)}
         axes.plot(curve["cost"], curve["pass_at_1"], "o-", **look)
-        axes.set_title(as_label(title), fontsize="small")
+        axes.set_title(as_label(title))
         axes.set_xlabel(below)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-    label_edges(grid, rows=["pass@1"] * n_rows)
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    drawing.legend(handles, names, loc="outside lower center", ncols=4)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    label_edges(grid, rows=["pass@1"] * len(grid))
+    legend_below(drawing, used)
     return drawing
 
 
@@ -435,7 +569,7 @@ def plot_cost_parts(parts: pd.DataFrame) -> Figure:
 
     A row a cascade, which is the index, and a column a part.
     """
-    drawing, axes = plt.subplots(figsize=(6.4, 0.42 * len(parts) + 1.2))
+    drawing, axes = plt.subplots(figsize=(WIDE + room(parts.index), 0.42 * len(parts) + 1.2))
     left = np.zeros(len(parts))
     for i, (name, share) in enumerate(parts.items()):
         axes.barh(range(len(parts)), share, 0.62, left, color=PALETTE[i], label=as_label(name))
@@ -446,7 +580,7 @@ def plot_cost_parts(parts: pd.DataFrame) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("cost (the large model alone = 100 %)")
     axes.grid(visible=False, axis="y")
-    drawing.legend(loc="outside lower center", ncols=len(parts.columns))
+    legend_below(drawing, [axes])
     return drawing
 
 
@@ -458,7 +592,7 @@ def plot_levels(values: pd.DataFrame) -> Figure:
     """
     shade = colors(values["system"])
     marks = dict(zip(values["dataset"].unique(), cycle("osD^v"), strict=False))
-    drawing, axes = plt.subplots(figsize=(4.4, 4.8))
+    drawing, axes = plt.subplots(figsize=(WIDE, 4.8))
     axes.plot([0, 1], [0, 1], **REFERENCE)
     for row in values.to_dict("records"):
         right, at = row["right"], row["stated"].estimate
@@ -468,7 +602,7 @@ def plot_levels(values: pd.DataFrame) -> Figure:
     for name, color in shade.items():
         axes.plot([], [], color=color, linewidth=5, label=as_label(name))
     for name, mark in marks.items():
-        axes.plot([], [], mark, color="0.45", markersize=7, label=as_label(name))
+        axes.plot([], [], mark, color=REFERENCE_GREY, markersize=7, label=as_label(name))
     axes.set(xlabel="stated, on average", ylabel="right", xlim=(0, 1.03), ylim=(0, 1.03))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -18,27 +18,22 @@ from typing import Any
 
 from corea.book import prose
 from corea.book.claims import RELIED
+from corea.book.colours import darkened
 from corea.book.display import visible
 from corea.workflow import PipelineError
 
 Cell = dict[str, Any]
 
 WORDS_A_MINUTE = 200
-DARK: Mapping[str, str] = {
-    "#000000": "#f2f2f2",
-    "#262626": "#dcdcdc",  # seaborn's text
-    "#cccccc": "#4c4c4c",  # its grid
-    "#ffffff": "#121212",  # the page
-    "#737373": "#9c9c9c",  # references
-}
-"""Colours of a static figure, and what they are on a dark page; others serve on both."""
-
 _CODE: Cell = {"cell_type": "code", "execution_count": None, "outputs": []}
 _CAPTION = re.compile(
     r'<(?P<kind>figure|table) class="corea-\w+"(?: id="(?P<id>[\w-]+)")?|<(?:fig)?caption>'
 )
 _LINK = re.compile(r"\[(?P<kind>Figure|Table)\]\(#(?P<id>[\w-]+)\)")
-_IMAGE = re.compile(r'<img alt="(?P<alt>[^"]*)" src="data:image/svg\+xml;base64,(?P<data>[^"]*)"')
+_IMAGE = re.compile(
+    r'<img alt="(?P<alt>[^"]*)" src="data:image/svg\+xml;base64,(?P<data>[^"]*)"[^>]*'
+)
+_WIDTH = re.compile(r'<svg[^>]* width="([\d.]+)pt"')
 _NO_WORDS = re.compile(
     r"<[^>]+>|(?s:\$\$.*?\$\$)|^[:`]{3}.*$|^:\w+:.*$|\{[\w:]+\}|\|", re.MULTILINE
 )
@@ -172,13 +167,14 @@ def _two_files(html: str, figures: Path) -> str:
     def files(found: re.Match[str]) -> str:
         svg = base64.b64decode(found["data"]).decode("utf-8")
         name = hashlib.sha256(svg.encode("utf-8")).hexdigest()[:16]
-        dark = re.sub("|".join(DARK), lambda colour: DARK[colour[0]], svg)
+        width = float(_WIDTH.search(svg)[1]) * 4 / 3  # type: ignore[index]
         figures.mkdir(parents=True, exist_ok=True)
         images = []
-        for theme, text in (("light", svg), ("dark", dark)):
+        for theme, text in (("light", svg), ("dark", darkened(svg))):
             (figures / f"{name}-{theme}.svg").write_text(text, "utf-8")
             images.append(
                 f'<img class="corea-{theme}" alt="{found["alt"]}" loading="lazy" '
+                f'style="--corea-width: {width:.0f}px" '
                 f'src="../_static/{figures.name}/{name}-{theme}.svg"'
             )
         return ">".join(images)

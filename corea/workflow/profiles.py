@@ -338,9 +338,11 @@ def _chapters() -> dict[str, _Entry]:
 
 
 def page_entries(contents: object) -> Iterator[dict[str, Any]]:
-    """Entries of a table of contents that name a file."""
+    """Entries of a table of contents that name a file, the page of the root first."""
     match contents:
         case dict():
+            if "root" in contents:
+                yield {"file": contents["root"]}
             if "file" in contents:
                 yield contents
             yield from page_entries([*contents.values()])

@@ -22,12 +22,16 @@ import yaml
 from corea.store import seal
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage, plain_lines, write_reason
+from corea.workflow.lighten import lighten
 from corea.workflow.notebooks import read_notebook
 from corea.workflow.pages import finish, lay_out, link_claims
 from corea.workflow.profiles import Profile, page_entries
 
-# the parts of MathJax that pages may load: TeX in, HTML out, and its accessibility menu
-MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts", "ui", "a11y", "sre")
+# the parts of MathJax that pages load: TeX in, HTML out with MathML for who cannot see it
+MATHJAX = (
+    *("startup.js", "core.js", "input/tex.js", "input/tex/extensions", "output/chtml.js"),
+    *("output/chtml/fonts", "ui/safe.js", "a11y/assistive-mml.js"),
+)
 
 
 def table_of_contents(profile: Profile) -> dict[str, Any]:
@@ -152,5 +156,6 @@ def render(profile: Profile) -> Path:
         raise PipelineError(f"{reason}\n  log: {log}")
     for notebook in (source / "downloads").iterdir():  # whole, with the figures in it
         shutil.copy(notebook, profile.index.parent / "_sources" / "notebooks")
+    lighten(profile.index.parent)
     seal(profile.index.parents[1])
     return profile.index
