@@ -11,7 +11,7 @@ from chapters import execute, tables
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
-from corea.book import dynamics, figures, full_run
+from corea.book import claims, dynamics, figures, full_run
 from corea.metrics.calibration import auroc, expected_calibration_error
 from corea.runs import RunError, TrainedModel
 from corea.tasks.suites import PAPERS
@@ -547,8 +547,13 @@ def test_chapters_run_on_the_papers_datasets(name, tmp_path):
             fake_run(tmp_path / f"{run}_s0", seed=0, suite=PAPERS, **SMALL, **made)
     text = "".join(execute(name, chapter_parameters(name, tmp_path, (0,), tmp_path)))
     assert "deepmath" in text
-    assert "chains" not in text
-    assert "committed full run" not in text
+    if name in TOLD:  # its prose is about the evidence, whatever was run
+        written = pd.concat(map(pd.read_csv, tmp_path.glob("*.csv")))
+        assert "chains" not in set(written["dataset"])
+        assert "No full run of these datasets is committed." in text
+    else:
+        assert "chains" not in text
+        assert "committed full run" not in text
 
 
 def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
@@ -558,7 +563,6 @@ def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
 
 
 ARMS = {  # an arm that only the evidence has, one that both have, one that only the run has
-    "reward_ablation": ("L2", "L1", "Brier", "Pass@1%. Table 3"),
     "rollout_size": (
         "G = 4, equal completions", "G = 8, equal completions", "G = 8, equal questions",
         "Pass@1%. Table 4",
@@ -569,7 +573,6 @@ ARMS = {  # an arm that only the evidence has, one that both have, one that only
     ),
 }  # fmt: skip
 FEWER = {
-    "reward_ablation": {"runs": [*MAIN, "train_brier"]},
     "rollout_size": {"runs": ["train_l1"], "question_runs": ["train_l1"]},
     "backbones": {"runs": MAIN},
     "self_awareness": {},
@@ -604,23 +607,51 @@ def test_every_arm_of_the_evidence_and_of_the_run_is_shown(name, folders, tmp_pa
     assert "committed full run: commit" in str(found)
 
 
-def test_evidence_decides_what_the_run_cannot(folders, tmp_path, monkeypatch):
-    """The run trained no L2; the evidence did, and says so; doctored, it says the contrary."""
-    execute("reward_ablation", chapter_parameters("reward_ablation", folders, (0, 1), tmp_path))
-    contrasts = pd.read_csv(tmp_path / "contrasts.csv")
+TOLD = {  # chapters whose prose is about the evidence: arms as above, and a table it shows
+    "reward_ablation": (
+        "Brier", "L1", "", "Pass@1%. Table 3", ("All datasets together", {"reward": "L1"}, "pass@1, %"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_the_page_shows_the_evidence_and_the_run_beside_it(name, folders, tmp_path):
+    found = tables(execute(name, chapter_parameters(name, folders, (0, 1), tmp_path)))
+    theirs, common, ours, caption, (title, of_row, column) = TOLD[name]
+
+    def rows_of(start):
+        (rows,) = [rows for text, rows in found.items() if text.startswith(start)]
+        return rows
+
+    of = {row["system"]: row for row in rows_of(caption)}
+    assert of[theirs]["committed full run"] != "–"
+    assert (of[theirs]["this run"], of[theirs]["this run is"]) == ("–", "")
+    if ours:
+        assert of[ours]["committed full run"] == "–"
+        assert of[ours]["this run"] != "–"
+    assert of[common]["this run is"] in ("inside", "outside")
+    (row,) = [row for row in rows_of(title) if of_row.items() <= row.items()]
+    assert row[column] == of[common]["committed full run"]
+    counted = {row["table"]: int(row["values of both runs"]) for row in rows_of("How many values")}
+    assert all(counted.values())
+    written = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    assert counted.keys() == {name for name, table in written.items() if "value" in table}
+    systems = set(pd.concat(written.values())["system"])
+    assert theirs not in systems
+    assert {ours} - {""} <= systems
+
+
+def test_evidence_decides_what_the_run_cannot(folders, tmp_path):
+    """The run trained no L2; the evidence did, and says so."""
     parameters = chapter_parameters("reward_ablation", folders, (0,), tmp_path)
     parameters["runs"] = [f"{folders}/{run}_s0" for run in MAIN]
-    for value, verdict in ((0.2, "holds"), (-0.2, "fails")):
-        rows = contrasts.assign(value=value, low=value - 0.1, high=value + 0.1, n_seeds=8)
-        evidence = {"contrasts": rows}
-        monkeypatch.setattr(
-            full_run, "published", lambda run, table, suite, e=evidence: e.get(table)
-        )
-        found = tables(execute("reward_ablation", parameters))
-        (said,) = [rows for text, rows in found.items() if text.startswith("What the paper says")]
-        of = {row["statement"]: row for row in said}
-        row = of["L2 has a higher ECE than L1 (all datasets)"]
-        assert (row["verdict there"], row["this run"], row["verdict here"]) == (verdict, "–", "")
+    found = tables(execute("reward_ablation", parameters))
+    (said,) = [rows for text, rows in found.items() if text.startswith("What the paper claims")]
+    verdicts = {row["claim"].partition(".")[0]: row for row in said}
+    committed = claims.decide_committed()
+    assert verdicts.keys() == {"A16", "A17", "A18"}
+    assert all(row["verdict"] == committed[name].verdict for name, row in verdicts.items())
+    assert all(row["your run"] == "" for row in said)
 
 
 def test_what_models_write_is_shown_as_text(folders, tmp_path):
