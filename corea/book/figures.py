@@ -471,6 +471,29 @@ def draw_corea() -> Figure:
 
 
 @style()
+def plot_reports(
+    reports: Mapping[str, Mapping[str, pd.Series]], *, up: str, points: bool = False
+) -> Figure:
+    """Reports that rewards lead to against the true chance, their index; dashed is the truth."""
+    shade = colors(name for lines in reports.values() for name in lines)
+    drawing, grid, used = wrapped(len(reports), 2, PANEL, 2.2, sharex=True, sharey=True)
+    for axes, (title, lines) in zip(used, reports.items(), strict=True):
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        for mark, (name, line) in zip(cycle("ox" if points else "-"), lines.items(), strict=False):
+            look: dict[str, Any] = {"color": shade[name], "label": as_label(name), "markersize": 4}
+            axes.plot(line.index, line, mark, **look)
+        axes.set_title(as_label(title))
+        for scale in (axes.xaxis, axes.yaxis):
+            scale.set_ticks([0, 0.5, 1], ["0", "0.5", "1"])
+    for axes in used[-2:]:
+        axes.set_xlabel("true chance")
+    label_edges(grid, rows=[up] * len(grid))
+    if max(map(len, reports.values())) > 1:
+        legend_below(drawing, used)
+    return drawing
+
+
+@style()
 def plot_savings(found: pd.DataFrame) -> Figure:
     """Cost and accuracy of cascades against their large model alone, with intervals.
 
