@@ -396,21 +396,29 @@ def _cost(cost: float) -> str:
 
 @style()
 def plot_intervals(
-    values: pd.DataFrame, *, label: str, panel: str, measure: str, shared: bool = False
+    values: pd.DataFrame,
+    *,
+    label: str,
+    panel: str,
+    measure: str,
+    shared: bool = False,
+    reference: float | None = None,
 ) -> Figure:
     """Estimates with their intervals: a panel a group, a row a system.
 
-    Where ``shared``, the two panels beside each other have one scale.
+    Where ``shared``, or with a ``reference``, a line in all panels, they have one scale.
     """
     names = list(values[label].unique())
     groups = list(values[panel].unique())
     shade = colors(names)
     columns = min(2, len(groups))
     size = WIDE / 2 + room(names) / columns, 0.28 * len(names) + 0.8
-    sharex: Any = "row" if shared else False
-    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=sharex)
+    shared = shared or reference is not None
+    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=shared)
     for axes, group in zip(used, groups, strict=True):
         axes.set_title(as_label(group))
+        if reference is not None:
+            axes.axvline(reference, **REFERENCE)
         for row in values[values[panel] == group].to_dict("records"):
             name, height = row[label], names.index(row[label])
             axes.plot([row["low"], row["high"]], [height] * 2, color=shade[name], linewidth=2)
