@@ -177,6 +177,7 @@ def test_figures_draw_any_name(name):
         figures.plot_deferral({name: curve}, references={name: (1, 0.5)}, lines={name: line}),
         figures.plot_intervals(values, label="s", panel="d", measure="x"),
         figures.plot_shares(values, label="s", value="estimate"),
+        figures.plot_reports({name: {name: line["cost"], "b": line["cost"]}}, up="x"),
         figures.plot_cost_accuracy(points, row="d", column="s"),
         figures.plot_threshold_curves(points, labels={"m": "x"}, banded=[name]),
     ):
