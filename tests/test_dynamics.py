@@ -443,33 +443,6 @@ def test_levels_draw_accuracy_as_a_reference():
     assert axes.lines[0].get_ydata().tolist() == accuracy["estimate"].tolist()
 
 
-def test_grouped_estimates_may_lie_outside_their_intervals():
-    values = pd.DataFrame(
-        {
-            "system": ["L1", "L2"] * 2,
-            "whose": ["here", "here", "paper", "paper"],
-            "dataset": "chains",
-            "metric": "ECE",
-            "estimate": [0.1, np.nan, 0.2, 0.3],
-            "low": [0.12, np.nan, np.nan, np.nan],  # as the bootstrap of a biased metric gives
-            "high": [0.2, np.nan, np.nan, np.nan],
-        }
-    )
-    drawing = dynamics.plot_grouped(
-        values, x="system", hue="whose", columns="dataset", rows="metric"
-    )
-    (axes,) = drawing.axes
-    here, paper = axes.lines
-    assert here.get_ydata().tolist() == [0.1]
-    assert paper.get_ydata().tolist() == [0.2, 0.3]
-    assert paper.get_linestyle() == figures.REFERENCE["linestyle"]
-    assert here.get_xdata()[0] < 0  # beside each other, not on top
-    assert (paper.get_xdata() > [0, 1]).all()
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["L1", "L2"]
-    (line,) = axes.collections[0].get_segments()
-    assert line[:, 1].tolist() == [0.12, 0.2]
-
-
 # --- the chapters -----------------------------------------------------------------------------
 
 RUNS = {
