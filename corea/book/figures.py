@@ -557,7 +557,7 @@ def plot_cost_accuracy(points: pd.DataFrame, *, row: str, column: str) -> Figure
     """Pass@1 against cost, a point a system, with intervals; circles are cascades."""
     rows, columns = list(points[row].unique()), list(points[column].unique())
     shade = colors(points["system"])
-    size = PANEL * len(columns), 0.6 + 2.3 * len(rows)
+    size = PANEL * len(columns), 2.3 * len(rows) + 0.1 * (len(shade) + 1)
     drawing, grid = panels(len(rows), len(columns), *size, sharex=True)
     label_edges(grid, rows=["pass@1 (%)"] * len(rows), below="cost (large = 100)")
     for axes, (high, across) in zip(grid.flat, product(rows, columns), strict=True):
