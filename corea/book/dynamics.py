@@ -409,20 +409,6 @@ def stated_confidences(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=[*columns, "commonest", "share_of_commonest"])
 
 
-def best(values: pd.Series, *, highest: bool = True) -> str:
-    """Names of the best values, for a sentence.
-
-    Example:
-        >>> best(pd.Series({"L1": 0.1, "KL": 0.1, "L2": 0.3, "Brier": np.nan}), highest=False)
-        'L1 and KL'
-    """
-    known = values.dropna()
-    if known.empty:
-        return "none"
-    top = known.max() if highest else known.min()
-    return " and ".join(str(name) for name in known.index[np.isclose(known, top)])
-
-
 # --- sample outputs ---------------------------------------------------------------------------
 
 
