@@ -700,3 +700,23 @@ def plot_levels(values: pd.DataFrame) -> Figure:
         axis.set_major_formatter(PercentFormatter(1, decimals=0))
     drawing.legend(loc="outside lower center", ncols=2)
     return drawing
+
+
+@style()
+def plot_course(
+    values: pd.DataFrame, *, panel: str, label: str, labels: Mapping[str, str]
+) -> Figure:
+    """Measures over the steps of training: a panel a model, a line a measure with its range.
+
+    Columns ``step``, ``mean``, ``min`` and ``max`` besides those that ``panel`` and ``label`` name.
+    """
+    names = list(values[panel].unique())
+    drawing, grid = panels(1, len(names), PANEL * len(names), 2.9, sharey=True)
+    for axes, name in zip(grid.flat, names, strict=True):
+        for color, (measure, text) in zip(PALETTE, labels.items(), strict=False):
+            line = values[(values[panel] == name) & (values[label] == measure)].sort_values("step")
+            axes.plot(line["step"], line["mean"], color=color, label=as_label(text))
+            axes.fill_between(line["step"], line["min"], line["max"], color=color, alpha=0.2, lw=0)
+        axes.set(title=as_label(name), xlabel="training step", ylim=(-0.02, 1.02))
+    legend_below(drawing, grid.flat)
+    return drawing
