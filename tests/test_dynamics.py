@@ -11,7 +11,7 @@ from chapters import execute, tables
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
-from corea.book import claims, dynamics, figures, full_run
+from corea.book import claims, dynamics, figures
 from corea.metrics.calibration import auroc, expected_calibration_error
 from corea.runs import RunError, TrainedModel
 from corea.tasks.suites import PAPERS
