@@ -2,13 +2,16 @@
 
 import contextlib
 import csv
+import io
 import json
 import re
-from html.parser import HTMLParser
+import unicodedata
 from pathlib import Path
-from urllib.parse import unquote, urljoin, urlsplit
 
+import page_checks
+import pypdf
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from corea.workflow.profiles import load_profile
 from corea.workflow.render import table_of_contents
@@ -46,26 +49,54 @@ def check_whole(page):
     assert page.locator("mjx-merror").count() == 0
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_opens_whole_without_complaint_or_network(visit, site, page):
-    visit.open(f"{site}{page}.html")
+def check_open(visit, address):
+    """Open a page and check that it is whole, complains of nothing and asks nobody outside."""
+    visit.open(address)
     assert not visit.outside
     assert not visit.complaints
     check_whole(visit.page)
-    # what is wide scrolls by itself, on a desk and on a telephone
-    for width in (1300, 390):
-        visit.page.set_viewport_size({"width": width, "height": 900})
-        visit.page.wait_for_timeout(200)
-        excess = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert visit.page.evaluate(excess) <= 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_opens_whole_without_complaint_or_network(visit, site, page):
+    check_open(visit, f"{site}{page}.html")
 
 
 @pytest.mark.parametrize("page", [name for name in PAGES if name not in LATER])
+def test_page_looks_right_at_three_widths_in_both_themes_and_on_paper(visit, site, page):
+    visit.open(f"{site}{page}.html")
+    shown, axe = visit.page, Axe()
+    page_checks.hold_still(shown)
+    taken = page_checks.weights(shown)
+    assert taken["page"] <= 1.5 * page_checks.MEGABYTE
+    assert taken.total() <= (7 if taken["plotly"] else 2.5) * page_checks.MEGABYTE
+    assert page_checks.without_words(shown) == []
+    for theme, rules in (("light", []), ("dark", ["color-contrast"])):
+        shown.emulate_media(color_scheme=theme)
+        for width in page_checks.WIDTHS:
+            page_checks.look_at(shown, width)
+            assert page_checks.sideways(shown) <= 0
+            assert page_checks.small_text(shown) == []
+        assert page_checks.inaccessible(shown, axe, rules) == []
+    shown.emulate_media(media="print")
+    shown.set_viewport_size({"width": 718, "height": 1000})  # A4 less its margins
+    assert page_checks.cut_on_paper(shown) == []
+
+
+@pytest.mark.parametrize("page", ["index", "notebooks/cascade", "notebooks/calibration"])
 def test_page_opens_from_disk(visit, book, page):
-    visit.open(f"{book.as_uri()}/{page}.html")
-    assert not visit.outside
-    assert not visit.complaints
-    check_whole(visit.page)
+    check_open(visit, f"{book.as_uri()}/{page}.html")
+
+
+@pytest.mark.parametrize("chapter", ["claims", "sft_or_grpo", "published_tables"])
+def test_print_has_every_column_of_every_table(visit, site, chapter):
+    visit.open(f"{site}notebooks/{chapter}.html")
+    printed = pypdf.PdfReader(io.BytesIO(visit.page.pdf(format="A4")))
+    text = unicodedata.normalize("NFKC", "".join(page.extract_text() for page in printed.pages))
+    paper = "".join(text.split())
+    columns = visit.page.locator("article table thead tr:last-child th").all_text_contents()
+    assert len(columns) > 10
+    assert [name for name in columns if "".join(name.split()) not in paper] == []
 
 
 def test_formulas_are_there_to_be_typeset(visit, site):
@@ -96,40 +127,45 @@ def test_search_works_offline(visit, site):
     assert not visit.complaints
 
 
-def test_dragging_the_slider_changes_the_numbers(visit, site):
+def test_slider_changes_the_numbers_by_mouse_and_by_keyboard(visit, site):
     visit.open(f"{site}notebooks/cascade.html")
-    explorer = visit.page.locator(".corea-interactive").first
-    explorer.scroll_into_view_if_needed()
+    figure = visit.page.locator("figure:has(.corea-interactive)").first
+    slider, readout = figure.locator("input[type=range]"), figure.locator("output")
+    slider.scroll_into_view_if_needed()
+    figure.locator(".main-svg").first.wait_for()
 
     def numbers():
-        text = explorer.locator(".gtitle").text_content()
-        said = re.search(r"threshold ([\d.]+): pass@1 ([\d.]+)%, cost ([\d,]+), "
-                         r"deferred ([\d.]+)%, saving ([+-][\d.]+)%", text)  # fmt: skip
-        assert said, text
-        return [float(group.replace(",", "")) for group in said.groups()]
-
-    def drag(share):
-        grip = explorer.locator(".slider-grip-rect").bounding_box()
-        rail = explorer.locator(".slider-rail-touch-rect").bounding_box()
-        mouse = visit.page.mouse
-        mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
-        mouse.down()
-        mouse.move(rail["x"] + share * rail["width"], rail["y"] + rail["height"] / 2, steps=20)
-        mouse.up()
-        visit.page.wait_for_timeout(500)
+        said = re.search(
+            r"pass@1 ([\d.]+)%, cost ([\d,.]+), deferred ([\d.]+)%, saving ([+-][\d.]+)%",
+            readout.text_content(),
+        )
+        assert said, readout.text_content()
+        assert slider.get_attribute("aria-valuetext") == readout.text_content()
+        marked = figure.locator(".js-plotly-plot").evaluate("plot => plot.data.at(-1).x[0]")
+        pass_at_1, cost, deferred, saving = (float(text.replace(",", "")) for text in said.groups())
+        assert marked == pytest.approx(cost, abs=0.51)
+        return pass_at_1, cost, deferred, saving
 
     at_first = numbers()
-    drag(0.02)
-    threshold, pass_at_1, cost, deferred, saving = numbers()
-    assert threshold < at_first[0]
-    assert deferred == 0  # nothing with a confidence is below it
-    drag(0.98)
+    box = slider.bounding_box()
+    height = box["y"] + box["height"] / 2
+    visit.page.mouse.click(box["x"] + 2, height)
+    nothing = numbers()
+    assert nothing[2] == 0  # nothing with a confidence is below it
+    visit.page.mouse.click(box["x"] + box["width"] - 2, height)
     everything = numbers()
-    assert everything[0] > threshold
-    assert everything[3] > deferred
-    assert everything[2] > cost
-    assert everything[4] < saving
-    assert everything[1] != pass_at_1
+    assert everything[1] > at_first[1] > nothing[1]
+    assert everything[2] > at_first[2]
+    assert everything[3] < at_first[3]
+    assert everything[0] != nothing[0]
+    slider.press("Home")
+    assert numbers() == nothing
+    stops = int(slider.get_attribute("max"))
+    for _ in range(stops):
+        before = numbers()
+        slider.press("ArrowRight")
+        assert numbers()[1] > before[1]  # each stop is a result of its own
+    assert numbers() == everything
     assert not visit.complaints
 
 
@@ -142,37 +178,8 @@ def test_long_code_is_folded_and_opens(visit, site):
     assert code.is_visible()
 
 
-class _Links(HTMLParser):
-    """Addresses in a page, and which of them are fetched without a click."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.fetched = [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        for name, value in attributes:
-            if name in {"href", "src"} and value:
-                self.found.append(value)
-                if tag != "a" and (name == "src" or tag == "link"):
-                    self.fetched.append(value)
-
-
 def test_no_link_is_dead_and_nothing_is_fetched_from_elsewhere(book):
-    dead, elsewhere = [], []
-    pages = [path for path in book.rglob("*.html") if "_static" not in path.parts]
-    assert len(pages) > len(PAGES)
-    for path in pages:
-        links = _Links(path.read_text("utf-8"))
-        elsewhere += [f"{path.name}: {a}" for a in links.fetched if urlsplit(a).netloc]
-        for address in links.found:
-            if not urlsplit(address).scheme and not urlsplit(address).netloc:
-                target = urlsplit(urljoin(path.as_uri(), address))
-                if not Path(unquote(target.path)).exists():
-                    dead.append(f"{path.name}: {address}")
-    assert not dead
-    assert not elsewhere
+    assert page_checks.dead_links(book) == ([], [])
 
 
 def test_no_page_names_this_machine(book):
@@ -233,7 +240,7 @@ def test_hostile_records_are_shown_as_text(tmp_path, pipeline, make_repository, 
         assert visit.page.locator(".cell_output mjx-container").count() == 0
         assert visit.page.locator(".cell_output a[href^=javascript]").count() == 0
         assert visit.page.locator(".cell_output strong", has_text="bold").count() == 0
-        title = visit.page.locator(".corea-interactive .gtitle").text_content()
-        assert HOSTILE[0] in title
+        figure = visit.page.locator("figure:has(.corea-interactive)").first
+        assert HOSTILE[0] in figure.inner_text()
         assert not visit.outside
         assert not visit.complaints

@@ -194,6 +194,17 @@ def test_figures_draw_any_name(name):
         assert max(len(text.get_text()) for text in texts) < 600
 
 
+def test_panels_beside_each_other_share_a_scale_where_asked():
+    values = pd.DataFrame({"s": "L1", "d": list("abcd"), "estimate": [0.1, 5.0, 20.0, 90.0]})
+    values = values.assign(low=values["estimate"] - 0.1, high=values["estimate"] + 0.1)
+    drawing = figures.plot_intervals(values, label="s", panel="d", measure="", shared=True)
+    one, two, three, four = (axes.get_xlim() for axes in drawing.axes)
+    assert one == two
+    assert three == four
+    assert one != three
+    plt.close(drawing)
+
+
 def test_names_that_look_alike_when_short_stay_apart():
     shares = pd.DataFrame({"s": ["a" * 99, "a" * 98], "v": [0.4, 0.6]})
     drawing = figures.plot_shares(shares, label="s", value="v")

@@ -71,11 +71,27 @@
 
   /* --- what scrolls sideways can be reached by keyboard --------------------------------------- */
 
+  const WIDE = [".corea-scroll", ".corea-figure", ".pst-scrollable-table-container", ".bd-content pre"]
+    .concat([".bd-content div.math", "mjx-container[display]"])
+    .join(", ");
+
   function tabStops() {
-    for (const box of all(".corea-scroll, .corea-figure, .bd-content div.math, .bd-content pre")) {
+    for (const box of all(WIDE)) {
       if (box.scrollWidth > box.clientWidth) {
         box.tabIndex = 0;
       }
+    }
+  }
+
+  /* --- what the theme leaves out for who hears the page ---------------------------------------- */
+
+  function names() {
+    for (const summary of all("nav li > details > summary")) {
+      const above = summary.closest("li").querySelector("a").textContent.trim();
+      summary.setAttribute("aria-label", `Pages below ${above}`);
+    }
+    for (const entry of all(".citation-list > .citation")) {
+      entry.setAttribute("role", "listitem");
     }
   }
 
@@ -99,8 +115,10 @@
 
   addEventListener("load", () => {
     start();
+    names();
     tabStops();
     addEventListener("resize", tabStops);
-    setTimeout(tabStops, 1500); // formulas are there
+    document.addEventListener("toggle", tabStops, true);
+    window.MathJax?.startup?.promise.then(tabStops); // formulas are there
   });
 })();

@@ -211,25 +211,32 @@ def sources(beside: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).rename(columns={"value": "estimate"})
 
 
-def cost_accuracy_points(beside: pd.DataFrame, *, large: str = LARGE_MODEL) -> pd.DataFrame:
-    """Pass@1 and cost relative to the large model, of each source, to be drawn."""
-    of = sources(beside).pivot(index=["whose", "dataset", "system"], columns="metric")
-    relative = of["estimate", "cost"] / of["estimate", "cost"].groupby(
-        level=["whose", "dataset"]
-    ).transform(lambda costs: costs.xs(large, level="system").iloc[0])
-    ends = {"": "estimate", "_low": "low", "_high": "high"}
-    points = pd.DataFrame(
-        {f"pass_at_1{end}": of[column, "pass_at_1"] for end, column in ends.items()}
-        | {f"cost{end}": 100 + of[column, "cost_change"] for end, column in ends.items()}
-    )
-    points["cost"] = 100 * relative
-    points = points.reset_index().rename(columns={"whose": "source"}).dropna(subset=["cost"])
-    points["together"] = points["system"].isin(list(CASCADES))
-    order = beside[["dataset", "system"]].drop_duplicates()
-    points = order.merge(points, on=["dataset", "system"])
-    places = ["paper", "committed full run", "this run"]
-    in_order = points["source"].map(places.index).sort_values(kind="stable")
-    return points.loc[in_order.index].reset_index(drop=True)
+def cost_accuracy_points(
+    tables: Mapping[str, pd.DataFrame], *, large: str = LARGE_MODEL
+) -> pd.DataFrame:
+    """Pass@1 and cost relative to the large model, of each source, to be drawn.
+
+    ``tables`` are, by source, :func:`paper_rows` or summaries of ``measure_cascades``.
+    """
+    parts = []
+    for source, table in tables.items():
+        rows = table.reindex(columns=["dataset", "system", "metric", "value", "low", "high"])
+        of = rows.pivot(index=["dataset", "system"], columns="metric")
+        of_large = of["value", "cost"].xs(large, level="system")
+        points = pd.DataFrame(
+            {
+                "source": source,
+                "pass_at_1": of["value", "pass_at_1"],
+                "cost": 100 * of["value", "cost"].div(of_large, level="dataset"),
+            }
+        )
+        for end in ("low", "high"):
+            points[f"pass_at_1_{end}"] = of[end, "pass_at_1"]
+            points[f"cost_{end}"] = 100 + of[end, "cost_change"]
+        order = rows[["dataset", "system"]].drop_duplicates()
+        parts.append(order.merge(points.dropna(subset=["cost"]).reset_index()))
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(together=found["system"].isin(list(CASCADES)))
 
 
 # --- what is said, and whether it holds -------------------------------------------------------

@@ -475,8 +475,11 @@ def choose_thresholds(
     Source: paper A, section 5.1.
 
     Raises:
-        ValueError: As :func:`cascade_questions`, or if there are several seeds.
+        ValueError: As :func:`cascade_questions`, if there are several seeds, or if
+            ``max_accuracy_drop`` is no fraction.
     """
+    if not 0 <= (max_accuracy_drop or 0) <= 1:
+        raise ValueError(f"max_accuracy_drop is {max_accuracy_drop:g}; expected a fraction")
     paired = _cascade_rows(records, cascades, large=large, output_price=output_price)
     if len(paired["seed"].unique()) > 1:
         raise ValueError("several seeds: a threshold is chosen for one trained model")
@@ -510,8 +513,8 @@ def measure_held_out(
     """Cascades whose thresholds were chosen on one half of the questions, on the other half.
 
     Three rules, for each trained model by itself: the paper's on each dataset; the cheapest
-    threshold that loses at most ``max_accuracy_drop``, on each dataset; and the paper's rule on
-    the first dataset, for all of them. Measurements with a column ``rule``.
+    threshold that loses at most ``max_accuracy_drop``, a fraction, on each dataset; and the
+    paper's rule on the first dataset, for all of them. Measurements with a column ``rule``.
 
     Source: ours; the paper's threshold looks at the questions that it is used on.
     """
