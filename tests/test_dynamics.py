@@ -11,7 +11,7 @@ from chapters import execute, tables
 from fake_runs import fake_run
 from matplotlib.colors import to_hex
 
-from corea.book import claims, dynamics, figures
+from corea.book import claims, dynamics, figures, full_run
 from corea.metrics.calibration import auroc, expected_calibration_error
 from corea.runs import RunError, TrainedModel
 from corea.tasks.suites import PAPERS
@@ -537,7 +537,9 @@ def test_chapters_say_that_intervals_are_over_seeds(folders, tmp_path):
     assert "and Student&#x27;s t over 2 seeds, few" in text
 
 
-TOLD = {  # chapters whose prose is about the evidence: arms as above, and a table it shows
+# Chapters whose prose is about the evidence: an arm that only the evidence has, one that both have,
+# one that only the run has (if any), and a table it shows.
+TOLD = {
     "backbones": (
         "qwen3 small, L1", "qwen2 small, L1", "llama tiny, SLM", "Pass@1%. Figure 4",
         ("Pass@1 in percent", {"backbone": "qwen2 small"}, "L1"),
@@ -573,7 +575,12 @@ def test_the_page_shows_the_evidence_and_the_run_beside_it(name, folders, tmp_pa
         assert of[ours]["this run"] != "–"
     assert of[common]["this run is"] in ("inside", "outside")
     (row,) = [row for row in rows_of(title) if of_row.items() <= row.items()]
-    assert not column or row[column] == of[common]["committed full run"]
+    if column:
+        assert row[column] == of[common]["committed full run"]
+    else:
+        changes = full_run.published("self_awareness", "contrasts").set_index(["system", "metric"])
+        change = changes.loc[("RLVR-SLM, selected", "ece"), "value"]
+        assert row["ECE"].startswith(f"{change:+.2f}")
     counted = {row["table"]: int(row["values of both runs"]) for row in rows_of("How many values")}
     assert all(counted.values())
     written = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
