@@ -796,8 +796,7 @@ def test_a_chapter_is_about_the_evidence(chapter):
             assert row[heading].startswith(f"{value:+.1f} [")
     (rows,) = [rows for caption, rows in found.items() if caption.startswith("All cascades on")]
     assert [row["system"] for row in rows] == list(CASCADES)
-    (rows,) = [rows for caption, rows in found.items() if caption.startswith("What the paper")]
-    of = {row["claim"].partition(".")[0]: row for row in rows}
+    of = claims_of(shown)
     assert of["A4"]["verdict"] == "holds"
     assert of["A4"]["your run"] == "one training seed"
 
@@ -807,23 +806,26 @@ def test_the_allowed_loss_is_a_fraction(records):
         choose_thresholds(records, datasets=["chains"], max_accuracy_drop=2.0)
 
 
+def claims_of(shown):
+    """Rows of a chapter's table of claims, by claim."""
+    (rows,) = [
+        rows for caption, rows in tables(shown).items() if caption.startswith("What the paper")
+    ]
+    return {row["claim"].partition(".")[0]: row for row in rows}
+
+
 def test_the_collapse_is_seen(chapter):
-    shown, _ = chapter("second_pairing", "three_seeds")
-    found = verdicts(tables(shown), "The collapse of appendix D")
-    zero = "the tiny model states 0 in most answers at the end (held-out questions)"
-    assert found[zero][1] == "holds"
-    low = "the tiny model is underconfident at the end (held-out questions)"
-    assert found[low][1] == "holds"
+    _, folder = chapter("second_pairing", "three_seeds")
+    contrasts = pd.read_csv(folder / "contrasts.csv").set_index(["system", "baseline", "metric"])
+    assert contrasts.loc[("tiny, end", "nothing", "share_at_0"), "low"].item() > 0.5
+    assert contrasts.loc[("tiny, end", "nothing", "overconfidence"), "high"].item() < 0
 
 
 def test_stated_confidence_is_the_coarser_one(chapter):
-    shown, _ = chapter("threshold_curves", "three_seeds")
-    found = verdicts(tables(shown), "Stated less expected confidence")
-    for dataset in MICROWORLD.datasets:
-        of = (
-            f"the stated confidence leaves fewer operating points than the expected one ({dataset})"
-        )
-        assert found[of][1] == "holds"
-    one, _ = chapter("threshold_curves", "one_seed")
-    found = verdicts(tables(one), "Stated less expected confidence")
-    assert {here for _, here in found.values()} == {"unsettled: one training seed"}
+    _, folder = chapter("threshold_curves", "three_seeds")
+    contrasts = pd.read_csv(folder / "contrasts.csv")
+    fewer = contrasts[contrasts["metric"] == "operating_points"]
+    assert set(fewer["dataset"]) == set(MICROWORLD.datasets)
+    assert (fewer["high"] < 0).all()
+    larger = contrasts[contrasts["metric"] == "largest_step"]
+    assert (larger["low"] > 0).all()

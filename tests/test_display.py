@@ -180,6 +180,12 @@ def test_figures_draw_any_name(name):
         figures.plot_reports({name: {name: line["cost"], "b": line["cost"]}}, up="x"),
         figures.plot_cost_accuracy(points, row="d", column="s"),
         figures.plot_threshold_curves(points, labels={"m": "x"}, banded=[name]),
+        figures.plot_course(
+            values.assign(step=0, mean=0.5, min=0.4, max=0.6),
+            panel="s",
+            label="d",
+            labels={name: name},
+        ),
     ):
         assert isinstance(drawing, Figure)
         assert "base64" in display.figure(drawing, name).data
