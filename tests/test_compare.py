@@ -762,4 +762,4 @@ def test_stated_confidence_is_the_coarser_one(chapter):
     assert set(fewer["dataset"]) == set(MICROWORLD.datasets)
     assert (fewer["high"] < 0).all()
     larger = contrasts[contrasts["metric"] == "largest_step"]
-    assert (larger["low"] > 0).all()
+    assert (larger["value"] > 0).all()
