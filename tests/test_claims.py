@@ -493,12 +493,6 @@ def test_the_command_fails_on_such_a_sentence(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_a_verdict_can_be_asked_for():
-    assert claims.verdict_of("T11") == FAILS
-    with pytest.raises(ClaimError, match="there is no claim 'A99'"):
-        claims.verdict_of("A99")
-
-
 # --- the page ---------------------------------------------------------------------------------
 
 

@@ -177,6 +177,7 @@ def test_figures_draw_any_name(name):
         figures.plot_deferral({name: curve}, references={name: (1, 0.5)}, lines={name: line}),
         figures.plot_intervals(values, label="s", panel="d", measure="x"),
         figures.plot_shares(values, label="s", value="estimate"),
+        figures.plot_reports({name: {name: line["cost"], "b": line["cost"]}}, up="x"),
         figures.plot_cost_accuracy(points, row="d", column="s"),
         figures.plot_threshold_curves(points, labels={"m": "x"}, banded=[name]),
         figures.plot_course(
@@ -197,6 +198,17 @@ def test_figures_draw_any_name(name):
             text.get_text().endswith(name[-20:]) for text in texts
         )
         assert max(len(text.get_text()) for text in texts) < 600
+
+
+def test_panels_beside_each_other_share_a_scale_where_asked():
+    values = pd.DataFrame({"s": "L1", "d": list("abcd"), "estimate": [0.1, 5.0, 20.0, 90.0]})
+    values = values.assign(low=values["estimate"] - 0.1, high=values["estimate"] + 0.1)
+    drawing = figures.plot_intervals(values, label="s", panel="d", measure="", shared=True)
+    one, two, three, four = (axes.get_xlim() for axes in drawing.axes)
+    assert one == two
+    assert three == four
+    assert one != three
+    plt.close(drawing)
 
 
 def test_names_that_look_alike_when_short_stay_apart():

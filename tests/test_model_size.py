@@ -1,20 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from chapters import execute
+from chapters import execute, tables
 from fake_runs import fake_run
 from scipy import stats
 
 from corea.book import full_run
-from corea.book.model_size import (
-    direction,
-    learner,
-    plot_sizes,
-    short_number,
-    sizes_agree,
-    trends,
-)
-from corea.metrics.intervals import ONE_SEED, SEEDS
+from corea.book.model_size import learner, plot_sizes, short_number, trends
+from corea.metrics.intervals import ONE_SEED, SEEDS, Interval
 from corea.tasks.microworld import PRESETS, World, build_tokenizer, model_config, new_model
 
 SIZES = {"a": 1e4, "b": 1e5, "c": 1e6}
@@ -161,23 +154,6 @@ def test_a_system_that_was_not_measured_is_named():
         trends(measurements({"a": {0: 0.5}}), {"L1": {"a": 1e4, "d": 1e7}})
 
 
-UP, DOWN, FLAT = (
-    {"value": 0, "low": low, "high": high} for low, high in ((0.1, 0.2), (-0.2, -0.1), (-1, 1))
-)
-
-
-@pytest.mark.parametrize(
-    ("over_all", "larger", "makes_the_trend"),
-    [(UP, FLAT, True), (UP, DOWN, True), (UP, UP, False), (FLAT, UP, False), (FLAT, FLAT, False)],
-)
-def test_one_size_makes_a_trend_that_the_others_do_not_have(over_all, larger, makes_the_trend):
-    assert [direction(row) for row in (UP, DOWN, FLAT)] == ["rises", "falls", "not certain"]
-    for ends in ({"low": 0}, {"high": 0}):  # the whole interval is needed
-        assert direction(FLAT | ends) == "not certain"
-    assert sizes_agree(over_all, larger).endswith("makes the trend") == makes_the_trend
-    assert "too few" in sizes_agree(over_all, None)
-
-
 # --- what there is to be known ----------------------------------------------------------------
 
 
@@ -271,11 +247,8 @@ def chapter(runs, tmp_path, **parameters):
     return execute("model_size", given | parameters)
 
 
-def test_the_chapter_runs_on_whatever_was_trained(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(full_run, "FOLDER", tmp_path / "none")
-    text = "".join(chapter(folders.values(), tmp_path))
-    assert "95 % intervals: questions and few seeds" in text
-    assert "committed full run" not in text
+def test_the_chapter_writes_whatever_was_trained(folders, tmp_path):
+    chapter(folders.values(), tmp_path)
     sizes = pd.read_csv(tmp_path / "sizes.csv")
     assert set(sizes["size"]) == {"tiny", "small", "big"}
     assert set(sizes["method"]) == {"SLM", "SLM-AvgProb", "RLVR", "L1", "gain"}
@@ -283,6 +256,9 @@ def test_the_chapter_runs_on_whatever_was_trained(folders, tmp_path, monkeypatch
     by_key = sizes.set_index(key)["value"]
     gain = by_key["big", "L1", "chains", "ece"] - by_key["big", "SLM", "chains", "ece"]
     assert by_key["big", "gain", "chains", "ece"] == pytest.approx(gain, abs=1e-5)
+    gains = sizes[(sizes["method"] == "gain") & (sizes["metric"] == "ece")]
+    assert (gains["low"] < gains["value"]).all()  # a gain in ECE is below 0, and so is its interval
+    assert (gains["value"] < gains["high"]).all()
     trends = pd.read_csv(tmp_path / "trends.csv").set_index(["line", "dataset", "metric", "sizes"])
     trends = trends.sort_index()
     of = trends.loc[("L1", "chains", "ece")]
@@ -293,26 +269,27 @@ def test_the_chapter_runs_on_whatever_was_trained(folders, tmp_path, monkeypatch
     assert ends["collapsed"].to_dict() == {"tiny": 1, "small": 0, "big": 0}
 
 
-def test_a_run_of_fewer_sizes_shows_the_committed_sweep_beside_its_own(
-    folders, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(full_run, "FOLDER", tmp_path / "none")
-    chapter(folders.values(), tmp_path)
-    committed = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
-    monkeypatch.setattr(full_run, "published", lambda run, table: committed[table])
-    monkeypatch.setattr(full_run, "facts", lambda run: {"commit": "abc"})
+def test_the_page_shows_the_committed_sweep_and_the_run_beside_it(folders, tmp_path):
     own = [run for (method, role, seed), run in folders.items() if role == "small" and not seed]
-    text = "".join(chapter(own, tmp_path))
-    assert "committed full run: commit" in text
-    assert "Trends on chains, committed full run" in text
+    found = tables(chapter(own, tmp_path))
+    (by_size,) = [rows for text, rows in found.items() if text.startswith("Each size on chains")]
+    committed = full_run.published("model_size", "sizes")
+    assert [row["size"].split(",")[0] for row in by_size] == list(
+        committed.sort_values("parameters")["size"].unique()
+    )
+    (stated,) = committed[
+        committed["size"].eq("small") & committed["method"].eq("L1") & committed["metric"].eq("ece")
+        & committed["dataset"].eq("chains")
+    ].to_dict("records")  # fmt: skip
+    (small,) = [row for row in by_size if row["size"].startswith("small")]
+    assert small["ECE, after L1"] == f"{Interval.of(stated):.2f}"
+    (counts,) = [rows for text, rows in found.items() if text.startswith("How many values")]
+    # SLM, L1 and RLVR in three metrics, SLM-AvgProb in two; the full run has no RLVR; two datasets
+    assert [row["values of both runs"] for row in counts] == ["16"]
     assert set(pd.read_csv(tmp_path / "sizes.csv")["size"]) == {"small"}
-    # as wide as what is committed: only its own
-    text = "".join(chapter(folders.values(), tmp_path))
-    assert "Trends on chains, this run" in text
 
 
-def test_models_that_stated_nothing_do_not_stop_the_chapter(tmp_path, monkeypatch):
-    monkeypatch.setattr(full_run, "FOLDER", tmp_path / "none")
+def test_models_that_stated_nothing_do_not_stop_the_chapter(tmp_path):
     runs = [
         fake_run(tmp_path / f"{method}_{role}", system=TRAINED[method], method=method, role=role,
                  n_questions=8, n_samples=2, learnt=False)

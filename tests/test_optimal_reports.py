@@ -5,7 +5,9 @@ from itertools import product
 from math import comb
 
 import numpy as np
+import pandas as pd
 import pytest
+from chapters import execute, tables
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -315,3 +317,29 @@ def test_a_right_answer_is_worth_what_its_confidence_says_at_the_sample_level(c)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_chapter_shows_what_its_tables_hold(tmp_path):
+    sizes = {"group_sizes": [2, 8], "n_probabilities": 100, "output_dir": str(tmp_path)}
+    quick = {"learning_group_size": 2, "learning_steps": 20}
+    shown = execute("what_rewards_ask", sizes | quick, with_prose=True)
+    found = tables(shown)
+    (rows,) = [rows for text, rows in found.items() if text.startswith("Questions with chances")]
+    summary = pd.read_csv(tmp_path / "calibration_asked_for.csv").set_index("reward")
+    of = {row["reward"]: row for row in rows}
+    assert of.keys() == {"L1, G = 2", "L1, G = 8", "Sample_L1", "Brier"}
+    assert of["Sample_L1"]["ECE"] == f"{summary.loc['Sample_L1', 'ece'].iloc[0]:.2f}" == "0.25"
+    assert int(of["L1, G = 8"]["values"]) == 9
+    learned = pd.read_csv(tmp_path / "learned_reports.csv")
+    off = learned.assign(off=learned["error"].abs())
+    off = off.pivot_table(index="reward", columns="scaling", values="off")
+    (rows,) = [rows for text, rows in found.items() if text.startswith("Mean distance of the lea")]
+    assert {row["reward"]: row["divided"] for row in rows} == {
+        name: f"{value:.2f}" for name, value in off["group"].items()
+    }
+    (answer,) = [text for text in shown if "The short answer" in text]
+    assert "4 of paper A's 6 confidence rewards" in answer
+    assert f"**{off['group'].min():.2f} to {off['group'].max():.2f}**" in answer
+    assert {path.stem for path in tmp_path.glob("*.csv")} == {
+        "what_rewards_ask", "calibration_asked_for", "learned_reports", "stable_reports",
+    }  # fmt: skip

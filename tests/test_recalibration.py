@@ -100,17 +100,14 @@ def test_a_model_that_is_too_sure_lies_above_the_diagonal():
     assert row["ECE, reasoning"].estimate > row["ECE, none"].estimate
 
 
-def test_committed_cells_stand_beside_those_of_the_run():
+def test_a_laid_out_table_has_known_systems_first():
     table = summarize(measures.measure_decisions(decisions(n=40), n_resamples=10))
     alone = decision_tables.lay_out(table, ["ece"])
     assert alone.columns.tolist() == ["dataset", "system", "ECE"]
-    same = decision_tables.lay_out(table, ["ece"], full=table)
-    assert same["ECE, full run"].tolist() == same["ECE"].tolist() == alone["ECE"].tolist()
-    more = pd.concat([table, table.assign(system="SFT"), table.assign(system="else")])
-    both = decision_tables.lay_out(table, ["ece"], full=more)
-    assert both["system"].tolist() == ["SFT", "GRPO", "else"]  # in order, unknown ones last
-    assert both["ECE"].map(lambda cell: cell is None).tolist() == [True, False, True]
-    assert both["ECE, full run"].tolist() == alone["ECE"].tolist() * 3
+    more = pd.concat([table.assign(system="else"), table, table.assign(system="SFT")])
+    laid = decision_tables.lay_out(more, ["ece"])
+    assert laid["system"].tolist() == ["SFT", "GRPO", "else"]
+    assert laid["ECE"].tolist() == alone["ECE"].tolist() * 3
 
 
 def test_metrics_under_one_heading_are_written_alike():

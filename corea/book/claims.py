@@ -536,18 +536,6 @@ def _verdicts() -> Mapping[str, str]:
     return {name: decision.verdict for name, decision in decide_committed().items()}
 
 
-def verdict_of(claim: str) -> str:
-    """The verdict of a claim on the committed tables.
-
-    Example:
-        >>> verdict_of("T11")
-        'fails'
-    """
-    if claim not in _verdicts():
-        raise ClaimError(f"there is no claim {claim!r}")
-    return _verdicts()[claim]
-
-
 # --- in words ---------------------------------------------------------------------------------
 
 

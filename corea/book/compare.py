@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,13 @@ import pandas as pd
 from corea.book import display
 from corea.book.published import published_table, recompute_lost_table
 from corea.metrics.cascade import pareto_front
-from corea.metrics.intervals import COLUMNS, Interval, as_interval, differences, summarize, verdict
+from corea.metrics.intervals import COLUMNS, Interval, as_interval, differences, summarize
 from corea.rlcc.cascades import CASCADES, LARGE_MODEL, Cascade
 from corea.tasks.suites import MICROWORLD, Suite
 
 CONTRAST = ("system", "baseline", "dataset", "metric", "statistic")
 """Labels of a contrast, as chapters write it to ``contrasts.csv``; some have more."""
 
-_VERDICTS = ("holds", "fails", "unsettled", "withheld")
 
 _REPLICATION = (
     "Inside or outside: where the value of this run, a replication, lies relative to the interval "
@@ -273,141 +271,6 @@ def contrasts(
         parts.append(differences(of_ratios, made, ratio=True).assign(statistic="ratio"))
     found = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     return found[[*CONTRAST, *COLUMNS]]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """What is said of one contrast; its interval decides.
-
-    Attributes:
-        says: The statement in words, without the dataset.
-        of: Labels that pick the contrast, such as ``system``, ``baseline`` and ``metric``;
-            ``statistic`` is a difference unless named, and a label that only some contrasts have
-            is missing unless named.
-        bound: One bound of :func:`corea.metrics.intervals.verdict`.
-        paper: The paper's number, missing where it prints none.
-        given: What must hold first; where it does not with its whole interval, the verdict is
-            withheld and says why.
-    """
-
-    says: str
-    of: Mapping[str, object]
-    bound: Mapping[str, float]
-    paper: float = np.nan
-    given: Statement | None = None
-
-
-def decide(
-    statements: Iterable[Statement], here: pd.DataFrame, committed: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """Each statement on the committed full run's contrasts and, separately, on this run's.
-
-    One training seed decides nothing: a verdict on it is unsettled whatever its interval.
-
-    Args:
-        statements: What is said.
-        here: Contrasts of this run.
-        committed: Those of the full run; None where there are none.
-
-    Returns:
-        A row per statement that either run has a contrast for: ``says`` and the labels; ``paper``;
-        the columns of :func:`beside_paper`; ``holds_there`` and ``holds_here``, the verdicts.
-
-    Example:
-        >>> row = {"system": "L1", "baseline": "SLM", "dataset": "chains", "metric": "ece",
-        ...     "statistic": "difference", "value": -0.4, "low": -0.5, "high": -0.3,
-        ...     "n_seeds": 3, "n_questions": 300, "interval": "questions and few seeds"}
-        >>> lower = Statement("L1 lowers the ECE", {"system": "L1"}, {"at_most": 0})
-        >>> decide([lower], pd.DataFrame([row]))["holds_here"].item()
-        'holds'
-        >>> decide([lower], pd.DataFrame([row | {"n_seeds": 1}]))["holds_here"].item()
-        'unsettled: one training seed'
-    """
-    labels = [*here] if committed is None else [*here, *committed]
-    at = [str(name) for name in dict.fromkeys(labels) if name not in COLUMNS]
-    both = _beside(here.reindex(columns=[*at, *COLUMNS]), committed, at)
-    rows = []
-    for statement in statements:
-        row = _picked(both, statement)
-        if row is None:
-            continue
-        rows.append(
-            {"says": statement.says}
-            | row
-            | {
-                "paper": statement.paper,
-                "holds_there": _verdict(both, statement, "full_run_"),
-                "holds_here": _verdict(both, statement, ""),
-            }
-        )
-    columns = ["says", *both.columns, "paper", "holds_there", "holds_here"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _picked(both: pd.DataFrame, statement: Statement) -> dict[str, Any] | None:
-    wanted = {"statistic": "difference"} | dict(statement.of)
-    rows = both
-    for name, value in wanted.items():
-        if name not in rows:
-            raise ValueError(f"{statement.says!r}: the contrasts have no column {name!r}")
-        rows = rows[rows[name] == value]
-    known = {*CONTRAST, *COLUMNS, *wanted, "full_run", "replicates"}
-    more = [c for c in both if c not in known and not str(c).startswith("full_run_")]
-    rows = rows[rows[more].isna().all(axis=1)]
-    if len(rows) > 1:
-        raise ValueError(f"{statement.says!r}: {len(rows)} contrasts fit {wanted}; expected one")
-    return {str(k): v for k, v in rows.iloc[0].items()} if len(rows) else None
-
-
-def _verdict(both: pd.DataFrame, statement: Statement, run: str) -> str:
-    """The verdict of one run, in words; empty where the run has no such contrast."""
-    row = _picked(both, statement)
-    names = {"value": run.removesuffix("_") or "value"} | {
-        name: f"{run}{name}" for name in ("low", "high", "n_seeds")
-    }
-    if row is None or np.isnan(row[names["value"]]):
-        return ""
-    if statement.given is not None:
-        first = _verdict(both, statement.given, run)
-        if not first.startswith("holds"):
-            what = {"fails": "not so", "unsettled": "unsettled"}.get(first.partition(":")[0])
-            return f"withheld: it is {what or 'not measured'} that {statement.given.says}"
-    if row[names["n_seeds"]] == 1:
-        return "unsettled: one training seed"
-    return verdict({name: row[column] for name, column in names.items()}, **statement.bound)
-
-
-def show_decided(decided: pd.DataFrame, caption: str, spec: str = ".2f") -> display.Html:
-    """A table of :func:`decide`: statement, the paper's number, both runs and their verdicts."""
-    shown = pd.DataFrame({"statement": decided["says"] + " (" + decided["dataset"] + ")"})
-    if decided["paper"].notna().any():
-        shown["paper"] = decided["paper"]
-    cells = _both_cells(decided)
-    words = decided["holds_here"].to_list()
-    if (inside := cells.pop("this run is", None)) is not None:
-        words = ["; ".join(filter(None, pair)) for pair in zip(words, inside, strict=True)]
-        shown["committed full run"] = cells.pop("committed full run")
-        shown["verdict there"] = decided["holds_there"].to_list()
-        caption += f" {_REPLICATION}"
-    shown = shown.assign(**cells).assign(**{"verdict here": words})
-    numbers = [n for n in ("paper", "committed full run", "this run") if n in shown]
-    return display.table(shown, caption, formats=dict.fromkeys(numbers, spec))
-
-
-def tally(decided: pd.DataFrame) -> str:
-    """How many statements of :func:`decide` hold, fail and are open, run by run, in words.
-
-    Example:
-        >>> tally(pd.DataFrame({"holds_there": ["", ""], "holds_here": ["holds", "fails"]}))
-        'this run: 1 holds, 1 fails, 0 unsettled, 0 withheld'
-    """
-    parts = []
-    for run, column in (("the committed full run", "holds_there"), ("this run", "holds_here")):
-        verdicts = decided.loc[decided[column] != "", column].str.split(":").str[0]
-        if len(verdicts):
-            counts = [(word, int((verdicts == word).sum())) for word in _VERDICTS]
-            parts.append(f"{run}: " + ", ".join(f"{n} {word}" for word, n in counts))
-    return "; ".join(parts) or "nothing was measured"
 
 
 def pareto_shares(

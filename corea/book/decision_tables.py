@@ -112,37 +112,25 @@ def in_order(systems: Iterable[str], order: Sequence[str] = SYSTEMS) -> list[str
 
 
 def lay_out(
-    table: pd.DataFrame,
-    metrics: Sequence[str] = MAIN,
-    *,
-    keys: Sequence[str] = _KEYS,
-    full: pd.DataFrame | None = None,
+    table: pd.DataFrame, metrics: Sequence[str] = MAIN, *, keys: Sequence[str] = _KEYS
 ) -> pd.DataFrame:
-    """Values side by side: a row for each of the ``keys`` that is here or in ``full``.
+    """Values side by side: a row for each of the ``keys``, a column for each metric.
 
-    A column for each metric, and one more of what the committed full run has, where that is given.
     Cells are intervals, None where a value is missing. The accuracy of the decided stands only
     where it differs from that of all.
     """
-    blocks = {"": table} | ({} if full is None else {", full run": full})
-    both = pd.concat([block[list(keys)] for block in blocks.values()]).drop_duplicates()
     known = {"system": SYSTEMS, "reasoning": tuple(FORMATS)}
-    orders = [in_order(both[key], known.get(key, ())) for key in keys]
+    orders = [in_order(table[key], known.get(key, ())) for key in keys]
     rows = sorted(
-        both.itertuples(index=False, name=None),
+        table[list(keys)].drop_duplicates().itertuples(index=False, name=None),
         key=lambda row: [order.index(name) for order, name in zip(orders, row, strict=True)],
     )
     wide = pd.DataFrame(rows, columns=list(keys))
-    of_block = {source: _cells(block, keys) for source, block in blocks.items()}
+    cells = _cells(table, keys)
     for metric in metrics:
-        for source, cells in of_block.items():
+        if metric != "stated_accuracy" or _differs(cells, rows):
             found = [cells.get((*row, metric)) for row in rows]
-            if metric == "stated_accuracy" and not _differs(cells, rows):
-                continue
-            if source and not any(found):
-                continue
-            heading = HEADINGS[metric][0] + source
-            wide[heading] = pd.Series(found, wide.index, dtype="object")
+            wide[HEADINGS[metric][0]] = pd.Series(found, wide.index, dtype="object")
     return wide
 
 
@@ -184,7 +172,7 @@ def show(laid: pd.DataFrame, caption: str) -> display.Html:
     known = dict(HEADINGS.values())
     formats = {}
     for name in laid.columns:
-        heading = str(name).removesuffix(", full run").removesuffix(", paper").rpartition(": ")[2]
+        heading = str(name).removesuffix(", paper").rpartition(": ")[2]
         if heading in known:
             formats[str(name)] = known[heading]
     if "reasoning" in laid:

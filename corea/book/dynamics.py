@@ -409,20 +409,6 @@ def stated_confidences(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=[*columns, "commonest", "share_of_commonest"])
 
 
-def best(values: pd.Series, *, highest: bool = True) -> str:
-    """Names of the best values, for a sentence.
-
-    Example:
-        >>> best(pd.Series({"L1": 0.1, "KL": 0.1, "L2": 0.3, "Brier": np.nan}), highest=False)
-        'L1 and KL'
-    """
-    known = values.dropna()
-    if known.empty:
-        return "none"
-    top = known.max() if highest else known.min()
-    return " and ".join(str(name) for name in known.index[np.isclose(known, top)])
-
-
 # --- sample outputs ---------------------------------------------------------------------------
 
 
@@ -567,41 +553,4 @@ def plot_levels(levels: pd.DataFrame) -> Figure:
             axes.plot(rows["level"], rows["estimate"], line, color=color, markersize=4)
         axes.set(ylim=(-0.02, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return drawing
-
-
-@style()
-def plot_grouped(
-    values: pd.DataFrame, *, x: str, hue: str, columns: str, rows: str, paper: str = "paper"
-) -> Figure:
-    """Estimates with their intervals side by side: a panel for each of rows and columns."""
-    xs, hues = list(values[x].unique()), list(values[hue].unique())
-    across, down = list(values[columns].unique()), list(values[rows].unique())
-    shade = colors(name for name in hues if name != paper)
-    size = 0.5 + 2.1 * len(across), 0.9 + 1.9 * len(down)
-    drawing, grid = panels(len(down), len(across), *size, sharex=True, sharey="row")
-    label_edges(grid, columns=across, rows=down)
-    for (i, row), (j, column) in product(enumerate(down), enumerate(across)):
-        axes = grid[i, j]
-        in_panel = values[(values[rows] == row) & (values[columns] == column)]
-        for place, name in enumerate(hues):
-            part = in_panel[in_panel[hue] == name].dropna(subset="estimate")
-            at = np.array([xs.index(value) for value in part[x]], dtype=float)
-            at += 0.6 * ((place + 0.5) / len(hues) - 0.5)
-            if name == paper:
-                axes.plot(at, part["estimate"], marker="D", markersize=3.5, **REFERENCE)
-            else:
-                # an interval by resampling need not hold the estimate
-                axes.vlines(at, part["low"], part["high"], color=shade[name], linewidth=1.4)
-                axes.plot(at, part["estimate"], "o", color=shade[name], markersize=4)
-        axes.set_xlim(-0.5, len(xs) - 0.5)
-        axes.set_xticks(range(len(xs)), [as_label(value) for value in xs], rotation=40, ha="right")
-    marks = [
-        Line2D([], [], marker="D", markersize=3.5, **REFERENCE)
-        if name == paper
-        else Line2D([], [], marker="o", color=shade[name], linestyle="")
-        for name in hues
-    ]
-    names = [as_label(name) for name in hues]
-    drawing.legend(marks, names, loc="outside lower center", ncols=min(len(names), 2))
     return drawing

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
@@ -395,16 +395,30 @@ def _cost(cost: float) -> str:
 
 
 @style()
-def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str) -> Figure:
-    """Estimates with their intervals: a panel a group, a row a system."""
+def plot_intervals(
+    values: pd.DataFrame,
+    *,
+    label: str,
+    panel: str,
+    measure: str,
+    shared: bool = False,
+    reference: float | None = None,
+) -> Figure:
+    """Estimates with their intervals: a panel a group, a row a system.
+
+    Where ``shared``, or with a ``reference``, a line in all panels, they have one scale.
+    """
     names = list(values[label].unique())
     groups = list(values[panel].unique())
     shade = colors(names)
     columns = min(2, len(groups))
     size = WIDE / 2 + room(names) / columns, 0.28 * len(names) + 0.8
-    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True)
+    shared = shared or reference is not None
+    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=shared)
     for axes, group in zip(used, groups, strict=True):
         axes.set_title(as_label(group))
+        if reference is not None:
+            axes.axvline(reference, **REFERENCE)
         for row in values[values[panel] == group].to_dict("records"):
             name, height = row[label], names.index(row[label])
             axes.plot([row["low"], row["high"]], [height] * 2, color=shade[name], linewidth=2)
@@ -418,6 +432,76 @@ def plot_intervals(values: pd.DataFrame, *, label: str, panel: str, measure: str
 
 
 @style()
+def draw_corea() -> Figure:
+    """Paper A's Figure 1 in our words: training of the small model, and the cascade."""
+    drawing, axes = plt.subplots(figsize=(WIDE, 3.9))
+    axes.set(xlim=(-0.4, 45.4), ylim=(0.5, 39))
+    axes.set_axis_off()
+    shades = {"plain": STRONG_GREY, "small": PALETTE[0], "large": PALETTE[1]}
+    shape = "round,pad=0,rounding_size=0.8"
+
+    def box(x: float, y: float, width: float, text: str, shade: str = "plain") -> None:
+        color = shades[shade]
+        frame = FancyBboxPatch((x, y), width, 5, shape, ec=color, fc="none", lw=1.3)
+        axes.add_patch(frame)
+        axes.text(x + width / 2, y + 2.5, text, ha="center", va="center", fontsize=SMALLEST)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
+        look = {"arrowstyle": "-|>", "color": STRONG_GREY, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", end, start, arrowprops=look)
+        place = (start[0] + end[0]) / 2 + 0.8, (start[1] + end[1]) / 2
+        axes.text(*place, text, va="center", fontsize=SMALLEST)
+
+    for y, heading, made in (
+        (31, "Training (RLCC)", "G answers, each with\na stated confidence"),
+        (12, "Answering (cascade)", "one answer with\na stated confidence c"),
+    ):
+        axes.text(0, y + 7, heading, va="center", fontsize=10, fontweight="bold")
+        box(0, y, 9, "question")
+        box(12, y, 11, "small model", "small")
+        box(26, y, 18, made, "small")
+        arrow((9, y + 2.5), (12, y + 2.5))
+        arrow((23, y + 2.5), (26, y + 2.5))
+    box(
+        12,
+        22.5,
+        32,
+        "reward: right? + format + confidence near\nthe share of the G answers that are right",
+    )
+    arrow((35, 31), (35, 27.5))
+    arrow((17.5, 27.5), (17.5, 31), "GRPO")
+    box(26, 1, 18, "the answer stands", "small")
+    box(0, 1, 23, "the large model answers", "large")
+    arrow((35, 12), (35, 6), "c ≥ threshold")
+    arrow((28, 12), (15, 6))
+    axes.text(19, 9.6, "c < threshold", ha="right", va="center", fontsize=SMALLEST)
+    return drawing
+
+
+@style()
+def plot_reports(
+    reports: Mapping[str, Mapping[str, pd.Series]], *, up: str, points: bool = False
+) -> Figure:
+    """Reports that rewards lead to against the true chance, their index; dashed is the truth."""
+    shade = colors(name for lines in reports.values() for name in lines)
+    drawing, grid, used = wrapped(len(reports), 2, PANEL, 2.2, sharex=True, sharey=True)
+    for axes, (title, lines) in zip(used, reports.items(), strict=True):
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        for mark, (name, line) in zip(cycle("ox" if points else "-"), lines.items(), strict=False):
+            look: dict[str, Any] = {"color": shade[name], "label": as_label(name), "markersize": 4}
+            axes.plot(line.index, line, mark, **look)
+        axes.set_title(as_label(title))
+        for scale in (axes.xaxis, axes.yaxis):
+            scale.set_ticks([0, 0.5, 1], ["0", "0.5", "1"])
+    for axes in used[-2:]:
+        axes.set_xlabel("true chance")
+    label_edges(grid, rows=[up] * len(grid))
+    if max(map(len, reports.values())) > 1:
+        legend_below(drawing, used)
+    return drawing
+
+
+@style()
 def plot_savings(found: pd.DataFrame) -> Figure:
     """Cost and accuracy of cascades against their large model alone, with intervals.
 
@@ -426,23 +510,31 @@ def plot_savings(found: pd.DataFrame) -> Figure:
     """
     kinds = found["cascade"].str.partition(":")[0]
     shade = colors(kinds.unique())
-    drawing, grid = panels(1, 1, 6.4, 3.9)
-    axes = grid[0, 0]
-    for kind, name, saving, lost in zip(
-        kinds, found["cascade"], found["saving"], found["lost"], strict=True
+    drawing, grid = panels(1, 2, WIDE, 0.27 * (len(found) + len(shade)) + 0.9, sharey=True)
+    cost, gain = grid[0]
+    labels: list[str] = []
+    for kind, cascades in found.groupby(kinds, sort=False):
+        labels.append(kind)
+        for name, saving, lost in cascades[["cascade", "saving", "lost"]].itertuples(index=False):
+            labels.append(name.partition(": ")[2])
+            height = len(labels) - 1
+            for axes, value, start in ((cost, saving, 100), (gain, lost, 0)):
+                ends = [start - 100 * value.high, start - 100 * value.low]
+                axes.plot(ends, [height] * 2, color=shade[kind], linewidth=2)
+                axes.plot(start - 100 * value.estimate, height, "o", color=shade[kind])
+    cost.set_yticks(range(len(labels)), map(as_label, labels))
+    for tick in cost.get_yticklabels():
+        if tick.get_text() in shade:
+            tick.set(fontweight="bold", color=shade[tick.get_text()])
+    cost.set_ylim(len(labels) - 0.5, -0.5)
+    cost.set_xlim(left=0)
+    for axes, place, text in (
+        (cost, 100, "cost, % of the\nlarge model's"),
+        (gain, 0, "pass@1 gained,\npoints"),
     ):
-        cost = [100 * (1 - value) for value in (saving.high, saving.estimate, saving.low)]
-        gain = [-100 * value for value in (lost.high, lost.estimate, lost.low)]
-        axes.plot(cost[::2], [gain[1]] * 2, color=shade[kind], lw=1.5)
-        axes.plot([cost[1]] * 2, gain[::2], color=shade[kind], lw=1.5)
-        axes.plot(cost[1], gain[1], "o", color=shade[kind])
-        text = name.partition(": ")[2]
-        axes.annotate(text, (cost[1], gain[1]), (4, 4), textcoords="offset points", fontsize=9)
-    axes.axvline(100, **REFERENCE)
-    axes.axhline(0, **REFERENCE)
-    axes.set(xlabel="cost, % of the large model alone", ylabel="pass@1 gained, points")
-    marks = [Line2D([], [], marker="o", color=shade[kind]) for kind in shade]
-    axes.legend(marks, map(as_label, shade), loc="lower left")
+        axes.axvline(place, **REFERENCE)
+        axes.set_xlabel(text)
+        axes.grid(visible=False, axis="y")
     return drawing
 
 

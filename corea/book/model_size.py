@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,8 +35,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from corea.book.display import as_label
-from corea.book.figures import REFERENCE, colors, label_edges, panels, style
-from corea.metrics.intervals import combination, verdict
+from corea.book.figures import PANEL, REFERENCE, colors, label_edges, panels, style
+from corea.metrics.intervals import combination
 from corea.tasks.microworld import World, questions, sampler_accuracy
 
 _PERMUTATIONS = 10_000
@@ -143,34 +142,6 @@ def learner(world: World, dataset: str, n: int, temperature: float) -> dict[str,
     return {"pass_at_1": 100 * float(right.mean()), "ece": 0.0, "auroc": auroc}
 
 
-def direction(row: Mapping[Any, Any]) -> str:
-    """What a trend or a difference says, in a word.
-
-    Example:
-        >>> row = {"value": 0.1, "low": 0.05, "high": 0.2}
-        >>> direction(row), direction(row | {"low": -0.1})
-        ('rises', 'not certain')
-    """
-    if verdict(row, above=0) == "holds":
-        return "rises"
-    return "falls" if verdict(row, at_least=0) == "fails" else "not certain"
-
-
-def sizes_agree(over_all: Mapping[Any, Any] | None, larger: Mapping[Any, Any] | None) -> str:
-    """Whether a trend is that of sizes, or one size by itself makes it.
-
-    Example:
-        >>> rises = {"value": 0.1, "low": 0.05, "high": 0.2}
-        >>> sizes_agree(rises, rises | {"low": -0.1})
-        'rises over all sizes, not certain without the smallest: that one makes the trend'
-    """
-    if over_all is None or larger is None:
-        return "too few sizes to tell"
-    both, rest = direction(over_all), direction(larger)
-    text = f"{both} over all sizes, {rest} without the smallest"
-    return text if both in (rest, "not certain") else f"{text}: that one makes the trend"
-
-
 def short_number(weights: float) -> str:
     """A number of weights for an axis.
 
@@ -195,8 +166,8 @@ def plot_sizes(
     across, down = list(values[columns].unique()), list(values[rows].unique())
     shade = colors(name for name in names if name != reference)
     sizes = np.sort(values["parameters"].unique())
-    figure_size = 0.7 + 2.9 * len(across), 0.9 + 2.4 * len(down)
-    drawing, grid = panels(len(down), len(across), *figure_size, sharex=True, sharey="col")
+    figure_size = PANEL * len(across), 1.0 + 2.1 * len(down)
+    drawing, grid = panels(len(down), len(across), *figure_size, sharex=True)
     label_edges(grid, columns=across, rows=down, below="weights")
     for axes, (row, column) in zip(grid.flat, product(down, across), strict=True):
         in_panel = values[(values[rows] == row) & (values[columns] == column)]
@@ -211,7 +182,7 @@ def plot_sizes(
             at = part["parameters"] * 1.05 ** (place - (len(names) - 1) / 2)
             axes.plot(at, part["estimate"], "o-", color=shade[name], ms=4, lw=1.2)
             axes.vlines(at, part["low"], part["high"], color=shade[name], lw=1.2)
-        axes.set_xticks(sizes, [short_number(size) for size in sizes], rotation=40)
+        axes.set_xticks(sizes, [short_number(size) for size in sizes], rotation=60)
         axes.minorticks_off()
     marks = [
         Line2D([], [], **REFERENCE)
@@ -220,5 +191,5 @@ def plot_sizes(
         for name in names
     ]
     labels = [as_label(name) for name in names]
-    drawing.legend(marks, labels, loc="outside lower center", ncols=len(names))
+    drawing.legend(marks, labels, loc="outside lower center", ncols=2)
     return drawing
