@@ -493,6 +493,13 @@ def test_the_command_fails_on_such_a_sentence(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize("said", ["(T11:\nholds)", "(T11: fails; T12: fails)", "(T11: Fails)"])
+def test_a_claim_that_is_named_in_another_form_is_not_passed_over(said):
+    (told,) = claims.unfounded(f"Its shares {said}.", "a.md")
+    assert told.startswith("a.md: T11 fails, but it says: Its shares")
+    assert claims.unfounded("Its shares (T11:\nfails).", "a.md") == []
+
+
 # --- the page ---------------------------------------------------------------------------------
 
 

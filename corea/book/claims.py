@@ -75,7 +75,7 @@ PLACES: Mapping[str, frozenset[str]] = {
 """The places that each paper has."""
 
 _COLUMNS = ("value", "low", "high", "n_seeds")
-RELIED = re.compile(r"\((?P<claim>[ABT]\d+): (?P<verdict>[a-z ]+)\)")
+RELIED = re.compile(r"\((?P<claim>[ABT]\d+):\s+(?P<verdict>[^)]+)\)")
 """Where text relies on the verdict of a claim."""
 
 Tables = Mapping[str, pd.DataFrame]
@@ -668,7 +668,7 @@ def unfounded(text: str, where: str) -> list[str]:
     """
     told = []
     for found in RELIED.finditer(text):
-        name, said = found["claim"], found["verdict"]
+        name, said = found["claim"], " ".join(found["verdict"].split())
         start = max(text.rfind(mark, 0, found.start()) for mark in (". ", "\n\n", "? "))
         end = text.find(".", found.end())
         sentence = " ".join(text[start + 1 : end + 1 if end >= 0 else None].split())
