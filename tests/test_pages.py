@@ -2,15 +2,20 @@
 
 import base64
 import copy
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from corea.book import display, prose
 from corea.book.colours import DARK
 from corea.workflow import PipelineError
-from corea.workflow.pages import finish, lay_out, link_claims, words
+from corea.workflow.notebooks import read_notebook
+from corea.workflow.pages import WORDS_A_MINUTE, finish, lay_out, link_claims, words
 from corea.workflow.render import chapter_numbers
 
+ROOT = Path(__file__).resolve().parent.parent
 SVG = '<svg width="72pt"><path style="stroke: #262626"/><path style="fill: #123456"/></svg>'
 
 
@@ -184,3 +189,17 @@ def test_chapters_are_counted_through_the_parts_that_are_numbered():
     whole = {"options": {"numbered": 1}, "chapters": [{"file": "notebooks/a"}]}
     assert chapter_numbers(whole) == {"notebooks/a": 1}
     assert chapter_numbers({"chapters": [{"file": "notebooks/a"}]}) == {}
+
+
+def test_home_has_an_answer_and_the_minutes_of_every_chapter():
+    home = read_notebook(ROOT / "notebooks" / "home.ipynb")
+    text = "\n".join("".join(cell["source"]) for cell in home["cells"])
+    rows = re.findall(r"^\| \{doc\}`(\w+)` \| (\S[^|]+) \| [^|]+ \| (\d+) \|$", text, re.MULTILINE)
+    chapters = chapter_numbers(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8")))
+    notebooks = [page.partition("/")[2] for page in chapters if page.startswith("notebooks/")]
+    assert {name for name, *_ in rows} == {*notebooks}
+    for name, _, minutes in rows:
+        chapter = read_notebook(ROOT / "notebooks" / f"{name}.ipynb")
+        for cell in chapter["cells"]:
+            cell["source"] = "".join(cell["source"])
+        assert abs(words(chapter) / WORDS_A_MINUTE - int(minutes)) < 1, name
