@@ -110,7 +110,7 @@ def other_rules(
         yield "percentile bootstrap over questions", low, high
         return
     half = t.ppf(0.975, n - 1) * now.std(ddof=1) / np.sqrt(n)
-    yield intervals.SEEDS_ALONE, now.mean() - half, now.mean() + half
+    yield "Student's t over seeds", now.mean() - half, now.mean() + half
     drawn = random.integers(0, n, (resampled.shape[1], n))
     both = resampled[drawn, np.arange(len(drawn))[:, None]].mean(axis=1)
     low, high = np.quantile(both, TAILS)

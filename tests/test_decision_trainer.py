@@ -279,15 +279,6 @@ def test_masking_takes_the_decision_out_of_the_policy_gradient(build):
         assert len(row[kept].unique()) == 1
 
 
-def test_the_weight_rises_over_its_warm_up(build):
-    made = build(calibration_weight=0.4, calibration_warmup_steps=10)
-    weights = []
-    for step in (0, 5, 10, 20):
-        made.state.global_step = step
-        weights.append(made._weight_now())
-    assert weights == pytest.approx([0.0, 0.2, 0.4, 0.4])
-
-
 @pytest.mark.parametrize("decisions", ["sampled", "greedy"])
 def test_the_brier_reward_is_that_of_the_probability_the_rollout_was_made_with(build, decisions):
     made = build(trajectory_reward="brier", decisions=decisions, temperature=1.3)
@@ -430,7 +421,6 @@ def test_metrics_of_decisions_are_those_of_calibration():
         ({"trajectory_reward": "l1"}, "trajectory_reward is 'l1'; expected one of 'correctness'"),
         ({"decisions": "both"}, "decisions is 'both'; expected one of 'sampled', 'greedy'"),
         ({"mask_decision": 1}, "mask_decision is 1; expected True or False"),
-        ({"calibration_warmup_steps": -1}, "calibration_warmup_steps is -1"),
         ({"decisions": "greedy", "rollouts": "trl"}, "decisions is 'greedy' with rollouts 'trl'"),
         ({"trajectory_reward": "brier", "rollouts": "trl"}, "is 'brier' with rollouts 'trl'"),
     ],

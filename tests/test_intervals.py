@@ -18,7 +18,6 @@ from corea.metrics.intervals import (
     FEW_SEEDS,
     ONE_SEED,
     SEEDS,
-    SEEDS_ALONE,
     Interval,
     QuestionWeights,
     bootstrap_interval,
@@ -146,15 +145,6 @@ def test_an_interval_reads_as_a_sentence_would_have_it() -> None:
     assert f"{found}" == str(found) == "0.123 [0.100, 0.150]"
     assert f"{found:.1%}" == "12.3% [10.0%, 15.0%]"
     assert str(Interval.of(None)) == "not defined"
-
-
-def test_tables_published_before_are_still_read() -> None:
-    """The committed full runs have Student's t alone, and no n_questions."""
-    row = {"value": 0.97, "low": 0.9, "high": 1.04, "n_seeds": 3, "interval": SEEDS_ALONE}
-    found = Interval.of(row)
-    assert (found.method, found.n_questions, found.n_seeds) == (SEEDS_ALONE, 0, 3)
-    note = interval_note(pd.DataFrame([row]), n_resamples=200, seed=0)
-    assert note == "95 % intervals: Student's t over 3 seeds."
 
 
 def test_the_note_says_every_kind_of_interval() -> None:

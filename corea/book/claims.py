@@ -40,7 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from corea.book import full_run
 from corea.book.display import Html, as_html, visible
 from corea.book.printed_claims import printed_claims
-from corea.metrics.intervals import FEW, LEVEL, SEEDS_ALONE, Interval, verdict
+from corea.metrics.intervals import FEW, LEVEL, Interval, verdict
 
 FILE = Path(__file__).parents[1] / "data" / "claims.toml"
 
@@ -575,9 +575,6 @@ def seeds_text(decision: Decision) -> str:
     if not decision.n_seeds:
         return ""
     few = " (few)" if decision.few else ""
-    # as the rule of full runs once was: the interval is too narrow
-    if any(row.found.method == SEEDS_ALONE for row in decision.rows):
-        few += ", questions left out"
     if decision.needed is None:
         return f"{decision.n_seeds}{few}"
     many = f"more than {MOST_SEEDS:,}" if decision.needed > MOST_SEEDS else f"{decision.needed}"

@@ -26,7 +26,6 @@ class DecisionSettings(RolloutSettings):
             vanilla GRPO.
         calibration_loss: ``"uniform"`` (the paper's), ``"others"`` or ``"log_score"``, as in
             :mod:`corea.decisions.loss`.
-        calibration_warmup_steps: Steps over which the weight rises from 0.
         mask_decision: Whether the advantage of the decision token is 0.
         decisions: ``"sampled"`` (the paper's) or ``"greedy"``: all that follows the reasoning is
             the likeliest token.
@@ -45,7 +44,6 @@ class DecisionSettings(RolloutSettings):
 
     calibration_weight: float = from_zero(0.0)
     calibration_loss: str = one_of("uniform", CALIBRATION_LOSSES)
-    calibration_warmup_steps: int = from_zero(0)
     mask_decision: bool = False
     decisions: str = one_of("sampled", DECISIONS)
     trajectory_reward: str = one_of("correctness", ("correctness", "brier"))

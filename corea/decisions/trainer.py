@@ -187,13 +187,8 @@ class DecisionTrainer(RolloutTrainer):
                 cosine = _cosine(loss, part, model)
                 self._metrics["train"]["gradient_cosine"].append(gather(cosine).mean().item())
             part = part / self.current_gradient_accumulation_steps
-        weight = self._weight_now()
+        weight = self.settings.calibration_weight
         return loss + weight * part if weight else loss
-
-    def _weight_now(self) -> float:
-        steps = self.settings.calibration_warmup_steps
-        risen = min(1.0, self.state.global_step / steps) if steps else 1.0
-        return self.settings.calibration_weight * risen
 
     def _note(self, inputs: dict[str, Any], decides: torch.Tensor, p: torch.Tensor) -> None:
         """Log what was decided and how surely; keep it of a validation."""

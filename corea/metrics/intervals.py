@@ -58,8 +58,6 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 ONE_SEED = "bootstrap over questions"
 SEEDS, FEW_SEEDS = "questions and seeds", "questions and few seeds"
-SEEDS_ALONE = "Student's t over seeds"
-"""What full runs that were published before this module have; it left the questions out."""
 
 FEW = 4
 """With so many seeds or fewer an interval is marked: it is wide (with three, 94 to 100 % cover in
@@ -701,6 +699,4 @@ def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
         elif method in (SEEDS, FEW_SEEDS):
             few = ", few, so it is wide" if method == FEW_SEEDS else ""
             kinds.append(f"{ONE_SEED} {resamples} and Student's t over {seeds}{few}")
-        elif method == SEEDS_ALONE:
-            kinds.append(f"Student's t over {seeds}")
     return f"95 % intervals: {'; elsewhere '.join(sorted(kinds)) or 'none'}."
