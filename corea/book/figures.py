@@ -406,15 +406,16 @@ def plot_intervals(
 ) -> Figure:
     """Estimates with their intervals: a panel a group, a row a system.
 
-    Where ``shared``, or with a ``reference``, a line in all panels, they have one scale.
+    Where ``shared``, the two beside each other have one scale; with a ``reference``, a line in
+    all panels, all have.
     """
     names = list(values[label].unique())
     groups = list(values[panel].unique())
     shade = colors(names)
     columns = min(2, len(groups))
     size = WIDE / 2 + room(names) / columns, 0.28 * len(names) + 0.8
-    shared = shared or reference is not None
-    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=shared)
+    sharex: Any = reference is not None or ("row" if shared else False)
+    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=sharex)
     for axes, group in zip(used, groups, strict=True):
         axes.set_title(as_label(group))
         if reference is not None:
