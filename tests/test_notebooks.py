@@ -139,6 +139,23 @@ def test_last_cell_says_where_the_results_come_from(path):
     assert "provenance_table(" in "".join(read(path)["cells"][-1]["source"])
 
 
+NOT_OURS = re.compile(
+    r"\b(leverag\w+|utili[sz]\w*|novel|state[- ]of[- ]the[- ]art|delv\w+|paradigm\w*|cutting[- ]edge|"
+    r"seamless\w*|holistic\w*|obviously|of course|basically|simply|certainly|in order to|note that|"
+    r"plethora|myriad|crucial\w*|it is worth)\b",
+    re.IGNORECASE,
+)
+
+
+def test_prose_has_none_of_the_words_that_say_nothing():
+    prose = {path.name: path.read_text("utf-8") for path in (ROOT / "book").glob("*.md")}
+    for path in NOTEBOOKS:
+        cells = [cell for cell in read(path)["cells"] if cell["cell_type"] == "markdown"]
+        prose[path.name] = "\n".join("".join(cell["source"]) for cell in cells)
+    found = {name: [word[0] for word in NOT_OURS.finditer(text)] for name, text in prose.items()}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
 def test_nbstripout_takes_outputs_and_keeps_tags(tmp_path, write_notebook):
     path = tmp_path / "n.ipynb"
     write_notebook(path, ("code", "a = 1", "parameters"), ("code", "a"))
