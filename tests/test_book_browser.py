@@ -13,26 +13,15 @@ import pypdf
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from corea.workflow.profiles import load_profile
+from corea.workflow.profiles import load_profile, page_entries
 from corea.workflow.render import table_of_contents
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pages(contents):
-    """All files of a table of contents, sections too."""
-    match contents:
-        case dict():
-            own = [contents[key] for key in ("root", "file") if key in contents]
-            return own + pages([part for part in contents.values() if isinstance(part, list)])
-        case list():
-            return [page for part in contents for page in pages(part)]
-    return []
-
-
 with contextlib.chdir(ROOT):
     PROFILE = load_profile("smoke")
-    PAGES = pages(table_of_contents(PROFILE))
+    PAGES = [entry["file"] for entry in page_entries(table_of_contents(PROFILE))]
 # pages of one notebook differ in numbers alone: its first run stands for them
 FIRST = {run.notebook: run.name for run in reversed(PROFILE.runs.values())}
 LATER = {f"notebooks/{name}" for name in PROFILE.runs if name not in FIRST.values()}

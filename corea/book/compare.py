@@ -31,7 +31,6 @@ from corea.tasks.suites import MICROWORLD, Suite
 CONTRAST = ("system", "baseline", "dataset", "metric", "statistic")
 """Labels of a contrast, as chapters write it to ``contrasts.csv``; some have more."""
 
-
 _REPLICATION = (
     "Inside or outside: where the value of this run, a replication, lies relative to the interval "
     "of the committed full run."
@@ -237,7 +236,7 @@ def cost_accuracy_points(
     return found.assign(together=found["system"].isin(list(CASCADES)))
 
 
-# --- what is said, and whether it holds -------------------------------------------------------
+# --- contrasts --------------------------------------------------------------------------------
 
 
 def contrasts(

@@ -253,13 +253,11 @@ class Interactive:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         content = json.loads(self.drawing.to_json())
-        layout = {**content["layout"]}
-        meta = layout.pop("meta", None) or {}
-        for name in (
-            "template",
-            *(("title", "sliders", "height", "legend", "margin") if meta else ()),
-        ):
-            layout.pop(name, None)
+        meta = content["layout"].get("meta") or {}
+        dropped = {"meta", "template"}
+        if meta:  # the page has them outside of the drawing
+            dropped |= {"title", "sliders", "height", "legend", "margin"}
+        layout = {k: value for k, value in content["layout"].items() if k not in dropped}
         stops = meta.get("stops", [])
         shown = {"data": content["data"], "layout": layout, "stops": stops, "dark": {**DARK}}
         # "</script>" inside a string would end the script element

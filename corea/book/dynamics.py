@@ -459,7 +459,8 @@ def plot_curves(
     shade = colors(curves["system"])
     columns = min(columns, len(metrics))
     width = 2 * PANEL / columns
-    drawing, _, used = wrapped(len(metrics), columns, width, 2.1, sharex=True)
+    size = width, 2.1
+    drawing, _, used = wrapped(len(metrics), columns, *size, below="training step", sharex=True)
     for axes, metric in zip(used, metrics, strict=True):
         _draw_curves(axes, curves[curves["metric"] == metric], shade)
         if points is not None:
@@ -467,8 +468,6 @@ def plot_curves(
         if selected is not None:
             _mark_steps(axes, selected, shade)
         axes.set_title(LABELS.get(metric, metric))
-    for axes in used[-columns:]:
-        axes.set_xlabel("training step")
     lines = [Line2D([], [], color=color, linewidth=2) for color in shade.values()]
     names = [as_label(name) for name in shade]
     drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), 2))

@@ -87,9 +87,12 @@ def panels(
 
 
 def wrapped(
-    count: int, columns: int, width: float, height: float, **options: Any
+    count: int, columns: int, width: float, height: float, *, below: str = "", **options: Any
 ) -> tuple[Figure, NDArray[Any], list[Axes]]:
-    """A figure of ``count`` panels of that size, row by row; all its axes, and those to draw in."""
+    """A figure of ``count`` panels of that size, row by row; all its axes, and those to draw in.
+
+    What ``below`` says stands below the lowest of each column.
+    """
     columns = min(columns, count)
     n_rows = -(-count // columns)
     drawing, grid = panels(n_rows, columns, width * columns, height * n_rows, **options)
@@ -97,6 +100,7 @@ def wrapped(
         axes.set_visible(False)
     for axes in grid.flat[:count][-columns:]:  # the lowest of their columns
         axes.tick_params(labelbottom=True)
+        axes.set_xlabel(below)
     return drawing, grid, list(grid.flat[:count])
 
 
@@ -414,8 +418,9 @@ def plot_intervals(
     shade = colors(names)
     columns = min(2, len(groups))
     size = WIDE / 2 + room(names) / columns, 0.28 * len(names) + 0.8
-    sharex: Any = reference is not None or ("row" if shared else False)
-    drawing, _, used = wrapped(len(groups), columns, *size, sharey=True, sharex=sharex)
+    share: dict[str, Any] = {"sharey": True}
+    share["sharex"] = reference is not None or ("row" if shared else False)
+    drawing, _, used = wrapped(len(groups), columns, *size, below=measure, **share)
     for axes, group in zip(used, groups, strict=True):
         axes.set_title(as_label(group))
         if reference is not None:
@@ -427,8 +432,6 @@ def plot_intervals(
         axes.set_yticks(range(len(names)), [as_label(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-    for axes in used[-columns:]:
-        axes.set_xlabel(measure)
     return drawing
 
 
@@ -442,9 +445,8 @@ def draw_corea() -> Figure:
     shape = "round,pad=0,rounding_size=0.8"
 
     def box(x: float, y: float, width: float, text: str, shade: str = "plain") -> None:
-        color = shades[shade]
-        frame = FancyBboxPatch((x, y), width, 5, shape, ec=color, fc="none", lw=1.3)
-        axes.add_patch(frame)
+        look: dict[str, Any] = {"edgecolor": shades[shade], "facecolor": "none"}
+        axes.add_patch(FancyBboxPatch((x, y), width, 5, shape, linewidth=1.3, **look))
         axes.text(x + width / 2, y + 2.5, text, ha="center", va="center", fontsize=SMALLEST)
 
     def arrow(start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
@@ -463,12 +465,8 @@ def draw_corea() -> Figure:
         box(26, y, 18, made, "small")
         arrow((9, y + 2.5), (12, y + 2.5))
         arrow((23, y + 2.5), (26, y + 2.5))
-    box(
-        12,
-        22.5,
-        32,
-        "reward: right? + format + confidence near\nthe share of the G answers that are right",
-    )
+    reward = "right? + format + confidence near\nthe share of the G answers that are right"
+    box(12, 22.5, 32, f"reward: {reward}")
     arrow((35, 31), (35, 27.5))
     arrow((17.5, 27.5), (17.5, 31), "GRPO")
     box(26, 1, 18, "the answer stands", "small")
@@ -485,7 +483,8 @@ def plot_reports(
 ) -> Figure:
     """Reports that rewards lead to against the true chance, their index; dashed is the truth."""
     shade = colors(name for lines in reports.values() for name in lines)
-    drawing, grid, used = wrapped(len(reports), 2, PANEL, 2.2, sharex=True, sharey=True)
+    share: dict[str, Any] = {"sharex": True, "sharey": True}
+    drawing, grid, used = wrapped(len(reports), 2, PANEL, 2.2, below="true chance", **share)
     for axes, (title, lines) in zip(used, reports.items(), strict=True):
         axes.plot([0, 1], [0, 1], **REFERENCE)
         for mark, (name, line) in zip(cycle("ox" if points else "-"), lines.items(), strict=False):
@@ -494,8 +493,6 @@ def plot_reports(
         axes.set_title(as_label(title))
         for scale in (axes.xaxis, axes.yaxis):
             scale.set_ticks([0, 0.5, 1], ["0", "0.5", "1"])
-    for axes in used[-2:]:
-        axes.set_xlabel("true chance")
     label_edges(grid, rows=[up] * len(grid))
     if max(map(len, reports.values())) > 1:
         legend_below(drawing, used)
@@ -581,7 +578,8 @@ def plot_threshold_curves(
 ) -> Figure:
     """Metrics against the threshold: a panel a metric, a line a system, bands of those named."""
     shade = colors(values["system"])
-    drawing, _, used = wrapped(len(labels), 1, WIDE + room(shade), 2.3, sharex=True)
+    size = WIDE + room(shade), 2.3
+    drawing, _, used = wrapped(len(labels), 1, *size, below="threshold", sharex=True)
     named = True
     for axes, (metric, label) in zip(used, labels.items(), strict=True):
         part = values[values["metric"] == metric]
@@ -597,7 +595,6 @@ def plot_threshold_curves(
             ends[str(name)] = (*line[["threshold", "value"]].iloc[-1], color)
         axes.set(ylabel=label)
         named = _label_ends(axes, ends) and named
-    used[-1].set_xlabel("threshold")
     if not named:
         legend_below(drawing, used)
     return drawing

@@ -47,7 +47,6 @@ def lighten(pages: Path) -> None:
         style.write_text(_RULE.sub("", style.read_text("utf-8")), "utf-8")
     for path in [*static.rglob("*.js"), *static.rglob("*.css")]:
         if path.with_name(f"{path.name}.map").is_file():
-            path.with_name(f"{path.name}.map").unlink()
             path.write_text(_MAP.sub("", path.read_text("utf-8")), "utf-8")
     for path in static.rglob("*.map"):
         path.unlink()
