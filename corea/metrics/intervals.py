@@ -49,7 +49,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from corea import checks
 
@@ -233,6 +233,47 @@ def combination(
     low, high = np.clip(ends, *bounds)
     # rounding may put an estimate at the end of a range beyond it
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate), *facts)
+
+
+def mean_interval(
+    values: ArrayLike,
+    *,
+    over: ArrayLike | None = None,
+    bounds: tuple[float, float] = _ANY,
+    level: float = LEVEL,
+) -> Interval:
+    """The interval of a mean over independent questions, or of a ratio of two, without resampling.
+
+    Student's t with the delta method for a ratio: for tables of a million rows, where it differs
+    from a bootstrap by less than either moves. Point 5 of the rule holds where all values are one.
+
+    Args:
+        values: One number a question, shape (n,).
+        over: What the mean is divided by the mean of, same shape; not 0 throughout.
+        bounds: What the quantity can be.
+        level: Level of the interval.
+
+    Example:
+        >>> print(mean_interval([0.0, 1.0, 1.0, 0.0], bounds=(0, 1)))
+        0.500 [0.000, 1.000]
+    """
+    from scipy.stats import t
+
+    given = checks.numbers(values, "values", boolean=True).astype(float)
+    base = np.ones_like(given) if over is None else checks.not_negative(over, "over", given.size)
+    n, mean = given.size, float(base.mean())
+    if not mean:
+        return Interval(np.nan, np.nan, np.nan, level, "", n, 1)
+    estimate = float(given.mean()) / mean
+    facts = (level, "t over questions", n, 1)
+    errors = (given - estimate * base) / mean
+    if n < 2 or errors.var() <= 1e-24 * max(1.0, estimate**2):
+        unseen = 1 - ((1 - level) / 2) ** (1 / n)
+        reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
+        return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * float(errors.std(ddof=1)) / np.sqrt(n)
+    low, high = np.clip((estimate - half, estimate + half), *bounds)
+    return Interval(estimate, float(low), float(high), *facts)
 
 
 def summarize(measurements: pd.DataFrame) -> pd.DataFrame:
