@@ -266,7 +266,7 @@ def test_what_cannot_be_certified_on_is_refused():
 
 
 def test_the_bound_on_a_mean_is_that_of_mapie():
-    mapie = pytest.importorskip("mapie.control_risk.p_values")
+    mapie = pytest.importorskip("mapie.risk_control.methods")
     for mean, n, risk in [(0.1, 200, 0.2), (0.02, 1000, 0.05), (0.3, 50, 0.2)]:
         theirs = mapie.compute_hoeffding_bentkus_p_value(np.array([mean]), n, np.array([risk]))
         assert hoeffding_bentkus_p(mean, n, risk) == pytest.approx(float(np.ravel(theirs)[0]))
