@@ -13,8 +13,7 @@ r"""RLCC: GRPO with a confidence-calibration reward (paper A, sections 3.2 and 4
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,82 +23,22 @@ from accelerate.utils import gather, gather_object
 from transformers import PreTrainedTokenizerBase
 
 from corea.engines.prompts import chat_prompt
-from corea.metrics.calibration import describe_stated
-from corea.rlcc.rewards import confidence_reward, format_reward
+from corea.rlcc.reward_functions import (
+    COMPONENTS,
+    ROLLOUT_METRICS,
+    commonest,
+    confidence,
+    correctness,
+    form,
+    read_components,
+    rollout_metrics,
+)
+from corea.rlcc.rewards import confidence_reward
 from corea.rlcc.settings import GRPOSettings
-from corea.tasks.parsing import parse_completion
 from corea.tasks.questions import Question
-from corea.tasks.verify import score_answers
-from corea.training.alarms import report_alarm
+from corea.training.alarms import COLLAPSED_SHARE, VARYING_ACCURACY, report_alarm
 from corea.training.grpo import RolloutTrainer, digest, reinforce
 from corea.training.settings import Floats, TrainingError
-
-COMPONENTS = ("correctness", "confidence", "format")
-ROLLOUT_METRICS = (
-    *("pass_at_1", "ece", "auroc", "confidence_output_ratio", "mean_confidence"),
-    *("distinct_confidences", "share_at_0", "share_at_1", "groups_without_variance"),
-)
-COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
-VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
-
-
-def read_components(
-    completions: Sequence[str],
-    gold: Sequence[str],
-    kind: Sequence[str],
-    options: Sequence[Sequence[str]] | None = None,
-) -> Floats:
-    r"""What each completion is worth before groups are looked at, from one reading of it.
-
-    Source: paper A, section 3.2.
-
-    Args:
-        completions: Texts, length n.
-        gold: Right answers, length n.
-        kind: How each is compared, as in :func:`corea.tasks.verify.verify_batch`.
-        options: What the letters stand for, length n; None: they stand for nothing.
-
-    Returns:
-        Shape (n, 3), in the order of :data:`COMPONENTS`: 1 for a right final answer, else 0 (an
-        answer that cannot be decided is wrong); the confidence stated, NaN where there is none;
-        the format reward.
-
-    Raises:
-        ValueError: If a kind is unknown.
-
-    Example:
-        >>> texts = [r"\boxed{4} \confidence{0.9}", r"\boxed{5}"]
-        >>> read_components(texts, gold=["4", "4"], kind=["choice"] * 2).round(2).tolist()
-        [[1.0, 0.9, 1.0], [0.0, nan, 0.67]]
-    """
-    read = [parse_completion(text) for text in completions]
-    verdicts = score_answers([parsed.answer for parsed in read], gold, kind, options)
-    columns = [
-        [verdict is True for verdict in verdicts],
-        [np.nan if parsed.confidence is None else parsed.confidence for parsed in read],
-        [format_reward(parsed, text) for parsed, text in zip(read, completions, strict=True)],
-    ]
-    return np.array(columns, dtype=np.float64).T.reshape(len(read), len(COMPONENTS))
-
-
-def _component(k: int) -> Callable[..., list[float]]:
-    def reward(
-        completions: Sequence[str],
-        gold: Sequence[str],
-        kind: Sequence[str],
-        options: Sequence[Sequence[str]] | None = None,
-        **_: object,
-    ) -> list[float]:
-        column: list[float] = read_components(completions, gold, kind, options)[:, k].tolist()
-        return column
-
-    reward.__name__ = COMPONENTS[k]  # TRL logs it by this name
-    return reward
-
-
-# In TRL's signature. RLCCTrainer reads completions once and asks none of them; they give TRL the
-# names of the columns, and other trainers the rewards.
-REWARD_FUNCTIONS = tuple(_component(k) for k in range(len(COMPONENTS)))
 
 
 class RLCCTrainer(RolloutTrainer):
@@ -114,7 +53,9 @@ class RLCCTrainer(RolloutTrainer):
 
     def __init__(self, settings: GRPOSettings, directory: Path, **arguments: Any) -> None:
         """Set up as TRL's trainer does."""
-        super().__init__(settings, directory, REWARD_FUNCTIONS, **arguments)
+        # it reads completions once and asks none of these; TRL takes the names from them
+        functions = (correctness, confidence(settings.confidence_reward), form)
+        super().__init__(settings, directory, functions, **arguments)
 
     def _calculate_rewards(
         self,
@@ -151,7 +92,8 @@ class RLCCTrainer(RolloutTrainer):
     def watch(self, correct: Floats, stated: Floats, completions: Sequence[str]) -> None:
         """Log the rollouts; report confidences that collapse, once each time it happens."""
         size, logged = self.settings.group_size, self._metrics["train"]
-        for name, value in rollout_metrics(correct, stated, size).items():
+        accuracy = correct.reshape(-1, size).mean(axis=1)
+        for name, value in rollout_metrics(correct, stated, accuracy).items():
             logged[name].append(value)
         if self.settings.confidence_reward == "none":
             return
@@ -168,28 +110,6 @@ class RLCCTrainer(RolloutTrainer):
         logged["collapsed"].append(float(bool(found)))
 
 
-def rollout_metrics(correct: Floats, stated: Floats, group_size: int) -> dict[str, float]:
-    """What is logged of a batch of rollouts at every step.
-
-    Args:
-        correct: 0 or 1, shape (n,), whole groups in a row.
-        stated: Confidences, NaN where none was stated, shape (n,).
-        group_size: Rows a group.
-
-    Returns:
-        What :func:`corea.metrics.calibration.describe_stated` gives (10 bins), and
-        ``groups_without_variance``: the share of groups all right or all wrong.
-
-    Example:
-        >>> metrics = rollout_metrics(np.array([1.0, 0.0]), np.array([1.0, np.nan]), 2)
-        >>> metrics["pass_at_1"], metrics["confidence_output_ratio"], metrics["share_at_1"]
-        (0.5, 0.5, 1.0)
-    """
-    accuracy = correct.reshape(-1, group_size).mean(axis=1)
-    idle = float(((accuracy == 0) | (accuracy == 1)).mean())
-    return describe_stated(stated, correct) | {"groups_without_variance": idle}
-
-
 def collapse(correct: Floats, stated: Floats, group_size: int) -> str:
     """What was found where nearly all confidences are one although accuracy varies; or nothing.
 
@@ -197,15 +117,12 @@ def collapse(correct: Floats, stated: Floats, group_size: int) -> str:
         >>> collapse(np.array([1.0, 1.0, 0.0, 0.0]), np.zeros(4), 2)
         'confidence 0 is 100% of those stated; accuracy by question varies by 0.50'
     """
-    stated = stated[np.isfinite(stated)]
-    if stated.size == 0:
-        return ""
-    value, count = Counter(stated.tolist()).most_common(1)[0]
+    value, share = commonest(stated)
     spread = float(correct.reshape(-1, group_size).mean(axis=1).std())
-    if count / stated.size < COLLAPSED_SHARE or spread < VARYING_ACCURACY:
+    if not (share >= COLLAPSED_SHARE and spread >= VARYING_ACCURACY):
         return ""
     return (
-        f"confidence {value:g} is {count / stated.size:.0%} of those stated; accuracy by question "
+        f"confidence {value:g} is {share:.0%} of those stated; accuracy by question "
         f"varies by {spread:.2f}"
     )
 

@@ -1,0 +1,119 @@
+"""Small trainings with TRL's own trainer, healthy and not, and what was logged of each step.
+
+``python benchmarks/record_alarms.py FOLDER [SEED ...]`` trains each of :data:`ARMS` once a seed and
+writes ``FOLDER/curves.csv``: one row a training step, and one for the held-out questions before
+the first and after the last. The chapter on early alarms reads what was kept of it in
+``corea/data/alarms/curves.csv``. The model is the smallest of the microworld, ``micro``, with the
+pretraining of the full run; 60 steps of 128 completions, 8 a question; everything that the arms
+do not say is as in the book's trainings.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from transformers import AutoTokenizer, PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from corea.rlcc.reward_functions import ROLLOUT_METRICS, confidence, correctness, form
+from corea.rlcc.trainer import question_row
+from corea.tasks import microworld
+from corea.training.alarm_callback import AlarmCallback
+from corea.training.quiet import quiet
+from corea.training.settings import SFTSettings
+from corea.training.sft import train_sft
+
+ARMS: dict[str, dict[str, Any]] = {  # chosen before any was run: the book's, and ways to go wrong
+    "L1, as in the book": {},
+    "RLVR, no confidence reward": {"reward": "none"},
+    "sample L1": {"reward": "sample_l1"},
+    "L1, ten times the learning rate": {"learning_rate": 3e-3},
+    "L1, ten times the entropy bonus": {"entropy_coef": 0.05},
+    "L1, format not rewarded": {"format_weight": 0.0},
+}
+STEPS = 60
+GROUP = 8
+
+
+def pretrain(folder: Path, seed: int) -> Path:
+    """The model that a seed starts from."""
+    world, preset = microworld.World(), microworld.PRESETS["micro"]
+    tokenizer = microworld.build_tokenizer(world)
+    size = (preset.hidden_size, preset.n_layers, preset.n_heads)
+    model = microworld.new_model(microworld.model_config("qwen2", *size, len(tokenizer)), seed)
+    settings = SFTSettings(
+        steps=1500, batch=32, micro_batch=8, learning_rate=0.005, warmup_steps=300,
+        lr_schedule="cosine", weight_decay=1.0, adam_beta2=0.95, checkpoint_every=1500, seed=seed,
+    )  # fmt: skip
+    rows = microworld.corpus(world, settings.batch * settings.steps, seed)
+    train_sft(model, tokenizer, rows, settings, folder)
+    return folder / "model"
+
+
+def record(base: Path, folder: Path, arm: str, seed: int) -> pd.DataFrame:
+    """What TRL's trainer logs of one training."""
+    options = {"reward": "l1", "learning_rate": 3e-4, "entropy_coef": 0.005, "format_weight": 1.0}
+    options |= ARMS[arm]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = {
+        split: datasets.Dataset.from_list(
+            [question_row(q, tokenizer) for q in microworld.questions(world, "chains", split, n)]
+        )
+        for world, split, n in (
+            (microworld.World(), "train", 4000),
+            (microworld.World(), "validation", 64),
+        )
+    }
+    config = GRPOConfig(
+        output_dir=str(folder), max_steps=STEPS, seed=seed, use_cpu=True, report_to=[],
+        per_device_train_batch_size=128, gradient_accumulation_steps=1, num_generations=GROUP,
+        per_device_eval_batch_size=64 * GROUP, eval_on_start=True, disable_tqdm=True,
+        max_completion_length=64, learning_rate=options["learning_rate"], logging_steps=1,
+        lr_scheduler_type="linear", beta=0.0, entropy_coef=options["entropy_coef"],
+        loss_type="dapo", scale_rewards="batch", save_strategy="no",
+        reward_weights=[1.0, 1.0, options["format_weight"]],
+        model_init_kwargs={"dtype": "float32"},
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        model=str(base),
+        args=config,
+        reward_funcs=[correctness, confidence(options["reward"]), form],
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        processing_class=tokenizer,
+        callbacks=[AlarmCallback()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.evaluate()
+    log = pd.DataFrame(trainer.state.log_history)
+    kept = [*ROLLOUT_METRICS, "grad_norm", "entropy", "completions/mean_length"]
+    steps = log[log["confidence_output_ratio"].notna()].reindex(columns=["step", *kept])
+    held_out = log[log["eval_confidence_output_ratio"].notna()]
+    held_out = held_out.reindex(columns=["step", *(f"eval_{name}" for name in kept)])
+    held_out.columns = steps.columns
+    parts = pd.concat([steps.assign(split="train"), held_out.assign(split="held-out")])
+    parts = parts.rename(columns={"completions/mean_length": "completion_tokens"})
+    for column, value in (("seed", seed), ("arm", arm)):
+        parts.insert(0, column, value)
+    return parts
+
+
+def main(folder: Path, seeds: list[int]) -> None:
+    """Train everything, and write the table after each training."""
+    tables = []
+    for seed in seeds:
+        with quiet():
+            base = pretrain(folder / f"base_{seed}", seed)
+            for k, arm in enumerate(ARMS):
+                tables.append(record(base, folder / f"{seed}_{k}", arm, seed))
+                table = pd.concat(tables)
+                table.to_csv(folder / "curves.csv", index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), list(map(int, sys.argv[2:])) or [0, 1, 2, 3])
