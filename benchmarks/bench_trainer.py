@@ -39,8 +39,9 @@ from corea.book import speed
 from corea.book.provenance import provenance
 from corea.engines.base import Sampling
 from corea.engines.transformers_engine import TransformersEngine
+from corea.rlcc.reward_functions import correctness
 from corea.rlcc.settings import GRPOSettings
-from corea.rlcc.trainer import REWARD_FUNCTIONS, RLCCTrainer, question_row
+from corea.rlcc.trainer import RLCCTrainer, question_row
 from corea.tasks import microworld
 from corea.training.quiet import quiet
 from corea.training.settings import SFTSettings
@@ -129,7 +130,7 @@ def build(
         trainer = RLCCTrainer(replace(settings, rollouts=rollouts), folder, **common)
     else:
         common["args"].reward_weights = None
-        trainer = GRPOTrainer(reward_funcs=[REWARD_FUNCTIONS[0]], **common)
+        trainer = GRPOTrainer(reward_funcs=[correctness], **common)
     trainer.add_callback(callback)
     trainer.remove_callback(PrinterCallback)
     return trainer

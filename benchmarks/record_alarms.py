@@ -1,10 +1,11 @@
 """Small trainings with TRL's own trainer, healthy and not, and what was logged of each step.
 
-``python benchmarks/record_alarms.py FOLDER [SEED ...]`` trains each of :data:`ARMS` once a seed and
-writes ``FOLDER/curves.csv``: one row a training step, and one for the held-out questions before
-the first and after the last. The chapter on early alarms reads what was kept of it in
-``corea/data/alarms/curves.csv``. The model is the smallest of the microworld, ``micro``, with the
-pretraining of the full run; 40 steps of 128 completions of at most 48 tokens, 8 a question; what the arms
+``python benchmarks/record_alarms.py BASE FOLDER [SEED ...]`` trains the model in the folder BASE, that
+of ``make book`` before reinforcement (``checkpoint`` in ``pretrain_small/model.json`` below
+``build/laptop/tables``), by each of :data:`ARMS` once a seed. It writes ``FOLDER/curves.csv``: one
+row a training step, and one for the held-out questions before the first and after the last; several
+processes may share the seeds. The chapter on early alarms reads what was kept of it in
+``corea/data/alarms``. A step has 128 completions of at most 48 tokens, 8 a question; what the arms
 do not say is as in the book's trainings.
 """
 
@@ -24,34 +25,17 @@ from corea.rlcc.trainer import question_row
 from corea.tasks import microworld
 from corea.training.alarm_callback import AlarmCallback
 from corea.training.quiet import quiet
-from corea.training.settings import SFTSettings
-from corea.training.sft import train_sft
 
 ARMS: dict[str, dict[str, Any]] = {  # chosen before any was run: the book's, and ways to go wrong
     "L1, as in the book": {},
-    "RLVR, no confidence reward": {"reward": "none"},
-    "sample L1": {"reward": "sample_l1"},
     "L1, ten times the learning rate": {"learning_rate": 3e-3},
     "L1, ten times the entropy bonus": {"entropy_coef": 0.05},
+    "RLVR, no confidence reward": {"reward": "none"},
     "L1, format not rewarded": {"format_weight": 0.0},
+    "sample L1": {"reward": "sample_l1"},
 }
 STEPS = 40
 GROUP = 8
-
-
-def pretrain(folder: Path, seed: int) -> Path:
-    """The model that a seed starts from."""
-    world, preset = microworld.World(), microworld.PRESETS["micro"]
-    tokenizer = microworld.build_tokenizer(world)
-    size = (preset.hidden_size, preset.n_layers, preset.n_heads)
-    model = microworld.new_model(microworld.model_config("qwen2", *size, len(tokenizer)), seed)
-    settings = SFTSettings(
-        steps=1500, batch=32, micro_batch=8, learning_rate=0.005, warmup_steps=300,
-        lr_schedule="cosine", weight_decay=1.0, adam_beta2=0.95, checkpoint_every=1500, seed=seed,
-    )  # fmt: skip
-    rows = microworld.corpus(world, settings.batch * settings.steps, seed)
-    train_sft(model, tokenizer, rows, settings, folder)
-    return folder / "model"
 
 
 def record(base: Path, folder: Path, arm: str, seed: int) -> pd.DataFrame:
@@ -103,17 +87,16 @@ def record(base: Path, folder: Path, arm: str, seed: int) -> pd.DataFrame:
     return parts
 
 
-def main(folder: Path, seeds: list[int]) -> None:
+def main(base: Path, folder: Path, seeds: list[int]) -> None:
     """Train everything, and write the table after each training."""
     tables = []
     for seed in seeds:
-        with quiet():
-            base = pretrain(folder / f"base_{seed}", seed)
-            for k, arm in enumerate(ARMS):
+        for k, arm in enumerate(ARMS):
+            with quiet():
                 tables.append(record(base, folder / f"{seed}_{k}", arm, seed))
-                table = pd.concat(tables)
-                table.to_csv(folder / "curves.csv", index=False, float_format="%.4g")
+            table = pd.concat(tables)
+            table.to_csv(folder / "curves.csv", index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), list(map(int, sys.argv[2:])) or [0, 1, 2, 3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), list(map(int, sys.argv[3:])) or [0, 1, 2, 3])

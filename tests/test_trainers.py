@@ -4,6 +4,7 @@ import json
 import math
 import os
 import queue
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -24,16 +25,14 @@ from trl.generation.vllm_generation import VLLMGeneration  # noqa: E402
 
 from corea.metrics import calibration  # noqa: E402
 from corea.rlcc import rewards  # noqa: E402
-from corea.rlcc.settings import GRPOSettings  # noqa: E402
-from corea.rlcc.trainer import (  # noqa: E402
+from corea.rlcc.reward_functions import (  # noqa: E402
     COMPONENTS,
-    REWARD_FUNCTIONS,
     ROLLOUT_METRICS,
-    RLCCTrainer,
-    collapse,
+    correctness,
     rollout_metrics,
-    train_grpo,
 )
+from corea.rlcc.settings import GRPOSettings  # noqa: E402
+from corea.rlcc.trainer import RLCCTrainer, collapse, train_grpo  # noqa: E402
 from corea.store import seal  # noqa: E402
 from corea.tasks.parsing import parse_completion  # noqa: E402
 from corea.training import alarms, loop  # noqa: E402
@@ -50,8 +49,9 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 COLUMNS = [
     *("step", "reward", "reward_correctness", "reward_confidence", "reward_format", "pass_at_1"),
     *("ece", "auroc", "confidence_output_ratio", "mean_confidence", "distinct_confidences"),
-    *("share_at_0", "share_at_1", "groups_without_variance", "loss", "grad_norm", "entropy", "kl"),
-    *("completion_tokens", "learning_rate", "seconds"),
+    *("share_at_0", "share_at_1", "groups_without_variance", "commonest_share"),
+    *("accuracy_spread", "loss", "grad_norm", "entropy", "kl", "completion_tokens"),
+    *("learning_rate", "seconds"),
 ]
 
 
@@ -257,23 +257,19 @@ def test_correctness_knows_the_options():
     texts = [r"\boxed{bank}", r"\boxed{mall}", r"\boxed{4}"]
     columns = {"gold": ["B", "B", "4"], "kind": ["choice", "choice", "math"]}
     options = [["mall", "bank"], ["mall", "bank"], []]
-    assert REWARD_FUNCTIONS[0](texts, **columns, options=options) == [1, 0, 1]
-    assert REWARD_FUNCTIONS[0](texts, **columns) == [0, 0, 1]
+    assert correctness(texts, **columns, options=options) == [1, 0, 1]
+    assert correctness(texts, **columns) == [0, 0, 1]
 
 
-def test_trl_returns_gathered_rewards_in_the_order_of_the_functions(trainer):
-    made = trainer()
-    arguments = batch(small.TRAINING[:2], 4, [1, 0] * 4, [0.5, None, 0.25, 0.75] * 2)
+@pytest.mark.parametrize("name", sorted(rewards.CONFIDENCE_REWARDS))
+def test_trl_gets_the_same_from_the_functions_as_from_the_trainer(trainer, name):
+    made = trainer(confidence_reward=name)
+    arguments = batch(small.TRAINING[:2], 4, [1, 0, 1, 1, 0] + [0] * 3, [0.5, None, 0.25, 0.75] * 2)
     found = trl.GRPOTrainer._calculate_rewards(made, *arguments)
     assert isinstance(found, torch.Tensor)
     assert found.shape == (8, 3)
-    expected = {
-        "correctness": [1, 0] * 4,
-        "confidence": [0.5, math.nan, 0.25, 0.75] * 2,
-        "format": [1, 2 / 3, 1, 1] * 2,
-    }
-    columns = np.array([expected[name] for name in COMPONENTS]).T
-    np.testing.assert_allclose(found.numpy(), columns, rtol=1e-6)
+    assert torch.equal(found, made._calculate_rewards(*arguments))
+    assert (found[:, 1] != 0).any() == (name != "none")
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -996,11 +992,11 @@ def test_metrics_of_rollouts_are_those_of_calibration(seed):
     correct[noisy] = rng.integers(2, size=noisy.sum())
     stated = rng.integers(11, size=n) / 10
     stated[rng.random(n) < 0.2] = np.nan
-    found = rollout_metrics(correct, stated, group_size)
+    groups = correct.reshape(-1, group_size)
+    found = rollout_metrics(correct, stated, groups.mean(axis=1))
 
     rows = [(c, y) for c, y in zip(stated, correct, strict=True) if c == c]
     confidences, right = map(list, zip(*rows, strict=True))
-    groups = [correct[i : i + group_size] for i in range(0, n, group_size)]
     right_or_nan = 0 < sum(right) < len(right)
     expected = {
         "pass_at_1": sum(correct) / n,
@@ -1012,6 +1008,8 @@ def test_metrics_of_rollouts_are_those_of_calibration(seed):
         "share_at_0": confidences.count(0) / len(rows),
         "share_at_1": confidences.count(1) / len(rows),
         "groups_without_variance": sum(len(set(g)) == 1 for g in groups) / len(groups),
+        "commonest_share": max(map(confidences.count, confidences)) / len(rows),
+        "accuracy_spread": statistics.pstdev(sum(g) / group_size for g in groups),
     }
     assert list(found) == list(expected) == list(ROLLOUT_METRICS)
     np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-12)
@@ -1019,9 +1017,10 @@ def test_metrics_of_rollouts_are_those_of_calibration(seed):
 
 
 def test_metrics_that_need_a_confidence_are_missing_without_one():
-    found = rollout_metrics(np.array([1.0, 0, 0, 0]), np.full(4, np.nan), 2)
+    found = rollout_metrics(np.array([1.0, 0, 0, 0]), np.full(4, np.nan), np.array([0.5, 0]))
     missing = {name for name, value in found.items() if math.isnan(value)}
-    assert missing == {"ece", "auroc", "mean_confidence", "share_at_0", "share_at_1"}
+    of_stated = {"ece", "auroc", "mean_confidence", "share_at_0", "share_at_1", "commonest_share"}
+    assert missing == of_stated
     assert found["pass_at_1"] == 0.25
     assert found["confidence_output_ratio"] == found["distinct_confidences"] == 0
     assert found["groups_without_variance"] == 0.5
@@ -1029,7 +1028,7 @@ def test_metrics_that_need_a_confidence_are_missing_without_one():
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
 def test_auroc_is_missing_where_all_are_right_or_all_wrong(right):
-    found = rollout_metrics(np.full(4, right), np.array([0.1, 0.5, np.nan, 1.0]), 2)
+    found = rollout_metrics(np.full(4, right), np.array([0.1, 0.5, np.nan, 1.0]), np.full(2, right))
     assert math.isnan(found["auroc"])
     assert not any(math.isnan(value) for name, value in found.items() if name != "auroc")
 

@@ -32,8 +32,9 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from corea.rlcc import trainer
+from corea.rlcc.reward_functions import rollout_metrics
 from corea.rlcc.settings import GRPOSettings
-from corea.rlcc.trainer import RLCCTrainer, rollout_metrics, train_grpo
+from corea.rlcc.trainer import RLCCTrainer, train_grpo
 from corea.tasks import microworld
 from corea.tasks.questions import Question
 from corea.training import checkpoints, grpo, loop, sft
@@ -240,7 +241,7 @@ def attend(request, reference):
 
 
 def serve(reference):
-    rollout_metrics(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 2)  # imports more
+    rollout_metrics(np.array([0.0, 1.0]), np.array([0.5, 0.5]), np.array([0.5]))  # imports more
     with quiet():
         AutoModelForCausalLM.from_pretrained(reference / "sft" / "model")  # so does this
     gc.collect()
