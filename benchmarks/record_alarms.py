@@ -1,6 +1,6 @@
 """Small trainings with TRL's own trainer, healthy and not, and what was logged of each step.
 
-``python benchmarks/record_alarms.py BASE FOLDER [SEED ...]`` trains the model in the folder BASE, that
+``python benchmarks/record_alarms.py BASE FOLDER [SEED ...]`` trains the model in folder BASE, that
 of ``make book`` before reinforcement (``checkpoint`` in ``pretrain_small/model.json`` below
 ``build/laptop/tables``), by each of :data:`ARMS` once a seed. It writes ``FOLDER/curves.csv``: one
 row a training step, and one for the held-out questions before the first and after the last; several

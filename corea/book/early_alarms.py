@@ -15,13 +15,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from scipy.stats import binomtest
 
+from corea.book import full_run
 from corea.book.display import as_label
 from corea.book.figures import PALETTE, REFERENCE, WIDE, legend_below, panels, style
 from corea.metrics.intervals import Interval
@@ -121,15 +122,50 @@ def share(count: int, of: int) -> Interval | None:
     return Interval(count / of, low, high)
 
 
-def by_limit(
-    curves: pd.DataFrame, runs: pd.DataFrame, limits: Iterable[Limits], label: Callable[..., str]
-) -> pd.DataFrame:
+def by_limit(curves: pd.DataFrame, runs: pd.DataFrame, limits: Iterable[Limits]) -> pd.DataFrame:
     """What any alarm catches, under other limits."""
     rows = [
-        hits(runs, first_alarms(curves, one)).iloc[-1].to_dict() | {"limits": label(one)}
+        {"window": one.window, "worse": one.worse}
+        | hits(runs, first_alarms(curves, one)).iloc[-1].to_dict()
         for one in limits
     ]
+    return pd.DataFrame(rows).drop(columns="alarm")
+
+
+def lowest_points() -> pd.DataFrame:
+    """The validations of the full run's L1 trainings, one row a run: how far pass@1 went down.
+
+    ``lowest`` and ``end`` are changes against the start; ``alarm`` is whether it was ever down by
+    more than an alarm allows; ``failed`` whether it ended below :data:`LOST`.
+    """
+    course = full_run.published("second_pairing", "course")
+    if course is None:
+        raise full_run.EvidenceError("no course of second_pairing is published; expected one")
+    rows = []
+    for (size, seed), part in course.groupby(["pairing", "seed"], sort=False):
+        right = part.sort_values("step").set_index("step")["correct"]
+        change = right - right.iloc[0]
+        rows.append(
+            {
+                "size": size,
+                "seed": seed,
+                "lowest": change.min(),
+                "at step": int(change.idxmin()),
+                "end": change.iloc[-1],
+                "most at 0": part["at_0"].max(),
+                "alarm": change.min() < -Limits().worse,
+                "failed": change.iloc[-1] < -LOST,
+            }
+        )
     return pd.DataFrame(rows)
+
+
+def alarms_by_size() -> pd.DataFrame:
+    """The full run's ``collapsed`` share of seeds and ``alarms`` a run by size, smallest first."""
+    ends = full_run.published("model_size", "ends")
+    if ends is None:
+        raise full_run.EvidenceError("no ends of model_size are published; expected them")
+    return ends
 
 
 @style()

@@ -43,6 +43,7 @@ class AlarmCallback(TrainerCallback):  # type: ignore[misc]
         if then not in ("tell", "stop", "roll back"):
             raise ValueError(f"then is {then!r}; expected 'tell', 'stop' or 'roll back'")
         self.then, self.limits, self.alarms = then, limits or Limits(), alarms
+        self.made: set[int] = set()  # steps of this run's checkpoints
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Refuse to roll back where nothing is saved, or where something else chooses the end."""
@@ -53,26 +54,28 @@ class AlarmCallback(TrainerCallback):  # type: ignore[misc]
                 f"load_best_model_at_end is {args.load_best_model_at_end}; expected steps or "
                 "epoch, and False"
             )
+        # the output folder may hold those of an earlier run, too
+        steps = range(1, state.global_step + 1)  # of a run that is resumed
+        self.made = {step for step in steps if _folder(args, step).is_dir()}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A run whose reward logs nothing is not watched: say so rather than be silent."""
-        if state.global_step > args.logging_steps and not _logged(state):
-            raise TrainingError(
-                f"nothing logged {READ!r} in {state.global_step} steps, so no alarm can go off; "
-                "expected a reward function corea.rlcc.reward_functions.confidence(...)"
-            )
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remember that there is a checkpoint."""
+        self.made.add(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Look at what was logged of a step."""
+        steps = _logged(state)
+        if "loss" in (logs or {}) and not steps:
+            raise TrainingError(
+                f"nothing logs {READ!r}, so that no alarm can go off; expected a reward function "
+                "corea.rlcc.reward_functions.confidence(...)"
+            )
         if READ not in (logs or {}):
             return
-        steps = _logged(state)
-        now, before = (
-            (self._on(steps), self._on(steps[:-1])) if steps[1:] else (self._on(steps), {})
-        )
+        now, before = self._on(steps), self._on(steps[:-1])
         new = {alarm: text for alarm, text in now.items() if alarm not in before}
-        for alarm, text in new.items() if state.is_world_process_zero else ():
-            report_alarm(Path(args.output_dir), state.global_step, alarm, text, ())
+        for alarm, text in new.items():
+            _report(args, state, alarm, text)
         if new and self.then != "tell":
             control.should_training_stop = True
         if new and self.then == "roll back":
@@ -84,20 +87,24 @@ class AlarmCallback(TrainerCallback):  # type: ignore[misc]
 
     def _roll_back(self, args: Any, state: Any, steps: list[dict[str, Any]]) -> None:
         begins = [0, *(step["step"] for step in steps)][-self.limits.window - 1 :][0]
-        made = {
-            int(path.name.split("-")[1]): path
-            for path in Path(args.output_dir).glob("checkpoint-*")
-            if path.name.split("-")[1].isdigit()
-        }
-        sound = [step for step in made if step <= begins]
+        sound = [step for step in self.made if step <= begins and _folder(args, step).is_dir()]
         told = f"no checkpoint of step {begins} or before; the weights stay as they are"
         if sound:
             # what trainers do for the best checkpoint: adapters, shards and all
             args.load_best_model_at_end = True
-            state.best_model_checkpoint = str(made[max(sound)])
-            told = f"the weights of {made[max(sound)].name}"
-        if state.is_world_process_zero:
-            report_alarm(Path(args.output_dir), state.global_step, "rolled back", told, ())
+            state.best_model_checkpoint = str(_folder(args, max(sound)))
+            told = f"the weights of checkpoint-{max(sound)}"
+        _report(args, state, "rolled back", told)
+
+
+def _report(args: Any, state: Any, alarm: str, text: str) -> None:
+    if state.is_world_process_zero:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        report_alarm(Path(args.output_dir), state.global_step, alarm, text, ())
+
+
+def _folder(args: Any, step: int) -> Path:
+    return Path(args.output_dir, f"checkpoint-{step}")
 
 
 def _logged(state: Any) -> list[dict[str, Any]]:
