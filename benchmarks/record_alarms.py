@@ -4,9 +4,9 @@
 of ``make book`` before reinforcement (``checkpoint`` in ``pretrain_small/model.json`` below
 ``build/laptop/tables``), by each of :data:`ARMS` once a seed. It writes ``FOLDER/curves.csv``: one
 row a training step, and one for the held-out questions before the first and after the last; several
-processes may share the seeds. The chapter on early alarms reads what was kept of it in
-``corea/data/alarms``. A step has 128 completions of at most 48 tokens, 8 a question; what the arms
-do not say is as in the book's trainings.
+processes may share the seeds. ``... publish FOLDER ...`` keeps them in ``corea/data/alarms``, where
+the chapter on early alarms reads them. A step has 128 completions of at most 48 tokens, 8 a
+question; what the arms do not say is as in the book's trainings.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import pandas as pd
 from transformers import AutoTokenizer, PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from corea.book import early_alarms
+from corea.book.provenance import provenance
 from corea.rlcc.reward_functions import ROLLOUT_METRICS, confidence, correctness, form
 from corea.rlcc.trainer import question_row
 from corea.tasks import microworld
@@ -98,5 +100,22 @@ def main(base: Path, folder: Path, seeds: list[int]) -> None:
             table.to_csv(folder / "curves.csv", index=False, float_format="%.4g")
 
 
+def publish(folders: list[str]) -> None:
+    """Keep the settings that all of the folders have in the package."""
+    parts = [pd.read_csv(Path(folder, "curves.csv")) for folder in folders]
+    both = pd.concat(parts)
+    whole = [arm for arm in ARMS if all((part["arm"] == arm).any() for part in parts)]
+    both["arm"] = pd.Categorical(both["arm"], whole)
+    both = both.dropna(subset="arm").sort_values(["arm", "seed"], kind="stable")
+    seeds = ", ".join(map(str, sorted(both["seed"].unique())))
+    told = provenance(
+        "laptop", 0, sources=["pretrain_small"], packages=("torch", "transformers", "trl")
+    )
+    early_alarms.publish(both, told | {"seed": seeds})
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), list(map(int, sys.argv[3:])) or [0, 1, 2, 3])
+    if sys.argv[1] == "publish":
+        publish(sys.argv[2:])
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]), list(map(int, sys.argv[3:])) or [0, 1, 2, 3])

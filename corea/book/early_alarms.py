@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,13 @@ def facts() -> dict[str, str]:
     """Where they come from."""
     content: dict[str, str] = json.loads((FOLDER / "curves.json").read_text("utf-8"))
     return content
+
+
+def publish(curves: pd.DataFrame, facts: Mapping[str, str]) -> None:
+    """Write both into the package."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    curves.to_csv(FOLDER / "curves.csv", index=False, float_format="%.4g")
+    (FOLDER / "curves.json").write_text(json.dumps(dict(facts), indent=1) + "\n", "utf-8")
 
 
 def judged(curves: pd.DataFrame) -> pd.DataFrame:

@@ -164,7 +164,7 @@ def confidence(
             )
         accuracy = np.bincount(group, of_all[:, 0]) / occurs
         if log_metric:
-            for metric, value in rollout_metrics(*of_all.T, accuracy).items():
+            for metric, value in rollout_metrics(of_all[:, 0], of_all[:, 1], accuracy).items():
                 if math.isfinite(value):
                     log_metric(metric, value)
         target = accuracy[group] if reward.target == "group" else of_all[:, 0]

@@ -42,7 +42,7 @@ class Limits:
     worse: float = 0.1
 
 
-def raised(steps: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> dict[str, str]:
+def raised(steps: Sequence[Mapping[Any, Any]], limits: Limits | None = None) -> dict[str, str]:
     """The alarms that are on after the last of these steps, each with what was found.
 
     Args:
@@ -80,7 +80,7 @@ def raised(steps: Sequence[Mapping[str, Any]], limits: Limits | None = None) -> 
     return found
 
 
-def _mean(steps: Sequence[Mapping[str, Any]], metric: str) -> float:
+def _mean(steps: Sequence[Mapping[Any, Any]], metric: str) -> float:
     """Mean of what is known; NaN, which is on neither side of a limit, where nothing is."""
     known = [step[metric] for step in steps if step.get(metric) is not None]
     known = [value for value in known if value == value]
