@@ -6,7 +6,7 @@ of ``make book`` before reinforcement (``checkpoint`` in ``pretrain_small/model.
 row a training step, and one for the held-out questions before the first and after the last; several
 processes may share the seeds. ``... publish FOLDER ...`` keeps them in ``corea/data/alarms``, where
 the chapter on early alarms reads them. A step has 128 completions of at most 48 tokens, 8 a
-question; what the arms do not say is as in the book's trainings.
+question; the book's trainings have twice as many. What the arms do not say is as there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from corea.tasks import microworld
 from corea.training.alarm_callback import AlarmCallback
 from corea.training.quiet import quiet
 
-ARMS: dict[str, dict[str, Any]] = {  # chosen before any was run: the book's, and ways to go wrong
-    "L1, as in the book": {},
+ARMS: dict[str, dict[str, Any]] = {  # chosen before any was run: one, and ways to go wrong
+    "L1": {},
     "L1, ten times the learning rate": {"learning_rate": 3e-3},
     "L1, ten times the entropy bonus": {"entropy_coef": 0.05},
     "RLVR, no confidence reward": {"reward": "none"},

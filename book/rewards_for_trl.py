@@ -19,8 +19,8 @@ steps = int(sys.argv[2]) if sys.argv[2:] else 40
 world = microworld.World()
 tokenizer = microworld.build_tokenizer(world)
 model = microworld.new_model(microworld.model_config("qwen2", 16, 2, 1, len(tokenizer)), seed=0)
-settings = SFTSettings(steps=300, batch=32, micro_batch=8, learning_rate=0.005)
-train_sft(model, tokenizer, microworld.corpus(world, 300 * 32, seed=0), settings, folder / "base")
+settings = SFTSettings(steps=400, batch=32, micro_batch=8, learning_rate=0.005)
+train_sft(model, tokenizer, microworld.corpus(world, 400 * 32, seed=0), settings, folder / "base")
 
 # In place of your data: a prompt, the right answer, and how it is compared
 asked = microworld.questions(world, "chains", "train", 1000)

@@ -244,7 +244,7 @@ def watched(tmp_path):
 
     def watch(log, *options, saved=(), resumed_at=0):
         callback = AlarmCallback(*options)
-        (tmp_path / "checkpoint-3").mkdir()  # of an earlier run
+        (tmp_path / "checkpoint-3").mkdir(exist_ok=True)  # of an earlier run
         args = SimpleNamespace(
             output_dir=str(tmp_path), save_strategy="steps", load_best_model_at_end=False
         )  # fmt: skip
