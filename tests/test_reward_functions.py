@@ -148,6 +148,7 @@ def example(tmp_path_factory):
         return runpy.run_path(str(script))
 
 
+@pytest.mark.timeout(900)  # half a minute of two cores that are free
 def test_a_stock_trainer_learns_from_the_rewards(example):
     log = pd.DataFrame(example["trainer"].state.log_history)
     log = log[log["reward"].notna()]
@@ -162,6 +163,7 @@ def test_a_stock_trainer_learns_from_the_rewards(example):
     np.testing.assert_allclose(log["pass_at_1"], log["rewards/correctness/mean"], atol=1e-6)
 
 
+@pytest.mark.timeout(900)  # half a minute of two cores that are free
 def test_rolling_back_ends_with_the_weights_of_the_checkpoint_before(example, capsys):
     from safetensors.torch import load_file
     from trl import GRPOConfig, GRPOTrainer
