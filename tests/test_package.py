@@ -21,6 +21,7 @@ MAY_NEED_TORCH = {
     "rlcc.learned_confidence",
     "rlcc.trainer",
     "tasks.microworld",
+    "training.alarm_callback",
     "training.checkpoints",
     "training.grpo",
     "training.loop",
