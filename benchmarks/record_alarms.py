@@ -105,8 +105,8 @@ def publish(folders: list[str]) -> None:
     parts = [pd.read_csv(Path(folder, "curves.csv")) for folder in folders]
     both = pd.concat(parts)
     whole = [arm for arm in ARMS if all((part["arm"] == arm).any() for part in parts)]
-    both["arm"] = pd.Categorical(both["arm"], whole)
-    both = both.dropna(subset="arm").sort_values(["arm", "seed"], kind="stable")
+    both = both[both["arm"].isin(whole)]
+    both = both.sort_values("arm", key=lambda arms: arms.map(whole.index), kind="stable")
     seeds = ", ".join(map(str, sorted(both["seed"].unique())))
     told = provenance(
         "laptop", 0, sources=["pretrain_small"], packages=("torch", "transformers", "trl")
