@@ -30,11 +30,11 @@ from corea.training.quiet import quiet
 
 ARMS: dict[str, dict[str, Any]] = {  # chosen before any was run: one, and ways to go wrong
     "L1": {},
-    "L1, ten times the learning rate": {"learning_rate": 3e-3},
-    "L1, ten times the entropy bonus": {"entropy_coef": 0.05},
-    "RLVR, no confidence reward": {"reward": "none"},
-    "L1, format not rewarded": {"format_weight": 0.0},
-    "sample L1": {"reward": "sample_l1"},
+    "L1, rate × 10": {"learning_rate": 3e-3},
+    "L1, entropy × 10": {"entropy_coef": 0.05},
+    "RLVR": {"reward": "none"},
+    "L1, format unpaid": {"format_weight": 0.0},
+    "Sample L1": {"reward": "sample_l1"},
 }
 STEPS = 40
 GROUP = 8

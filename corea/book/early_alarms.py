@@ -183,14 +183,15 @@ def plot_timeline(runs: pd.DataFrame, first: pd.DataFrame) -> Figure:
     parts = {name: part for name, part in parts.items() if len(part)}
     heights = [len(part) + 1 for part in parts.values()]
     drawing, grid = panels(
-        len(parts), 1, WIDE, 1.2 + 0.17 * sum(heights), sharex=True, height_ratios=heights
+        len(parts), 1, WIDE, 1.2 + 0.19 * sum(heights), sharex=True, height_ratios=heights
     )
     marks = dict(zip(ALARMS, zip(PALETTE, "Xosv", strict=False), strict=True))
     for axes, (name, part) in zip(grid.flat, parts.items(), strict=True):
         for k, row in enumerate(part.to_dict("records")):
             axes.plot([0, row["steps"]], [k, k], color=REFERENCE["color"], linewidth=0.8)
-            for alarm, (color, mark) in marks.items():
-                axes.plot(row[alarm], k, mark, color=color, markersize=6, alpha=0.9)
+            for j, (alarm, (color, mark)) in enumerate(marks.items()):
+                height = k + 0.16 * (j - 1.5)  # beside each other where steps are equal
+                axes.plot(row[alarm], height, mark, color=color, markersize=5)
         names = [as_label(f"{row['arm']}, {row['seed']}") for row in part.to_dict("records")]
         axes.set_yticks(range(len(part)), names)
         axes.set(ylim=(len(part) - 0.4, -0.6), title=name)
