@@ -199,5 +199,5 @@ def plot_timeline(runs: pd.DataFrame, first: pd.DataFrame) -> Figure:
     for alarm, (color, mark) in marks.items():
         grid[-1, 0].plot([], [], mark, color=color, label=alarm)
     grid[-1, 0].set_xlabel("training step")
-    legend_below(drawing, [grid[-1, 0]], ncols=4)
+    legend_below(drawing, [grid[-1, 0]], ncols=2)
     return drawing
