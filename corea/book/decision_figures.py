@@ -157,7 +157,7 @@ def plot_level(points: pd.DataFrame) -> Figure:
     """
     tasks, systems = list(points["dataset"].unique()), list(points["system"].unique())
     shade = colors(systems)
-    drawing, grid = panels(1, len(tasks), 3.1 * len(tasks), 3.7, sharex=True, sharey=True)
+    drawing, grid = panels(1, len(tasks), PANEL * len(tasks), 3.2, sharex=True, sharey=True)
     label_edges(grid, columns=tasks, rows=["mean probability"], below="share right")
     for axes, task in zip(grid[0], tasks, strict=True):
         axes.plot([0, 1], [0, 1], **REFERENCE)
@@ -167,5 +167,5 @@ def plot_level(points: pd.DataFrame) -> Figure:
             axes.plot(row["right"], row["confidence"], "o", color=color, mfc=face, ms=8, mew=1.6)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
     marks = [Line2D([], [], marker="o", ls="", color=shade[name]) for name in systems]
-    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=3)
+    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=2)
     return drawing
