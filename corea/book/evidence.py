@@ -9,10 +9,12 @@ stand in its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from corea.book import claims, display, full_run
+from corea.metrics import intervals
 from corea.metrics.intervals import COLUMNS, Interval, as_interval
 from corea.tasks.suites import MICROWORLD, Suite
 
@@ -39,6 +41,44 @@ def standing(run: str) -> str:
 def facts(run: str) -> dict[str, str]:
     """Where the shown tables come from, for the provenance of a page."""
     return {f"full run: {name}": text for name, text in full_run.facts(run).items()}
+
+
+def parameters(run: str, **own: float) -> dict[str, Any]:
+    """The parameters that the shown tables were made with; the own ones where none are committed.
+
+    Example:
+        >>> parameters("sft_or_grpo", n_resamples=7), parameters("no_such_run", n_resamples=7)
+        ({'n_resamples': 100}, {'n_resamples': 7})
+    """
+    if not full_run.facts(run):
+        return dict(own)
+    there = full_run.parameters(run)
+    if lacking := [name for name in own if name not in there]:
+        raise full_run.EvidenceError(
+            f"{run} was published without its parameter(s) {', '.join(lacking)}; publish it anew"
+        )
+    return {name: there[name] for name in own}
+
+
+def interval_note(run: str, table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
+    """What a caption says of the intervals of a shown table.
+
+    ``n_resamples`` and ``seed`` are those of this run. In a table of
+    :func:`corea.book.compare.beside_paper` both runs have intervals.
+    """
+    own = {"n_resamples": n_resamples, "seed": seed}
+    if "full_run" not in table:
+        return intervals.interval_note(table, **parameters(run, **own))
+    here = table[table["value"].notna()]
+    there = table[["full_run_interval", "full_run_n_seeds"]][table["full_run"].notna()]
+    there = there.set_axis(["interval", "n_seeds"], axis="columns")
+    if there.empty:
+        return intervals.interval_note(here, **own)
+    of_both = (
+        intervals.interval_note(there, **parameters(run, **own), run="the committed full run"),
+        intervals.interval_note(here, **own, run="this run"),
+    )
+    return " ".join(of_both)
 
 
 def one(table: pd.DataFrame, **labels: object) -> Interval:
