@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from corea.book import claims, display, full_run
+from corea.book.compare import NOT_TRAINED
 from corea.metrics import intervals
 from corea.metrics.intervals import COLUMNS, Interval, as_interval
 from corea.tasks.suites import MICROWORLD, Suite
@@ -114,7 +115,7 @@ def decided(chapter: str, own: Mapping[str, pd.DataFrame]) -> display.Html:
             "verdict": decision.verdict,
             "decided by": claims.interval_text(decision.rows[0]) if decision.rows else "",
             "seeds": claims.seeds_text(decision),
-            "your run": here[name].reason or here[name].verdict if name in here else "",
+            "your run": here[name].reason or here[name].verdict if name in here else NOT_TRAINED,
         }
         for name, decision in verdicts.items()
         if decision.claim.chapter == chapter
