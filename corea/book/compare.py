@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,16 @@ from corea.tasks.suites import MICROWORLD, Suite
 
 CONTRAST = ("system", "baseline", "dataset", "metric", "statistic")
 """Labels of a contrast, as chapters write it to ``contrasts.csv``; some have more."""
+
+HEADINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "pass_at_1": ("Pass@1%", ".1f"),
+        "ece_per_run": ("ECE per run", ".3f"),
+        "ece": ("ECE of all answers", ".3f"),
+        "auroc": ("AUROC", ".3f"),
+    }
+)
+"""Metrics of models alone, with heading and format, in the order of the paper's tables."""
 
 NOT_TRAINED = "not trained"
 """What stands for a number of this run where it trained no such model."""

@@ -8,7 +8,7 @@ stand in its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -100,6 +100,26 @@ def one(table: pd.DataFrame, **labels: object) -> Interval:
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} rows have {labels}; expected one")
     return Interval.of(rows.iloc[0].to_dict())
+
+
+def bound(table: pd.DataFrame, *names: str, **labels: object) -> Callable[..., Interval]:
+    """:func:`one` of a table as a function of some labels, ``names`` and then those with a default.
+
+    Example:
+        >>> table = pd.DataFrame({"system": ["a", "b"], "metric": "ece", "value": [1.0, 2.0],
+        ...     "low": 0.0, "high": 3.0})
+        >>> of = bound(table, "system", metric="ece")
+        >>> of("b").estimate, of("a", "ece").estimate, of("a", metric="ece").estimate
+        (2.0, 1.0, 1.0)
+    """
+    order = [*names, *labels]
+
+    def of(*values: object, **more: object) -> Interval:
+        if len(values) > len(order):
+            raise TypeError(f"{len(values)} labels; expected at most {', '.join(order)}")
+        return one(table, **labels | dict(zip(order, values, strict=False)) | more)
+
+    return of
 
 
 def decided(chapter: str, own: Mapping[str, pd.DataFrame]) -> display.Html:
