@@ -67,7 +67,7 @@ def interval_note(run: str, table: pd.DataFrame, *, n_resamples: int, seed: int)
     ``n_resamples`` and ``seed`` are those of this run. In a table of
     :func:`corea.book.compare.beside_paper` both runs have intervals.
     """
-    own = {"n_resamples": n_resamples, "seed": seed}
+    own: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     if "full_run" not in table:
         return intervals.interval_note(table, **parameters(run, **own))
     here = table[table["value"].notna()]
