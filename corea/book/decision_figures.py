@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from corea.book.colours import GREY
-from corea.book.display import as_label
+from corea.book.decision_tables import level
+from corea.book.display import Html, as_label, figure
 from corea.book.figures import (
     PANEL,
     REFERENCE,
@@ -157,7 +158,7 @@ def plot_level(points: pd.DataFrame) -> Figure:
     """
     tasks, systems = list(points["dataset"].unique()), list(points["system"].unique())
     shade = colors(systems)
-    drawing, grid = panels(1, len(tasks), 3.1 * len(tasks), 3.7, sharex=True, sharey=True)
+    drawing, grid = panels(1, len(tasks), PANEL * len(tasks), 3.2, sharex=True, sharey=True)
     label_edges(grid, columns=tasks, rows=["mean probability"], below="share right")
     for axes, task in zip(grid[0], tasks, strict=True):
         axes.plot([0, 1], [0, 1], **REFERENCE)
@@ -167,5 +168,17 @@ def plot_level(points: pd.DataFrame) -> Figure:
             axes.plot(row["right"], row["confidence"], "o", color=color, mfc=face, ms=8, mew=1.6)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
     marks = [Line2D([], [], marker="o", ls="", color=shade[name]) for name in systems]
-    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=3)
+    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=2)
     return drawing
+
+
+def show_level(table: pd.DataFrame, datasets: Sequence[str]) -> Html:
+    """:func:`plot_level` of one training's measured decisions, as its page shows it."""
+    return figure(
+        plot_level(level(table, datasets)),
+        "How sure the model is, and how often it is right. Mean probability of the decision "
+        "against the share of right ones. Filled: behind sampled reasoning. Hollow: without it. "
+        "Above the diagonal it is too sure.",
+        alt="Panels, one a dataset: filled and hollow marks beside a dashed diagonal.",
+        name="level",
+    )

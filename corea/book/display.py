@@ -171,7 +171,10 @@ def table(
             return as_html(missing)
         if formatter is None:
             formatter = ".3f" if pd.api.types.is_float(value) else ""
-        text = formatter(value) if callable(formatter) else format(value, formatter)
+        if callable(formatter):
+            text = formatter(value)
+        else:  # a format is one of numbers: words between them are as they are
+            text = value if isinstance(value, str) else format(value, formatter)
         return as_html(short(text, longest))
 
     header, columns = "", []

@@ -721,8 +721,8 @@ def claim(
     }
 
 
-def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
-    """The sentence a caption needs about the intervals of a table.
+def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int, run: str = "") -> str:
+    """The sentence a caption needs about the intervals of a table, and of which ``run`` it is.
 
     Example:
         >>> table = pd.DataFrame({"interval": [ONE_SEED], "n_seeds": [1]})
@@ -740,4 +740,5 @@ def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
         elif method in (SEEDS, FEW_SEEDS):
             few = ", few, so it is wide" if method == FEW_SEEDS else ""
             kinds.append(f"{ONE_SEED} {resamples} and Student's t over {seeds}{few}")
-    return f"95 % intervals: {'; elsewhere '.join(sorted(kinds)) or 'none'}."
+    of = f" of {run}" if run else ""
+    return f"95 % intervals{of}: {'; elsewhere '.join(sorted(kinds)) or 'none'}."
