@@ -447,7 +447,7 @@ def seeds_needed(found: Interval, **bound: float) -> int:
         >>> seeds_needed(Interval(1, -1, 3, n_seeds=3), at_least=0)
         5
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     ((side, limit),) = bound.items()
     estimate = abs(found.estimate) if side == "within" else found.estimate
@@ -455,8 +455,8 @@ def seeds_needed(found: Interval, **bound: float) -> int:
     half = max(found.high - found.estimate, found.estimate - found.low)
     share = (1 + LEVEL) / 2
     seeds = np.arange(2, MOST_SEEDS + 1)
-    seen = t.ppf(share, found.n_seeds - 1) / np.sqrt(found.n_seeds)
-    enough = t.ppf(share, seeds - 1) / np.sqrt(seeds) * half <= distance * seen
+    seen = stdtrit(found.n_seeds - 1, share) / np.sqrt(found.n_seeds)
+    enough = stdtrit(seeds - 1, share) / np.sqrt(seeds) * half <= distance * seen
     return int(seeds[enough.argmax()]) if enough.any() else MOST_SEEDS + 1
 
 

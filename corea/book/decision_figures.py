@@ -135,17 +135,21 @@ def plot_asked(option_counts: Sequence[int]) -> Figure:
 @style()
 def plot_correlations(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Correlation matrices, a panel each."""
+    import seaborn as sns  # takes two seconds to load
+
     drawing, _, used = wrapped(len(tables), 1, WIDE, 4.0)
     for axes, (title, table) in zip(used, tables.items(), strict=True):
         axes.set_title(as_label(title))
-        axes.imshow(table, vmin=-1, vmax=1, cmap="RdBu")
-        for (i, j), value in np.ndenumerate(table.to_numpy()):
-            color = "#fefefe" if abs(value) > 0.6 else "#010101"  # the cell is as it is when dark
-            text = axes.text(j, i, f"{value:.2f}", color=color, size=SMALLEST)
-            text.set(ha="center", va="center")
-        axes.set_xticks(range(len(table)), [as_label(c) for c in table], rotation=40, ha="right")
-        axes.set_yticks(range(len(table)), [as_label(c) for c in table])
-        axes.grid(visible=False)
+        names = [as_label(column) for column in table]
+        sns.heatmap(
+            table.set_axis(names).set_axis(names, axis=1), ax=axes, vmin=-1, vmax=1, cmap="RdBu",
+            annot=True, fmt=".2f", annot_kws={"size": SMALLEST}, cbar=False, square=True,
+        )  # fmt: skip
+        # a cell's text is as it is when dark, so it is neither of the theme's two inks
+        for text, value in zip(axes.texts, table.to_numpy().flat, strict=True):
+            text.set_color("#fefefe" if abs(value) > 0.6 else "#010101")
+        axes.set_xticklabels(names, rotation=40, ha="right")
+        axes.set_yticklabels(names, rotation=0)
     return drawing
 
 

@@ -299,8 +299,9 @@ def folded(summary: str, *parts: Html) -> Html:
     """
     inside = "\n".join(part.data for part in parts)
     return Html(
-        '<details class="corea-folded"><summary style="display: list-item; cursor: pointer">'
-        f"{as_html(summary)}</summary>\n{inside}\n</details>"
+        # a reader's JupyterLab would show no triangle
+        '<details class="corea-folded"><summary style="display: list-item; '
+        f'list-style: revert; cursor: pointer">{as_html(summary)}</summary>\n{inside}\n</details>'
     )
 
 
