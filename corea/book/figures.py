@@ -63,7 +63,7 @@ def style() -> Iterator[None]:
 
     Text is never parsed as mathematics, since names come from strangers' files.
     """
-    look: dict[str, Any] = dict(mpl.style.library["seaborn-v0_8-whitegrid"])
+    look: Any = {**mpl.style.library["seaborn-v0_8-whitegrid"]}
     names = ("axes.titlesize", "axes.labelsize", "figure.titlesize", "font.size")
     look |= dict.fromkeys((*names, "legend.title_fontsize"), 10)
     look |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALLEST)
