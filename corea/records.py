@@ -37,8 +37,8 @@ otherwise (:class:`RecordsError` names file, row and field):
    rows; JSON nests at most :data:`MAX_DEPTH` deep.
 
 What the rules allow and is still odd -- a token count that never changes, a confidence
-that is always the same, a system that repeats another -- is said in the notes of
-:func:`read_records`.
+that is always the same, samples or systems that repeat each other, log-probabilities of
+exactly 0 -- is said in the notes of :func:`read_records`.
 """
 
 from __future__ import annotations
@@ -465,9 +465,7 @@ def read_records(
 
     Returns:
         The validated records. ``str()`` of them says how many rows were read and how
-        many lack a confidence. Their notes also say what looks odd: of systems with 20
-        rows or more, token counts that never change, confidences that are all the same or
-        all 0 or 1, and rows that repeat another system's.
+        many lack a confidence. Their notes also say what looks odd (:func:`oddities`).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -743,7 +741,13 @@ _ODD_ROWS = 20  # fewer rows are easily alike
 
 
 def oddities(table: pd.DataFrame) -> list[str]:
-    """Sentences on what is allowed but cannot well be what it says."""
+    """Sentences on what is allowed but cannot well be what it says.
+
+    Of systems with 20 rows or more: token counts that never change, confidences that are all
+    the same or all 0 or 1, a column of log-probabilities (its name says ``logprob``) that are
+    all exactly 0, samples of a question that are all the same, and rows that repeat another
+    system's.
+    """
     found: dict[str, list[str]] = {}
     for name in [name for name in _NUMBERS if name in table]:
         by_system = table.groupby("system", sort=False)[name]
@@ -752,6 +756,12 @@ def oddities(table: pd.DataFrame) -> list[str]:
         if name == "confidence":
             certain = facts.query("nunique == 2 and min == 0 and max == 1")
             found["confidence is only ever 0 or 1 in the rows"] = list(certain.index)
+    for name in [str(name) for name in table if "logprob" in str(name).casefold()]:
+        if pd.api.types.is_numeric_dtype(table[name]):
+            zero = (table[name] == 0).groupby(table["system"], sort=False).agg(["all", "size"])
+            zero = zero.query(f"all and size >= {_ODD_ROWS}")
+            found[f"{name} is exactly 0, as if there were none, in the rows"] = list(zero.index)
+    found["all samples of a question are the same in the rows"] = _same_samples(table)
     notes = [
         f"odd: {what} of {len(systems)} system(s): {quoted_names(systems)}"
         for what, systems in found.items()
@@ -764,6 +774,18 @@ def oddities(table: pd.DataFrame) -> list[str]:
             f"systems: {first}"
         )
     return notes
+
+
+def _same_samples(table: pd.DataFrame) -> list[str]:
+    """Systems whose samples differ in nothing, as where a question is written once a filter."""
+    if not table["sample"].any():
+        return []
+    names = ["correct", *_NUMBERS, "answer"]
+    codes = pd.util.hash_pandas_object(table[[n for n in names if n in table]], index=False)
+    keys = [table[name] for name in ("system", "dataset", "question_id")]
+    questions = codes.groupby(keys, sort=False).agg(["size", "nunique"]).query("size > 1")
+    systems = questions.groupby("system", sort=False).agg({"size": "sum", "nunique": "max"})
+    return list(systems.query(f"nunique == 1 and size >= {_ODD_ROWS}").index)
 
 
 def _repeats(table: pd.DataFrame) -> list[str]:

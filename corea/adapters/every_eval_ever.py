@@ -34,6 +34,18 @@ from corea.records import Records
 
 SCHEMA_VERSION = "0.3.0"
 _METRIC = "accuracy"
+_MODEL = {"deployment_type": "unknown", "model_availability": "unknown"}
+_SOURCE = {
+    "source_type": "evaluation_run",
+    "source_organization_name": "unknown",
+    "evaluator_relationship": "other",
+}
+_READ = {
+    "turn_idx": 0,
+    "source": "output.raw",
+    "extraction_method": "unknown",
+    "is_terminal": True,
+}
 
 
 def read_every_eval_ever(path: str | Path, *, metric: str | None = None) -> Records:
@@ -110,58 +122,35 @@ def write_every_eval_ever(
         developer, _, model = system.rpartition("/")
         place = Path("data", *map(_component, (dataset, developer or "unknown", model)))
         run = f"{_component(dataset)}/{_component(system)}/{made}"
-        lines = "".join(
-            json.dumps(_line(row, run), ensure_ascii=False, allow_nan=False) + "\n"
-            for row in table.astype(object).where(table.notna(), None).to_dict("records")
-        ).encode()
-        digest = hashlib.sha256(lines)
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        lines = "".join(json.dumps(_line(row, run), ensure_ascii=False) + "\n" for row in rows)
+        digest = hashlib.sha256(lines.encode())
         name = place / str(uuid.UUID(bytes=digest.digest()[:16], version=4))
         samples = f"{name.as_posix()}_samples.jsonl"
+        metric = {"metric_name": _METRIC, "lower_is_better": False, "score_type": "continuous"}
+        result = {
+            "evaluation_result_id": _METRIC,
+            "evaluation_name": dataset,
+            "source_data": {"dataset_name": dataset, "source_type": "other"},
+            "metric_config": {**metric, "min_score": 0, "max_score": 1},
+            "score_details": {"score": float(table["correct"].mean())},
+        }
         aggregate = {
             "schema_version": SCHEMA_VERSION,
             "evaluation_id": run,
             "retrieved_timestamp": made,
-            "source_metadata": {
-                "source_name": records.source,
-                "source_type": "evaluation_run",
-                "source_organization_name": "unknown",
-                "evaluator_relationship": "other",
-            },
+            "source_metadata": {"source_name": records.source, **_SOURCE},
             "eval_library": {"name": "corea", "version": version("corea")},
-            "model_info": {
-                "name": model,
-                "id": system,
-                "additional_details": {
-                    "deployment_type": "unknown",
-                    "model_availability": "unknown",
-                },
-            },
-            "evaluation_results": [
-                {
-                    "evaluation_result_id": _METRIC,
-                    "evaluation_name": dataset,
-                    "source_data": {"dataset_name": dataset, "source_type": "other"},
-                    "metric_config": {
-                        "metric_name": _METRIC,
-                        "lower_is_better": False,
-                        "score_type": "continuous",
-                        "min_score": 0,
-                        "max_score": 1,
-                    },
-                    "score_details": {"score": float(table["correct"].mean())},
-                }
-            ],
-            "detailed_evaluation_results": {
-                "format": "jsonl",
-                "file_path": samples,
-                "hash_algorithm": "sha256",
-                "checksum": digest.hexdigest(),
-                "total_rows": len(table),
-            },
+            "model_info": {"name": model, "id": system, "developer": developer or "unknown"}
+            | {"additional_details": _MODEL},
+            "evaluation_results": [result],
+            "detailed_evaluation_results": {"format": "jsonl", "file_path": samples}
+            | {"hash_algorithm": "sha256", "checksum": digest.hexdigest()}
+            | {"total_rows": len(table)},
         }
         target = Path(folder) / samples
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(lines)
+        target.write_bytes(lines.encode())
         text = json.dumps(aggregate, indent=2, ensure_ascii=False) + "\n"
         Path(folder, f"{name}.json").write_text(text, encoding="utf-8")
         written.append(target)
@@ -171,10 +160,6 @@ def write_every_eval_ever(
 def _line(row: Mapping[str, Any], run: str) -> dict[str, Any]:
     """One record as a line of samples."""
     answer, gold = row.get("answer"), row.get("gold")
-    read, wrote = row.get("prompt_tokens"), row.get("completion_tokens")
-    metadata = {"sample": str(row["sample"])}
-    if row["confidence"] is not None:
-        metadata["confidence"] = repr(float(row["confidence"]))
     line: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "evaluation_id": run,
@@ -185,24 +170,17 @@ def _line(row: Mapping[str, Any], run: str) -> dict[str, Any]:
         "interaction_type": "single_turn",
         "input": {"raw": "", "reference": [] if gold is None else [gold]},
         "output": {"raw": [] if answer is None else [answer]},
-        "answer_attribution": [],
+        "answer_attribution": [] if answer is None else [{**_READ, "extracted_value": answer}],
         "evaluation": {"score": float(row["correct"]), "is_correct": bool(row["correct"])},
-        "metadata": metadata,
+        "metadata": {"sample": str(row["sample"])},
     }
-    if answer is not None:
-        line["answer_attribution"] = [
-            {
-                "turn_idx": 0,
-                "source": "output.raw",
-                "extracted_value": answer,
-                "extraction_method": "unknown",
-                "is_terminal": True,
-            }
-        ]
-    if read is not None and wrote is not None:
-        tokens = int(read), int(wrote)
+    if row["confidence"] is not None:
+        line["metadata"]["confidence"] = repr(float(row["confidence"]))
+    tokens = [row.get("prompt_tokens"), row.get("completion_tokens")]
+    if None not in tokens:
         names = ("input_tokens", "output_tokens", "total_tokens")
-        line["token_usage"] = dict(zip(names, (*tokens, sum(tokens)), strict=True))
+        counts = [int(n) for n in (*tokens, sum(tokens))]
+        line["token_usage"] = dict(zip(names, counts, strict=True))
     return line
 
 

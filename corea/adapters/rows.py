@@ -164,7 +164,12 @@ class Gathering:
         """Check the options; ``threshold`` may be text, as a command line has it."""
         checks.one_of(errors, "errors", ERRORS)
         self.source, self.errors = path.name, errors
-        self.threshold = None if threshold is None else float(threshold)
+        try:
+            self.threshold = None if threshold is None else float(threshold)
+        except ValueError:
+            self.threshold = math.nan
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"threshold is {threshold!r}; expected a number")
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -199,7 +204,9 @@ class Gathering:
     def probability(self, row: Row, *path: str | int) -> float | None:
         """Confidence out of log-probabilities, or of tokens with a ``logprob`` each (rule 2)."""
         tokens = row.may(*path, kind=ARRAY) or []
-        values = [token.get("logprob") if isinstance(token, dict) else token for token in tokens]
+        values: list[Any] = [
+            token.get("logprob") if isinstance(token, dict) else token for token in tokens
+        ]
         try:
             if values and not any(values):
                 self.counts[NO_LOGPROBS] += 1

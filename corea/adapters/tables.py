@@ -5,6 +5,7 @@ The rules that all readers share are those of :mod:`corea.adapters.rows`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from corea.records import Records, RecordsError, quoted_names, read_csv_columns
 from corea.tasks.parsing import parse_completion
 from corea.tasks.verify import KINDS, verify_batch
 
+_CONFIDENCE = re.compile(r"\\+confidence\s*\{[^{}]*\}")
 _BLANK = ("", "nan", "none", "null", "<na>")
 
 
@@ -118,7 +120,8 @@ def batch(
     ``dataset`` and, in JSON lines, the ``options`` of a choice. ``kind`` says how an answer is
     compared with its gold by :mod:`corea.tasks.verify`: ``"math"`` or ``"choice"``. The answer
     is what the last ``\boxed{}`` holds, or all that follows the reasoning where there is none.
-    Several choices of a request are its samples. Where any answer states a ``\confidence{}``
+    Several choices of a request are its samples, without completion tokens, which the format
+    has for all of them together only. Where any answer states a ``\confidence{}``
     that is the confidence; else it is out of the log-probabilities.
     """
     path, golds = Path(path), Path(golds)
@@ -191,17 +194,25 @@ def _choice(gathered: Gathering, row: Row, at: tuple[str | int, ...]) -> dict[st
     """What one choice of a response answers, and with which confidence."""
     text = row.may(*at, "message", "content", kind=TEXT) or row.may(*at, "text", kind=TEXT) or ""
     parsed = parse_completion(text)
-    boxed = "\\boxed" in text
-    gathered.counts["answer(s) have no box; the whole text is the answer"] += not boxed
+    answer = parsed.answer
+    if "\\boxed" not in text:
+        gathered.counts["answer(s) have no box; the whole text is the answer"] += 1
+        said_last = _CONFIDENCE.sub("", text.rpartition("</think>")[2]).strip()
+        answer = said_last or None
+    body = ("response", "body")
+    several = len(row.need(*body, "choices")) > 1  # the usage is that of all choices together
+    tokens = [
+        row.may(*body, "usage", name, kind=WHOLE) for name in ("prompt_tokens", "completion_tokens")
+    ]
     content = row.may(*at, "logprobs", "content", kind=ARRAY)  # of a chat; else of a completion
-    tokens = "token_logprobs" if content is None else "content"
+    logprobs = "token_logprobs" if content is None else "content"
     return {
         "question_id": row.content["custom_id"],
-        "model": row.need("response", "body", "model", kind=TEXT),
+        "model": row.need(*body, "model", kind=TEXT),
         "sample": row.need(*at, "index", kind=WHOLE),
-        "answer": parsed.answer if boxed else text.rpartition("</think>")[2].strip() or None,
+        "answer": answer,
         "stated": parsed.confidence,
-        "of_tokens": gathered.probability(row, *at, "logprobs", tokens),
-        "prompt_tokens": row.may("response", "body", "usage", "prompt_tokens", kind=WHOLE),
-        "completion_tokens": row.may("response", "body", "usage", "completion_tokens", kind=WHOLE),
+        "of_tokens": gathered.probability(row, *at, "logprobs", logprobs),
+        "prompt_tokens": tokens[0],
+        "completion_tokens": None if several else tokens[1],
     }
