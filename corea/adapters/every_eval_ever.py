@@ -176,11 +176,10 @@ def _line(row: Mapping[str, Any], run: str) -> dict[str, Any]:
     }
     if row["confidence"] is not None:
         line["metadata"]["confidence"] = repr(float(row["confidence"]))
-    tokens = [row.get("prompt_tokens"), row.get("completion_tokens")]
-    if None not in tokens:
-        names = ("input_tokens", "output_tokens", "total_tokens")
-        counts = [int(n) for n in (*tokens, sum(tokens))]
-        line["token_usage"] = dict(zip(names, counts, strict=True))
+    read, wrote = row.get("prompt_tokens"), row.get("completion_tokens")
+    if read is not None and wrote is not None:
+        counts = {"input_tokens": int(read), "output_tokens": int(wrote)}
+        line["token_usage"] = {**counts, "total_tokens": sum(counts.values())}
     return line
 
 

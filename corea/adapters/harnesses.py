@@ -126,7 +126,7 @@ def _likelihoods(row: Row, *, mutual: bool) -> NDArray[np.float64]:
             break
         try:  # some versions write numbers as text
             found.append(float(pair[0]))
-        except (IndexError, TypeError, ValueError):
+        except (IndexError, OverflowError, TypeError, ValueError):
             raise row.wrong(("resps", i, 0), pair, "[log-likelihood, is_greedy]") from None
     # behind them, for mutual information, those without the question
     return np.array(found[: len(found) // 2] if mutual else found)
@@ -199,7 +199,9 @@ def _listed(path: Path) -> Iterator[Row]:
 
 def _zipped(path: Path) -> Iterator[Row]:
     """The header and the samples of a log that is a zip; all members together have a limit."""
-    left = MAX_BYTES
+    left, name = MAX_BYTES, ""
+    if path.stat().st_size > MAX_BYTES:
+        raise too_large(path.name, "bytes", MAX_BYTES)
     try:
         with zipfile.ZipFile(path) as archive:
             names = dict.fromkeys(archive.namelist())
@@ -215,9 +217,11 @@ def _zipped(path: Path) -> Iterator[Row]:
                 yield Row(path.name, name, json_object(data.decode()))
     except RecordsError:
         raise
-    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, RuntimeError, ValueError) as error:
-        problem = f"not a complete log of Inspect ({error}); expected a zip of JSON files"
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError) as error:
+        problem = f"{name or 'zip'}: damaged, or not Inspect's ({error}); expected a complete log"
         raise RecordsError(path.name, problem) from None
+    except (RuntimeError, ValueError) as error:  # an unknown compression; not JSON
+        raise RecordsError(path.name, f"{name}: {error}") from None
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

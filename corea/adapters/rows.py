@@ -191,7 +191,7 @@ class Gathering:
         found = row.need(*path, kind=SCORE) if found is None else found
         try:
             score = float({"true": 1, "false": 0}.get(str(found).strip().lower(), found))
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise row.wrong(path, found, SCORE.expected) from None
         if score in (0, 1) and (self.threshold is None or 0 < self.threshold <= 1):
             return score == 1
@@ -211,7 +211,7 @@ class Gathering:
             if values and not any(values):
                 self.counts[NO_LOGPROBS] += 1
             return average_probability(values) if any(values) else None
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise row.wrong(path, values, "log-probabilities, numbers up to 0") from None
 
     def records(self, confidence: str, **provenance: str) -> Records:
