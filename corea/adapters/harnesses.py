@@ -29,6 +29,7 @@ from corea.adapters.rows import (
     NUMBER,
     OBJECT,
     OF_TOKENS,
+    SCORE,
     TEXT,
     WHOLE,
     Gathering,
@@ -173,7 +174,7 @@ def inspect_ai(
             gathered.counts["sample(s) have no score and made no record"] += 1
             continue
         at = ("scores", chosen(f"{path.name}, {row.where}", "scorer", scorer, list(scores)))
-        value = row.need(*at, "value")
+        value = row.need(*at, "value", kind=SCORE)
         if confidence is None:
             stated = gathered.probability(row, "output", "choices", 0, "logprobs", "content")
         elif (stated := row.may(*at, "metadata", confidence)) is None:

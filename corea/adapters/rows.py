@@ -60,7 +60,7 @@ FLAG = Kind("true or false", (bool,))
 OBJECT = Kind("an object", (dict,))
 ARRAY = Kind("an array", (list,))
 SCORE = Kind("0 or 1", (bool, int, float, str))
-ANY = Kind("anything", (object,))
+ANY = Kind("a value", (object,))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Gathering:
 
     def add(self, **cells: Any) -> None:
         """One record; what is None is missing."""
-        self.rows.append(cells)
+        self.rows.append({"sample": 0, **cells})
 
     def fail(self, **cells: Any) -> None:
         """A question whose call failed (rule 3)."""
@@ -221,7 +221,6 @@ class Gathering:
         stated = [value for value in columns.get("confidence", []) if value is not None]
         columns = {name: cells for name, cells in columns.items() if set(cells) != {None}}
         columns["confidence"] = columns.get("confidence", [None] * len(self.rows))
-        columns.setdefault("sample", [0] * len(self.rows))
         if not self.rows:
             more = "; ".join(f"{n:,} {what}" for what, n in self.counts.items())
             raise RecordsError(
