@@ -757,10 +757,10 @@ def oddities(table: pd.DataFrame) -> list[str]:
             certain = facts.query("nunique == 2 and min == 0 and max == 1")
             found["confidence is only ever 0 or 1 in the rows"] = list(certain.index)
     for name in [str(name) for name in table if "logprob" in str(name).casefold()]:
-        if pd.api.types.is_numeric_dtype(table[name]):
-            zero = (table[name] == 0).groupby(table["system"], sort=False).agg(["all", "size"])
-            zero = zero.query(f"all and size >= {_ODD_ROWS}")
-            found[f"{name} is exactly 0, as if there were none, in the rows"] = list(zero.index)
+        numbers = pd.to_numeric(table[name], errors="coerce")  # text files keep it as text
+        zero = (numbers == 0).groupby(table["system"], sort=False).agg(["all", "size"])
+        silent = zero.query(f"all and size >= {_ODD_ROWS}").index
+        found[f"{name} is exactly 0, as if there were none, in the rows"] = list(silent)
     found["all samples of a question are the same in the rows"] = _same_samples(table)
     notes = [
         f"odd: {what} of {len(systems)} system(s): {quoted_names(systems)}"
@@ -784,8 +784,8 @@ def _same_samples(table: pd.DataFrame) -> list[str]:
     codes = pd.util.hash_pandas_object(table[[n for n in names if n in table]], index=False)
     keys = [table[name] for name in ("system", "dataset", "question_id")]
     questions = codes.groupby(keys, sort=False).agg(["size", "nunique"]).query("size > 1")
-    systems = questions.groupby("system", sort=False).agg({"size": "sum", "nunique": "max"})
-    return list(systems.query(f"nunique == 1 and size >= {_ODD_ROWS}").index)
+    systems = questions.groupby("system", sort=False)["nunique"].agg(["max", "size"])
+    return list(systems.query(f"max == 1 and size >= {_ODD_ROWS}").index)
 
 
 def _repeats(table: pd.DataFrame) -> list[str]:
