@@ -16,9 +16,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from corea.book.real_records import halves, question_means
-from corea.metrics.cascade import query_cost
-from corea.metrics.intervals import interval
-from corea.metrics.tiers import Policy, Tiers, mixing
+from corea.metrics.cascade import deferral_curve, pareto_front, query_cost
+from corea.metrics.intervals import Interval, interval
+from corea.metrics.tiers import (
+    Policy,
+    Tiers,
+    abstaining,
+    average_improvement_in_quality,
+    average_performance_gap_recovered,
+    best_policies,
+    cost_save,
+    gap_to_oracle,
+    mixing,
+    together,
+)
 from corea.records import RecordsError, select
 
 Floats = NDArray[np.float64]
@@ -30,7 +41,7 @@ class Asked:
 
     Attributes:
         models: Their names.
-        questions: ``dataset`` and ``question_id`` of each row.
+        questions: ``dataset``, ``question_id`` and, where it was counted, ``prompt_tokens``.
         answer: A number for what each answered, the same for the same, shape (n, models); NaN for
             nothing.
         right: 1 where that is right and 0 elsewhere.
@@ -78,8 +89,10 @@ def side_by_side(table: pd.DataFrame, dataset: str, systems: Sequence[str] | Non
     codes, _ = pd.factorize(rows["answer"])
     rows = rows.assign(answer=np.where(codes < 0, np.nan, codes), right=rows["correct"])
     wide = rows.pivot(index="question_id", columns="system", values=list(_WIDE))
-    order = wide["cost"].mean().sort_values(kind="stable").index
-    questions = wide.index.to_frame(index=False).assign(dataset=dataset)
+    order = pd.Series(wide["cost"].mean()).sort_values(kind="stable").index
+    facts = [name for name in ("dataset", "prompt_tokens") if name in rows]
+    questions = rows.drop_duplicates("question_id").set_index("question_id")
+    questions = questions.loc[wide.index, facts].reset_index()
     arrays = {name: wide[name][order].to_numpy(dtype=np.float64) for name in _WIDE}
     return Asked(tuple(order), questions, **arrays)
 
@@ -127,6 +140,63 @@ def chains(asked: Asked, n_tiers: int, max_others: int = 0) -> Iterator[Tiers]:
         for size in range(min(1, max_others), max_others + 1):
             for others in combinations(beside, size):
                 yield chain(asked, names, others)
+
+
+def families(
+    asked: Asked, first: NDArray[np.bool_], max_others: int = 0
+) -> dict[str, list[Policy]]:
+    """Envelopes of the first half, of families of policies: single models and ... each.
+
+    ``pairs``, ``three tiers``, ``whole chain`` (of all models that no cheaper one matches),
+    ``skipping`` (three tiers of which the second may be left out), ``router`` (pairs behind a
+    router that goes by the length of the prompt, where it was counted), ``everything``.
+
+    Without ``max_others`` the models up to the most accurate one are tried, in the order of their
+    cost; where confidence is agreement, which more can be asked for, only those that no cheaper one
+    matches.
+    """
+    whole = _unmatched(asked, first)
+    best = int(asked.right[first].mean(axis=0).argmax())
+    pool = whole if max_others else asked.among(asked.models[: best + 1])
+    n_whole = len(whole.models) - (max_others > 0)
+    of = {
+        "pairs": list(chains(pool, 2, max_others)),
+        "three tiers": list(chains(pool, 3, max_others)),
+        "whole chain": list(chains(whole, n_whole, min(1, max_others))),
+    }
+    of["skipping"] = [tiers.bypassing() for tiers in of["three tiers"]]
+    if "prompt_tokens" in asked.questions:
+        length = asked.questions["prompt_tokens"].astype(float).rank(pct=True).round(1)
+        of["router"] = [tiers.routed(1 - length) for tiers in of["pairs"]]
+    single = best_policies(chains(pool, 1), first)
+    found = {"single models": single}
+    for name, choices in of.items():
+        known = found["pairs"] if name == "router" else single
+        found[name] = together([*known, *best_policies(choices, first)], first)
+    found["everything"] = together([p for family in found.values() for p in family], first)
+    return found
+
+
+def _unmatched(asked: Asked, first: NDArray[np.bool_]) -> Asked:
+    """The models that no cheaper one matches on the first half."""
+    means = asked.cost[first].mean(axis=0), asked.right[first].mean(axis=0)
+    return asked.among(np.array(asked.models)[pareto_front(*means)])
+
+
+def abstentions(
+    asked: Asked, first: NDArray[np.bool_], max_others: int = 0, wrong: float = 1.0
+) -> dict[str, list[Policy]]:
+    """Envelopes of pairs that must answer, and of those that may abstain: at the end, or early.
+
+    A right answer is worth 1, none 0, a wrong one ``-wrong``.
+    """
+    pool = _unmatched(asked, first) if max_others else asked
+    choices = [tiers.scored(wrong) for tiers in (*chains(pool, 1), *chains(pool, 2, max_others))]
+    late = [abstaining(tiers) for tiers in choices if len(tiers.names) > 1]
+    found = {"must answer": best_policies(choices, first)}
+    for name, more in (("at the end", late), ("early too", [t.bypassing() for t in late])):
+        found[name] = together([*found["must answer"], *best_policies(more, first)], first)
+    return found
 
 
 def over_envelope(
@@ -179,3 +249,50 @@ def over_envelope(
         }
         for i, budget in enumerate([*budgets, np.nan])
     )
+
+
+def reported(
+    policies: Sequence[Policy], asked: Asked, first: NDArray[np.bool_], low: float
+) -> dict[str, float]:
+    """What other benchmarks report of policies, on the questions that they were not chosen on.
+
+    ``AIQ`` from the cost ``low`` to that of the best single model of the first half; ``CostSave``
+    against that model; ``Gap@O`` of the most accurate policy, against all models. And ``APGR`` of
+    the first policy of two tiers, at all of its thresholds.
+    """
+    best = int(asked.right[first].mean(axis=0).argmax())
+    dear, right = asked.cost[~first, best].mean(), asked.right[~first, best].mean()
+    outcomes = [policy.on(~first).outcome() for policy in policies]
+    cost, value = np.transpose([outcome[["cost", "value"]].mean() for outcome in outcomes])
+    two = next((p.tiers.of(~first) for p in policies if len(p.tiers.names) == 2), None)
+    gap = np.nan
+    if two is not None:
+        curve = deferral_curve(two.confidence[:, 0], *two.value.T, *two.cost.T)
+        gap = average_performance_gap_recovered(curve)
+    return {
+        "AIQ": average_improvement_in_quality(cost, value, max(low, cost.min()), dear),
+        "Gap@O": gap_to_oracle(outcomes[-1]["value"], asked.right[~first]),
+        "CostSave": cost_save(cost, value, single_cost=dear, single_pass_at_1=right),
+        "APGR": gap,
+    }
+
+
+def shared_errors(
+    paired: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """How often a large model is wrong, and how often where a small one is; by question.
+
+    ``paired`` has ``small_correct`` and ``large_correct`` (:func:`corea.records.pair`). Were errors
+    independent, both would be the same.
+    """
+    small, large = (1 - paired[f"{side}_correct"].astype(float) for side in ("small", "large"))
+    mean = question_means(paired, n_resamples, seed)
+    values = {
+        "small wrong": mean(small),
+        "large wrong": mean(large),
+        "large wrong where small is": mean(small * large) / mean(small),
+    }
+    n = len(paired)
+    return {
+        name: interval([value], n_questions=n, bounds=(0.0, 1.0)) for name, value in values.items()
+    }

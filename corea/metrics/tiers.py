@@ -74,19 +74,25 @@ class Tiers:
             raise ValueError("value must not be missing")
         checks.not_negative(self.cost.ravel(), "cost")
         checks.unit_interval(self.confidence.ravel(), "confidence", missing=True)
-        if (self.signal is None) != (self.straight is None):
-            raise ValueError("signal and straight go together")
-        if self.signal is not None and self.straight is not None:
-            checks.unit_interval(self.signal, "signal", missing=True)
-            checks.not_negative(self.straight, "straight", shape[0])
+        if self.signal is not None or self.straight is not None:
+            signal, straight = self.bypass()
+            checks.unit_interval(signal, "signal", missing=True)
+            checks.not_negative(straight, "straight", shape[0])
 
     def of(self, rows: ArrayLike) -> Tiers:
         """The same on some of the questions, a mask or positions."""
         rows = np.asarray(rows)
         taken = {name: getattr(self, name)[rows] for name in ("value", "cost", "confidence")}
-        if self.signal is not None and self.straight is not None:
-            taken |= {"signal": self.signal[rows], "straight": self.straight[rows]}
+        if self.signal is not None:
+            signal, straight = self.bypass()
+            taken |= {"signal": signal[rows], "straight": straight[rows]}
         return replace(self, **taken)
+
+    def bypass(self) -> tuple[Floats, Floats]:
+        """The signal that sends straight to the last tier, and what that costs."""
+        if self.signal is None or self.straight is None:
+            raise ValueError(f"{' > '.join(self.names)} has no signal to skip by")
+        return self.signal, self.straight
 
     def routed(self, signal: ArrayLike, router_cost: ArrayLike = 0.0) -> Tiers:
         """With a router in front: below a threshold of ``signal`` only the last tier is asked.
@@ -101,34 +107,36 @@ class Tiers:
         cost = self.cost + paid[:, None] * first
         return replace(self, cost=cost, signal=signal, straight=straight)
 
+    def scored(self, wrong: float = 1.0) -> Tiers:
+        """With wrong answers worth ``-wrong``."""
+        if not wrong >= 0:
+            raise ValueError(f"wrong is {wrong}; expected a number from 0")
+        return replace(self, value=np.where(self.value > 0, self.value, -wrong))
+
     def bypassing(self) -> Tiers:
         """With a second threshold of the first tier: below it the tiers between are left out."""
         straight = self.cost[:, 0] + self.cost[:, -1]
         return replace(self, signal=self.confidence[:, 0], straight=straight)
 
 
-def abstaining(tiers: Tiers, wrong: float = 1.0) -> Tiers:
+def abstaining(tiers: Tiers) -> Tiers:
     """The same tiers, with nobody behind the last: who is not sure enough gives no answer.
 
-    A right answer is worth 1, none 0, a wrong one ``-wrong``. Early abstention is this with
-    :meth:`Tiers.bypassing`: the large models are not asked where the first one is lost.
+    That costs nothing and is worth 0, so wrong answers are to be worth less (:meth:`Tiers.scored`).
+    Early abstention is this with :meth:`Tiers.bypassing`: the large models are not asked where the
+    first one is lost.
 
     Source: Zellinger et al., arXiv 2502.09054 (early abstention in cascades).
 
     Example:
-        >>> tiers = abstaining(Tiers(("a",), [[1.0], [0.0]], [[2.0], [2.0]], [[0.9], [0.1]]))
-        >>> tiers.names, tiers.value.tolist()
-        (('a', 'nobody'), [[1.0, 0.0], [-1.0, 0.0]])
+        >>> tiers = Tiers(("a",), [[1.0], [0.0]], [[2.0], [2.0]], [[0.9], [0.1]]).scored()
+        >>> abstaining(tiers).value.tolist()
+        [[1.0, 0.0], [-1.0, 0.0]]
     """
-    if not wrong >= 0:
-        raise ValueError(f"wrong is {wrong}; expected a number from 0")
     none = np.zeros((len(tiers.value), 1))
-    return Tiers(
-        (*tiers.names, NOBODY),
-        np.hstack([np.where(tiers.value > 0, tiers.value, -wrong), none]),
-        np.hstack([tiers.cost, none]),
-        np.hstack([tiers.confidence, np.nan * none]),
-    )
+    value, cost = (np.hstack([each, none]) for each in (tiers.value, tiers.cost))
+    confidence = np.hstack([tiers.confidence, np.nan * none])
+    return Tiers((*tiers.names, NOBODY), value, cost, confidence)
 
 
 @dataclass(frozen=True)
@@ -160,10 +168,11 @@ class Policy:
             going &= defers(self.tiers.confidence[:, j], threshold)
             tier += going
             cost += going * self.tiers.cost[:, j + 1]
-        if self.skip is not None and self.tiers.signal is not None:
-            at_once = defers(self.tiers.signal, self.skip)
+        if self.skip is not None:
+            signal, straight = self.tiers.bypass()
+            at_once = defers(signal, self.skip)
             tier[at_once] = k - 1
-            cost = np.where(at_once, self.tiers.straight, cost)
+            cost[at_once] = straight[at_once]
         value = self.tiers.value[np.arange(n), tier]
         return pd.DataFrame({"value": value, "cost": cost, "tier": tier})
 
@@ -198,13 +207,11 @@ def every_policy(tiers: Tiers, *, most: int = MOST) -> pd.DataFrame:
     at = [_first_deferring(s, grid) for s, grid in zip(signals, grids, strict=False)]
     parts = []
     for skip in skips:
-        gone = np.zeros(n, dtype=bool)
-        if skip is not None and tiers.signal is not None:
-            gone = defers(tiers.signal, skip)
+        gone = np.zeros(n, dtype=bool) if skip is None else defers(tiers.bypass()[0], skip)
         value, cost = _means_past(tiers, at, sizes, ~gone)
-        if gone.any() and tiers.straight is not None:
+        if skip is not None:
             value = value + tiers.value[gone, -1].sum() / n
-            cost = cost + tiers.straight[gone].sum() / n
+            cost = cost + tiers.bypass()[1][gone].sum() / n
         chosen = np.meshgrid(*grids, indexing="ij")
         columns = {f"threshold_{j + 1}": grid.ravel() for j, grid in enumerate(chosen)}
         columns |= {"skip": np.full(value.size, np.nan if skip is None else skip)}
