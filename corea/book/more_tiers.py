@@ -166,7 +166,8 @@ def families(
     }
     of["skipping"] = [tiers.bypassing() for tiers in of["three tiers"]]
     if "prompt_tokens" in asked.questions:
-        length = asked.questions["prompt_tokens"].astype(float).rank(pct=True).round(1)
+        length = asked.questions["prompt_tokens"].astype(float).rank(pct=True)
+        length = (4 * length).round() / 4
         of["router"] = [tiers.routed(1 - length) for tiers in of["pairs"]]
     single = best_policies(chains(pool, 1), first)
     found = {"single models": single}
@@ -221,12 +222,11 @@ def over_envelope(
     policies, and with intervals by question ``pass@1`` and ``gain``, exactly 0 where both are the
     same policies.
     """
-    on_first = [[p.on(first).outcome().mean() for p in family] for family in (policies, pairs)]
-    costs, pair_costs = ([float(mean["cost"]) for mean in means] for means in on_first)
+    costs = [p.means(first)[0] for p in policies]
+    pair_costs, pair_values = np.transpose([p.means(first) for p in pairs])
     mix, pair_mix = mixing(costs, budgets), mixing(pair_costs, budgets)
     segment = np.searchsorted(pair_costs, budgets, side="right") - 1
-    rises = np.diff([float(mean["value"]) for mean in on_first[1]]) / np.diff(pair_costs)
-    slope = np.append(rises, 0.0)[segment]
+    slope = np.append(np.diff(pair_values) / np.diff(pair_costs), 0.0)[segment]
     rows = asked.questions[~first]
     mean = question_means(rows, n_resamples, seed)
 
@@ -251,27 +251,76 @@ def over_envelope(
     )
 
 
+def compared(
+    found: Mapping[str, list[Policy]],
+    asked: Asked,
+    first: NDArray[np.bool_],
+    shares: Sequence[float],
+    *,
+    against: str = "pairs",
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """:func:`over_envelope` of every family but the one they are compared with.
+
+    Budgets are ``shares`` of what the most accurate model of the first half costs; those for which
+    not every family has something are left out. Columns ``family`` and those of it, ``budget`` and
+    ``cost`` as shares.
+    """
+    dear = _dear(asked, first)
+    least = max(family[0].means(first)[0] for family in found.values())
+    budgets = np.array([share * dear for share in shares if share * dear >= least])
+    if not budgets.size:
+        raise ValueError(f"no budget of {list(shares)} is from {least / dear:.2f}, the least")
+    options = {"n_resamples": n_resamples, "seed": seed}
+    parts = [
+        over_envelope(family, found[against], asked, first, budgets, **options).assign(family=name)
+        for name, family in found.items()
+        if name != against
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(budget=table["budget"] / dear, cost=table["cost"] / dear)
+
+
+def lines(
+    found: Mapping[str, list[Policy]], asked: Asked, first: NDArray[np.bool_]
+) -> dict[str, pd.DataFrame]:
+    """What the policies of each family cost and get right on the second half, by name."""
+    dear = _dear(asked, first)
+    return {
+        name: pd.DataFrame(
+            [policy.means(~first) for policy in family], columns=["cost", "pass_at_1"]
+        )
+        / [dear, 1]
+        for name, family in found.items()
+    }
+
+
+def _dear(asked: Asked, first: NDArray[np.bool_]) -> float:
+    """Mean cost on the first half of the model that is most accurate there."""
+    return float(asked.cost[first].mean(axis=0)[asked.right[first].mean(axis=0).argmax()])
+
+
 def reported(
-    policies: Sequence[Policy], asked: Asked, first: NDArray[np.bool_], low: float
+    policies: Sequence[Policy], asked: Asked, first: NDArray[np.bool_]
 ) -> dict[str, float]:
     """What other benchmarks report of policies, on the questions that they were not chosen on.
 
-    ``AIQ`` from the cost ``low`` to that of the best single model of the first half; ``CostSave``
+    ``AIQ`` from the cheapest policy to the best single model of the first half; ``CostSave``
     against that model; ``Gap@O`` of the most accurate policy, against all models. And ``APGR`` of
     the first policy of two tiers, at all of its thresholds.
     """
     best = int(asked.right[first].mean(axis=0).argmax())
     dear, right = asked.cost[~first, best].mean(), asked.right[~first, best].mean()
-    outcomes = [policy.on(~first).outcome() for policy in policies]
-    cost, value = np.transpose([outcome[["cost", "value"]].mean() for outcome in outcomes])
+    cost, value = np.transpose([policy.means(~first) for policy in policies])
     two = next((p.tiers.of(~first) for p in policies if len(p.tiers.names) == 2), None)
     gap = np.nan
     if two is not None:
-        curve = deferral_curve(two.confidence[:, 0], *two.value.T, *two.cost.T)
+        curve = deferral_curve(np.nan_to_num(two.confidence[:, 0]), *two.value.T, *two.cost.T)
         gap = average_performance_gap_recovered(curve)
     return {
-        "AIQ": average_improvement_in_quality(cost, value, max(low, cost.min()), dear),
-        "Gap@O": gap_to_oracle(outcomes[-1]["value"], asked.right[~first]),
+        "AIQ": average_improvement_in_quality(cost, value, cost.min(), dear),
+        "Gap@O": gap_to_oracle(policies[-1].on(~first).outcome()["value"], asked.right[~first]),
         "CostSave": cost_save(cost, value, single_cost=dear, single_pass_at_1=right),
         "APGR": gap,
     }

@@ -176,6 +176,11 @@ class Policy:
         value = self.tiers.value[np.arange(n), tier]
         return pd.DataFrame({"value": value, "cost": cost, "tier": tier})
 
+    def means(self, rows: ArrayLike) -> tuple[float, float]:
+        """Mean cost and value on some of the questions."""
+        value, cost, _ = self.on(rows).outcome().to_numpy().mean(axis=0)
+        return float(cost), float(value)
+
     def on(self, rows: ArrayLike) -> Policy:
         """The same on some of the questions."""
         return replace(self, tiers=self.tiers.of(rows))
@@ -196,27 +201,35 @@ def every_policy(tiers: Tiers, *, most: int = MOST) -> pd.DataFrame:
         1          0.9        1.0   6.0
         2          1.1        1.0  11.0
     """
+    *thresholds, skip, value, cost = _points(tiers, most)
+    columns = {f"threshold_{j + 1}": values for j, values in enumerate(thresholds)}
+    return pd.DataFrame({**columns, "skip": skip, "pass_at_1": value, "cost": cost})
+
+
+def _points(tiers: Tiers, most: int) -> Floats:
+    """The columns of :func:`every_policy`, shape (columns, combinations)."""
     checks.whole(most, "most", 1)
     n, k = tiers.value.shape
     signals = [tiers.confidence[:, j] for j in range(k - 1)]
     signals += [] if tiers.signal is None else [tiers.signal]
-    each = _grid_size([len(_grid(signal)) for signal in signals], most)
-    grids = [_grid(signal, each) for signal in signals[: k - 1]]
-    sizes = tuple(map(len, grids))
-    skips = [None] if tiers.signal is None else [None, *_grid(tiers.signal, each)]
-    at = [_first_deferring(s, grid) for s, grid in zip(signals, grids, strict=False)]
+    grids = _grids(signals, most)
+    sizes = tuple(map(len, grids[: k - 1]))
+    # the lowest threshold at which each question goes on
+    at = [
+        np.where(np.isnan(signal), 0, np.searchsorted(grid, signal, side="right"))
+        for signal, grid in zip(signals[: k - 1], grids, strict=False)
+    ]
+    chosen = [grid.ravel() for grid in np.meshgrid(*grids[: k - 1], indexing="ij")]
     parts = []
-    for skip in skips:
+    for skip in [None] if tiers.signal is None else [None, *grids[-1]]:
         gone = np.zeros(n, dtype=bool) if skip is None else defers(tiers.bypass()[0], skip)
         value, cost = _means_past(tiers, at, sizes, ~gone)
         if skip is not None:
             value = value + tiers.value[gone, -1].sum() / n
             cost = cost + tiers.bypass()[1][gone].sum() / n
-        chosen = np.meshgrid(*grids, indexing="ij")
-        columns = {f"threshold_{j + 1}": grid.ravel() for j, grid in enumerate(chosen)}
-        columns |= {"skip": np.full(value.size, np.nan if skip is None else skip)}
-        parts.append({**columns, "pass_at_1": value.ravel(), "cost": cost.ravel()})
-    return pd.DataFrame({name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+        skips = np.full(value.size, np.nan if skip is None else skip)
+        parts.append(np.array([*chosen, skips, value.ravel(), cost.ravel()]))
+    return np.concatenate(parts, axis=1)
 
 
 def _means_past(
@@ -245,28 +258,21 @@ def _means_past(
     return value, cost
 
 
-def _grid(signal: Floats, most: int | None = None) -> Floats:
-    """Thresholds at which something changes, and one that defers all; thinned to quantiles."""
-    stated = signal[~np.isnan(signal)]
-    values = np.unique(stated)
-    if most is not None and len(values) + 1 > most:
-        values = np.unique(np.quantile(stated, np.linspace(0, 1, most - 1), method="nearest"))
-    return np.append(values, DEFER_ALL)
+def _grids(signals: Sequence[Floats], most: int) -> list[Floats]:
+    """Of each signal the thresholds at which something changes, and one that defers all.
 
-
-def _grid_size(sizes: Sequence[int], most: int) -> int | None:
-    """How many thresholds each grid may have for ``most`` combinations; None: all of them."""
-    if np.prod([float(size) for size in sizes]) <= most:
-        return None
-    each = max(sizes)
-    while each > 2 and np.prod([float(min(size, each)) for size in sizes]) > most:
+    Thinned to quantiles, down to two each, where they have more than ``most`` combinations.
+    """
+    stated = [signal[~np.isnan(signal)] for signal in signals]
+    values = [np.unique(signal) for signal in stated]
+    each = max(map(len, values), default=0) + 1
+    while each > 2 and np.prod([min(len(v) + 1.0, each) for v in values]) > most:
         each -= 1
-    return each
-
-
-def _first_deferring(signal: Floats, grid: Floats) -> NDArray[np.intp]:
-    """Position of the lowest threshold at which each question goes on."""
-    return np.where(np.isnan(signal), 0, np.searchsorted(grid, signal, side="right"))
+    for i, signal in enumerate(stated):
+        if len(values[i]) + 1 > each:
+            at = np.linspace(0, 1, each - 1)
+            values[i] = np.unique(np.quantile(signal, at, method="nearest"))
+    return [np.append(v, DEFER_ALL) for v in values]
 
 
 # --- envelopes ---
@@ -306,11 +312,11 @@ def best_policies(choices: Iterable[Tiers], rows: ArrayLike, *, most: int = MOST
     """
     found, points = [], []
     for tiers in choices:
-        table = every_policy(tiers.of(rows), most=most)
-        kept = table.iloc[envelope(table["cost"], table["pass_at_1"])]
-        for *thresholds, skip, value, cost in kept.itertuples(index=False):
-            found.append(Policy(tiers, tuple(thresholds), None if np.isnan(skip) else skip))
-            points.append((cost, value))
+        *thresholds, skip, value, cost = _points(tiers.of(rows), most)
+        for i in envelope(cost, value):
+            chosen = tuple(float(at[i]) for at in thresholds)
+            found.append(Policy(tiers, chosen, None if np.isnan(skip[i]) else float(skip[i])))
+            points.append((cost[i], value[i]))
     if not found:
         raise ValueError("there are no tiers to choose from")
     return [found[i] for i in envelope(*np.transpose(points))]
@@ -319,8 +325,7 @@ def best_policies(choices: Iterable[Tiers], rows: ArrayLike, *, most: int = MOST
 def together(policies: Iterable[Policy], rows: ArrayLike) -> list[Policy]:
     """Of policies of several families those on the envelope of them all."""
     found = list(policies)
-    means = [policy.on(rows).outcome()[["cost", "value"]].mean() for policy in found]
-    return [found[i] for i in envelope(*np.transpose(means))]
+    return [found[i] for i in envelope(*np.transpose([p.means(rows) for p in found]))]
 
 
 def mixing(costs: ArrayLike, budgets: ArrayLike) -> Floats:
