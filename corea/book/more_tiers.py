@@ -239,6 +239,7 @@ def over_envelope(
     less, paid = (expected(pairs, pair_mix, name) for name in ("value", "cost"))
     dearer = slope * (cost - paid)[:, :-1]
     gain = value - less - np.column_stack([dearer, dearer.mean(axis=1)])
+    gain = gain.round(12)  # equal sums differ by rounding
     n = len(rows)
     return pd.DataFrame(
         {
@@ -308,15 +309,18 @@ def reported(
 
     ``AIQ`` from the cheapest policy to the best single model of the first half; ``CostSave``
     against that model; ``Gap@O`` of the most accurate policy, against all models. And ``APGR`` of
-    the first policy of two tiers, at all of its thresholds.
+    the two tiers whose accuracies lie farthest apart, at all of their thresholds.
     """
     best = int(asked.right[first].mean(axis=0).argmax())
     dear, right = asked.cost[~first, best].mean(), asked.right[~first, best].mean()
     cost, value = np.transpose([policy.means(~first) for policy in policies])
-    two = next((p.tiers.of(~first) for p in policies if len(p.tiers.names) == 2), None)
-    gap = np.nan
-    if two is not None:
-        curve = deferral_curve(np.nan_to_num(two.confidence[:, 0]), *two.value.T, *two.cost.T)
+    two = [p.tiers.of(~first) for p in policies if len(p.tiers.names) == 2]
+    if two:
+        apart = [tiers.value.mean(axis=0) @ [-1, 1] for tiers in two]
+        widest = two[int(np.argmax(apart))]
+        curve = deferral_curve(
+            np.nan_to_num(widest.confidence[:, 0]), *widest.value.T, *widest.cost.T
+        )
         gap = average_performance_gap_recovered(curve)
     return {
         "AIQ": average_improvement_in_quality(cost, value, cost.min(), dear),
