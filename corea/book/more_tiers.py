@@ -314,6 +314,7 @@ def reported(
     best = int(asked.right[first].mean(axis=0).argmax())
     dear, right = asked.cost[~first, best].mean(), asked.right[~first, best].mean()
     cost, value = np.transpose([policy.means(~first) for policy in policies])
+    gap = np.nan
     two = [p.tiers.of(~first) for p in policies if len(p.tiers.names) == 2]
     if two:
         apart = [tiers.value.mean(axis=0) @ [-1, 1] for tiers in two]
