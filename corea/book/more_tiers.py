@@ -280,7 +280,8 @@ def compared(
         if name != against
     ]
     table = pd.concat(parts, ignore_index=True)
-    return table.assign(budget=table["budget"] / dear, cost=table["cost"] / dear)
+    budget = (table["budget"] / dear).round(12)  # the shares again
+    return table.assign(budget=budget, cost=table["cost"] / dear)
 
 
 def lines(
