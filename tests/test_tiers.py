@@ -1,14 +1,18 @@
 """Chains of models, their thresholds, envelopes, and what others report of them."""
 
+import re
 from dataclasses import replace
+from html import unescape
 from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from chapters import execute
+
 from corea import adapters
-from corea.book import more_tiers, real_records
+from corea.book import calibration_tax, display, figures, more_tiers, real_records
 from corea.book.more_tiers import chain, chains, over_envelope, side_by_side
 from corea.metrics import tiers as tiers_module
 from corea.metrics.cascade import DEFER_ALL, cost_ratio, deferral_curve, defers, oracle_confidence
@@ -54,6 +58,10 @@ def by_hand(tiers, thresholds, skip):
                 value += tiers.value[i, j]
                 break
     return value / n, cost / n
+
+
+def text_of(shown):
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", "\n".join(shown))).split())
 
 
 def grid(signal):
@@ -353,3 +361,119 @@ def test_errors_are_shared_or_not():
     same = apart.assign(large_correct=apart["small_correct"])
     found = more_tiers.shared_errors(same, n_resamples=20)
     assert found["large wrong where small is"].estimate == 1
+
+
+def test_what_a_cascade_pays_twice():
+    paired = pd.DataFrame(
+        {"confidence": [0.9, 0.2, np.nan], "small_cost": [1, 2, 3], "large_cost": [10, 4, 6],
+         "small_seconds": [1.0, 2.0, 4.0], "large_seconds": [5.0, 3.0, 5.0]}
+    )  # fmt: skip
+    found = calibration_tax.tax(paired, 0.5)
+    assert found == {
+        "small, kept": 0.05, "small, deferred": 0.25, "large, deferred": 0.5,
+        "deferred": pytest.approx(2 / 3),
+    }  # fmt: skip
+    assert calibration_tax.seconds(paired, 0.5) == {
+        "kept": 1.0, "deferred": 7.0, "large alone": 4.0, "share deferred": pytest.approx(2 / 3),
+    }  # fmt: skip
+
+
+def test_a_small_model_that_knows_its_errors_defers_them(mathematics):
+    _, priced, _ = mathematics
+    asked = side_by_side(priced, "math_level5")
+    found = calibration_tax.knowing_errors(asked).set_index(["small", "large"])
+    pair = found.loc[("Qwen2.5-7B-Instruct", "Qwen2.5-72B-Instruct")]
+    small, large = (asked.models.index(name) for name in pair.name)
+    knows = np.where(asked.right[:, small] == 1, 1.0, 0.0)
+    tiers = Tiers(pair.name, asked.right[:, [small, large]], asked.cost[:, [small, large]],
+                  np.stack([knows, knows], axis=1))  # fmt: skip
+    cost, value = Policy(tiers, (0.5,)).means(np.arange(len(knows)))
+    assert pair["cost"] == pytest.approx(cost / asked.cost[:, large].mean())
+    assert value >= asked.right[:, large].mean()
+    # the dearer model of a pair is the more accurate one
+    for one, other in found.index:
+        at, behind = asked.models.index(one), asked.models.index(other)
+        assert at < behind
+        assert asked.right[:, behind].mean() > asked.right[:, at].mean()
+
+
+@pytest.mark.parametrize("router", [None, 0.05])
+@pytest.mark.parametrize("cost", [0.4, 1.0])
+def test_the_highest_deferral_costs_just_that(cost, router):
+    for ratio in (1.5, 3.0, 40.0):
+        share = calibration_tax.highest_deferral(ratio, cost=cost, router=router)
+        if np.isnan(share):
+            assert float(cost_ratio(1 / ratio, 0.0, router)) > cost
+        else:
+            assert float(cost_ratio(1 / ratio, share, router)) == pytest.approx(cost)
+    assert calibration_tax.highest_deferral(2.0, cost=3.0) == 1.0  # no more than all
+
+
+def test_the_explorer_says_how_many_cascades_cost_no_more():
+    points = pd.DataFrame(
+        {"kind": ["a", "a", "<b>"], "name": ["one", "two", "<i>$x$"], "price_ratio": [2.0, 5.0, 9.0],
+         "deferred": [0.2, 0.9, 0.5], "cost": [0.7, 1.1, 0.611]}
+    )  # fmt: skip
+    ratios = [1.0, 2.0, 5.0, 20.0]
+
+    def line(cost):
+        shares = [calibration_tax.highest_deferral(r, cost=cost) for r in ratios]
+        return pd.DataFrame({"price_ratio": ratios, "deferred": shares}).dropna()
+
+    drawing = figures.tax_explorer(
+        points, {cost: line(cost) for cost in (0.4, 0.7, 1.0, 1.2)}, line(1.0), title="<script>"
+    )
+    meta = drawing.layout.meta
+    assert [stop["text"].partition("; ")[2] for stop in meta["stops"]] == [
+        "0 of 3 cost no more", "2 of 3 cost no more", "2 of 3 cost no more", "3 of 3 cost no more",
+    ]  # fmt: skip
+    assert (
+        "cost 100% of the large model's: 2 times the price up to 50% deferred"
+        in (meta["stops"][meta["active"]]["text"])
+    )
+    # the line that is drawn at first, and last of all, is that of the large model's cost
+    assert list(drawing.data[-1].y) == meta["stops"][meta["active"]]["y"] == [0.0, 0.5, 0.8, 0.95]
+    assert meta["stops"][0]["x"] == [5.0, 20.0]  # at twice the price 40 % cannot be had
+    page = display.Interactive(drawing, "c", element_id="one")._repr_mimebundle_()["text/html"]
+    assert 'max="3" step="1" value="2"' in page
+    assert "<script>" not in page
+    assert "<i>" not in page
+
+
+# --- the chapters -----------------------------------------------------------------------------
+
+
+def test_the_chapter_on_more_tiers(tmp_path):
+    given = {
+        "n_resamples": 20, "n_draws": 2, "output_dir": str(tmp_path),
+        "questions": {"GSM8K": ["gsm8k", 1], "MATH level 5": ["math_level5", 1],
+                      "citations": ["hallmark_crossdomain", 0]},
+    }  # fmt: skip
+    text = text_of(execute("more_tiers", given, with_prose=True))
+    assert "75% of the time the one, 25% the other, 65% right." in text
+    assert "answered by 20 models of known size" in text
+    gains = pd.read_csv(tmp_path / "gains.csv")
+    # pairs beat single models, and chains of three nothing by more than two points
+    average = gains[gains["budget"].isna()].set_index(["of", "family"])
+    assert average.loc[("GSM8K", "single models"), "high"] < 0
+    three = average.xs("three tiers", level="family")["estimate"]
+    assert three.abs().max() < 0.02
+    reported = pd.read_csv(tmp_path / "reported.csv").set_index(["questions of", "family"])
+    assert (reported.xs("single models", level="family")["CostSave"] == 0).all()
+
+
+def test_the_chapter_on_the_calibration_tax(tmp_path):
+    shown = execute("calibration_tax", {"output_dir": str(tmp_path)}, with_prose=True)
+    text = text_of(shown)
+    assert "0.20 + 0.85 = 1.05: dearer than the large model." in text
+    points = pd.read_csv(tmp_path / "points.csv")
+    lost = points["cost"].gt(1).groupby(points["kind"]).mean()
+    assert f"{lost['knows its errors, MATH level 5']:.0%}".rstrip("%") + "\N{NO-BREAK SPACE}%" in (
+        "\n".join(shown)
+    )
+    assert lost["knows its errors, GSM8K"] < 0.1 < 0.5 < lost["knows its errors, MATH level 5"]
+    tax = pd.read_csv(tmp_path / "tax.csv", index_col=0)
+    np.testing.assert_allclose(tax["cost"], tax["s"] + tax["large, deferred"])
+    assert (tax["cost"] > 1).tolist() == [False, False, True, True, False, False, False]
+    waits = pd.read_csv(tmp_path / "seconds.csv", index_col=0)
+    assert (waits["deferred"] > waits["large alone"]).all()
