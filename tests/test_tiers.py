@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-
 from chapters import execute
 
 from corea import adapters
