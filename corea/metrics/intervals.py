@@ -49,7 +49,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from corea import checks
 
@@ -196,7 +196,7 @@ def combination(
         >>> print(combination([np.array([[1.0], [3.0]]), np.array([[5.0]])], [-1.0, 1.0]))
         3.000 [-19.008, 25.008]
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes a second to load
 
     values = sum(c * group.mean(axis=0) for c, group in zip(factors, groups, strict=True))
     values = np.asarray(values)
@@ -226,13 +226,54 @@ def combination(
         reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
         return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
     many = max(n_questions - 1, 1) if n_questions else np.inf
-    of_common, of_spread = t.ppf((1 + level) / 2, [many, freedom or many])
+    of_common, of_spread = stdtrit([many, freedom or many], (1 + level) / 2)
     half = np.sqrt(of_common**2 * common + of_spread**2 * by_seeds)
     corrected = 2 * estimate - float(resampled.mean()) if len(resampled) else estimate
     ends = (min(estimate, corrected) - half, max(estimate, corrected) + half)
     low, high = np.clip(ends, *bounds)
     # rounding may put an estimate at the end of a range beyond it
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate), *facts)
+
+
+def mean_interval(
+    values: ArrayLike,
+    *,
+    over: ArrayLike | None = None,
+    bounds: tuple[float, float] = _ANY,
+    level: float = LEVEL,
+) -> Interval:
+    """The interval of a mean over independent questions, or of a ratio of two, without resampling.
+
+    Student's t with the delta method for a ratio: for tables of a million rows, where it differs
+    from a bootstrap by less than either moves. Point 5 of the rule holds where all values are one.
+
+    Args:
+        values: One number a question, shape (n,).
+        over: What the mean is divided by the mean of, same shape; not 0 throughout.
+        bounds: What the quantity can be.
+        level: Level of the interval.
+
+    Example:
+        >>> print(mean_interval([0.0, 1.0, 1.0, 0.0], bounds=(0, 1)))
+        0.500 [0.000, 1.000]
+    """
+    from scipy.special import stdtrit
+
+    given = checks.numbers(values, "values", boolean=True).astype(float)
+    base = np.ones_like(given) if over is None else checks.not_negative(over, "over", given.size)
+    n, mean = given.size, float(base.mean())
+    if not mean:
+        return Interval(np.nan, np.nan, np.nan, level, "", n, 1)
+    estimate = float(given.mean()) / mean
+    facts = (level, "t over questions", n, 1)
+    errors = (given - estimate * base) / mean
+    if n < 2 or errors.var() <= 1e-24 * max(1.0, estimate**2):
+        unseen = 1 - ((1 - level) / 2) ** (1 / n)
+        reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
+        return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(errors.std(ddof=1)) / np.sqrt(n)
+    low, high = np.clip((estimate - half, estimate + half), *bounds)
+    return Interval(estimate, float(low), float(high), *facts)
 
 
 def summarize(measurements: pd.DataFrame) -> pd.DataFrame:
@@ -680,8 +721,8 @@ def claim(
     }
 
 
-def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
-    """The sentence a caption needs about the intervals of a table.
+def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int, run: str = "") -> str:
+    """The sentence a caption needs about the intervals of a table, and of which ``run`` it is.
 
     Example:
         >>> table = pd.DataFrame({"interval": [ONE_SEED], "n_seeds": [1]})
@@ -699,4 +740,5 @@ def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
         elif method in (SEEDS, FEW_SEEDS):
             few = ", few, so it is wide" if method == FEW_SEEDS else ""
             kinds.append(f"{ONE_SEED} {resamples} and Student's t over {seeds}{few}")
-    return f"95 % intervals: {'; elsewhere '.join(sorted(kinds)) or 'none'}."
+    of = f" of {run}" if run else ""
+    return f"95 % intervals{of}: {'; elsewhere '.join(sorted(kinds)) or 'none'}."
