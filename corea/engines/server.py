@@ -415,6 +415,8 @@ class ServerEngine:
 
     def _body(self, prompt: Prompt, sampling: Sampling, seed: int) -> tuple[str, dict[str, Any]]:
         """Where a completion is asked for, and with what."""
+        if isinstance(prompt, str):
+            [prompt] = self._encoded([prompt])
         asked: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,

@@ -1,0 +1,225 @@
+"""``corea serve``: a card and the addresses of two servers, as one server.
+
+Keys come from the environment and are written nowhere: ``COREA_API_KEY`` is asked of clients,
+``COREA_SMALL_KEY`` and ``OPENAI_API_KEY`` are given to the small and the large model's server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+
+from corea.engines.base import Sampling
+from corea.serving.app import LOOPBACK, Limits, Service
+from corea.serving.cascade import Cascade
+from corea.serving.log import AnswerLog, losses, read_log
+from corea.tasks.questions import INSTRUCTION
+from corea.thresholds.card import Card
+from corea.thresholds.sequential import DriftAlarm
+
+KEY = "COREA_API_KEY"
+_SHORTEST_KEY = 16
+_ATTEMPTS = 2
+
+
+class ServeError(Exception):
+    """A service that cannot be started; says why in a line."""
+
+
+def serve(
+    card_path: str | Path,
+    small_url: str,
+    large_url: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    small_model: str = "",
+    large_model: str = "",
+    answers: str | Path = "answered.jsonl",
+    keep_text: bool = False,
+    name: str = "corea",
+    temperature: float = 0.6,
+    max_completion_tokens: int = 1024,
+    instruction: str = INSTRUCTION,
+    when_large_fails: Literal["degrade", "error"] = "degrade",
+    size_ratio: float | None = None,
+    output_price: float = 4.0,
+    small_seconds: float = 60.0,
+    large_seconds: float = 120.0,
+    audit: float = 0.0,
+    limits: Limits | None = None,
+    grace: int = 30,
+    vllm: bool = True,
+) -> None:
+    """Serve a cascade until it is told to end (SIGTERM, an interrupt), then finish what is begun.
+
+    The address is printed once it listens. At the start both servers are asked which models they
+    have, and the small one for an answer with log-probabilities, if the card needs them.
+
+    Args:
+        card_path: The threshold card.
+        small_url: Address of the small model's API, with its ``/v1``.
+        large_url: Address of the large model's API.
+        host: Address to listen at; beyond loopback ``COREA_API_KEY`` has to be set.
+        port: To listen at; 0 takes a free one.
+        small_model: Name under which its server has the small model; that of the card when empty.
+        large_model: Likewise.
+        answers: The answer log, a file of JSON lines (:mod:`corea.serving.log`).
+        keep_text: Whether prompts, completions and answers are in the log too.
+        name: Of the cascade, as clients name their model.
+        temperature: Of both models, unless a request says otherwise.
+        max_completion_tokens: Likewise.
+        instruction: As :class:`Cascade`, and so the next five.
+        when_large_fails: See there.
+        size_ratio: See there.
+        output_price: See there.
+        small_seconds: See there.
+        large_seconds: See there.
+        audit: Share of questions that the large model is asked in any case.
+        limits: On size, time and number of questions.
+        grace: Seconds for questions in progress once it is to end.
+        vllm: Whether both servers take vLLM's own parameters (choice 4 of the server engine).
+
+    Raises:
+        ServeError: If it cannot be started as told.
+        CardError: If the card cannot be used.
+    """
+    from corea.engines.server import VLLM_BODY, ServerEngine, ServerError
+
+    limits, key = limits or Limits(), _key(host)
+    card = Card.load(card_path)
+    body = VLLM_BODY if vllm else {}
+    seconds = {"small": small_seconds, "large": large_seconds}
+    engines = {}
+    for side, url, model in (("small", small_url, small_model), ("large", large_url, large_model)):
+        try:
+            engines[side] = ServerEngine(
+                model or getattr(card, side),
+                url,
+                concurrency=limits.at_once,
+                timeout=seconds[side],
+                attempts=_ATTEMPTS,
+                body=body,
+                logprobs=side == "small",
+                key_from={"small": "COREA_SMALL_KEY", "large": "OPENAI_API_KEY"}[side],
+            )
+        except ValueError as error:
+            raise ServeError(f"the {side} model: {error}") from None
+    listening = log = None
+    try:
+        cascade = Cascade(
+            engines["small"],
+            engines["large"],
+            card,
+            sampling=Sampling(temperature, max_completion_tokens),
+            instruction=instruction,
+            small_seconds=small_seconds,
+            large_seconds=large_seconds,
+            when_large_fails=when_large_fails,
+            size_ratio=size_ratio,
+            output_price=output_price,
+        )
+        for side, engine in engines.items():
+            try:
+                _require_model(side, engine, card)
+            except ServerError as error:
+                raise ServeError(f"the {side} model: {error}") from None
+        listening = _listening(host, port)
+        log = _log_at(answers)
+        service = Service(
+            cascade,
+            log,
+            name=name,
+            limits=limits,
+            key=key,
+            hosts=LOOPBACK if host in LOOPBACK else (),
+            keep_text=keep_text,
+            audit=audit,
+            alarm=_alarm(card, log) if audit else None,
+        )
+        address = f"[{host}]" if ":" in host else host
+        print(f"serving {name} at http://{address}:{listening.getsockname()[1]}/v1", flush=True)
+        config = uvicorn.Config(
+            service.app,
+            loop="asyncio",
+            http="h11",  # its limit on headers is 64 KiB
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=max(1024, 4 * (limits.at_once + limits.waiting)),
+            timeout_graceful_shutdown=grace,
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        for engine in engines.values():
+            engine.close()
+        if log:
+            log.close()
+        if listening:
+            listening.close()
+
+
+def _key(host: str) -> str:
+    """The key that clients have to give, which a server beyond loopback needs."""
+    key = os.environ.get(KEY, "")
+    if not key and host not in LOOPBACK:
+        raise ServeError(f"host is {host}, which others can reach: set {KEY} to a key for them")
+    if key and (len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable()):
+        raise ServeError(f"{KEY} is no key; expected {_SHORTEST_KEY} or more printable characters")
+    return key
+
+
+def _require_model(side: str, engine: Any, card: Card) -> None:
+    """Refuse a server that has not the card's model, or not its signal."""
+    listed = engine.models()
+    if listed and engine.model not in listed:
+        raise ServeError(
+            f"the {side} model: the card is about {getattr(card, side)!r}, and the server has "
+            f"{', '.join(listed[:10])}, not {engine.model!r}. If one of them is that system, give "
+            f"its name as {side}_model; otherwise fit a card for the systems that are there"
+        )
+    if side == "small" and card.signal == "average_probability":
+        [[rollout]] = engine.generate(["1+1="], Sampling(0.0, 1))
+        if rollout.error or rollout.logprobs is None:
+            found = rollout.error or "the server gives none"
+            raise ServeError(
+                f"the small model: the card reads log-probabilities ({card.signal}): {found}"
+            )
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        raise ServeError(f"cannot listen at {host}, port {port}: {told}") from None
+
+
+def _log_at(path: str | Path) -> AnswerLog:
+    try:
+        return AnswerLog(path)
+    except (OSError, ValueError) as error:
+        raise ServeError(f"the answer log: {error}") from None
+
+
+def _alarm(card: Card, log: AnswerLog) -> DriftAlarm | None:
+    """The alarm of a promise about disagreement, which needs no verdicts, up to now."""
+    if card.guarantee.kind != "disagreement":
+        logging.getLogger(__name__).warning(
+            "the card promises %s: the alarm on it needs verdicts (corea.serving.log.losses)",
+            card.guarantee.kind,
+        )
+        return None
+    alarm = DriftAlarm(card.guarantee.level, card.guarantee.delta)
+    if log.path.stat().st_size:
+        for loss in losses(read_log(log.path)):
+            alarm.update(loss)
+    return alarm
