@@ -30,6 +30,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import secrets
 import time
 from collections import deque
@@ -57,6 +58,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _RECENT = 1000  # questions that the deferral rate is of
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_REFUSED = re.compile(r"(HTTP \d+): .*", re.DOTALL)
 _log = logging.getLogger(__name__)
 
 
@@ -153,6 +155,7 @@ class _One:
     begun_telling: bool = False
     decision: Decision | None = None
     answered: Answered | None = None
+    agrees: bool | None = None
     name: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -349,15 +352,15 @@ class Service:
         if one.question.stream:
             await self._stream(one, one.decision, send)
             return
-        one.answered = await self.cascade.finish(one.decision)
-        self.record(one)
-        message = {"role": "assistant", "content": one.answered.text}
+        answered = await self.cascade.finish(one.decision)
+        await self._settle(one, answered)
+        message = {"role": "assistant", "content": answered.text}
         choice = {"index": 0, "message": message, "logprobs": None}
-        choice["finish_reason"] = "stop" if one.answered.finished else "length"
-        told = {"choices": [choice], "usage": self._usage(one.answered)}
-        told["corea"] = self._route_told(one.answered)
+        choice["finish_reason"] = "stop" if answered.finished else "length"
+        told = {"choices": [choice], "usage": self._usage(answered)}
+        told["corea"] = self._route_told(answered)
         await _send_json(send, {**self._named(one, "chat.completion"), **told})
-        models = one.decision.seconds + one.answered.large_seconds
+        models = one.decision.seconds + answered.large_seconds
         self.metrics.overhead.observe(time.perf_counter() - one.begun - one.waited - models)
 
     async def _stream(self, one: _One, decision: Decision, send: Send) -> None:
@@ -377,8 +380,7 @@ class Service:
         try:
             async for part in parts:
                 if isinstance(part, Answered):
-                    one.answered = part
-                    self.record(one)
+                    await self._settle(one, part)
                     reason = "stop" if part.finished else "length"
                     told = {"corea": self._route_told(part)}
                     await delta({}, reason, **told)
@@ -455,6 +457,21 @@ class Service:
 
     # --- what is kept ---
 
+    async def _settle(self, one: _One, answered: Answered) -> None:
+        """Keep a question that was answered."""
+        if one.audit and answered.large is not None:
+            one.agrees = await self._agree(answered.decision, answered.large)
+        one.answered = answered
+        self.record(one)
+
+    async def _agree(self, decision: Decision, large: Rollout) -> bool | None:
+        """Whether the models' answers are equal; None where the large one gave none."""
+        ours, theirs = decision.answer, parse_completion(large.completion).answer
+        if theirs is None or ours is None or ours == theirs:
+            return None if theirs is None else ours is not None
+        [same] = await asyncio.to_thread(score_answers, [ours], [theirs], ["math"])
+        return same is True
+
     def failed(self, one: _One, error: BaseException) -> Refusal:
         """Keep that a question has no answer; what its client is told."""
         if isinstance(error, CascadeError):
@@ -519,7 +536,6 @@ class Service:
         rollout: Rollout | None,
         outcome: str,
         error: str = "",
-        agrees: bool | None = None,
         *,
         of_large: bool,
     ) -> dict[str, Any]:
@@ -532,6 +548,10 @@ class Service:
             self.metrics.tokens.labels(side, "prompt").inc(rollout.prompt_tokens)
             self.metrics.tokens.labels(side, "completion").inc(rollout.completion_tokens)
             self.metrics.cost.labels(side).inc(cost or 0)
+        reason = answered.reason if answered else decision.reason if decision else ""
+        error = (rollout.error if rollout else "") or error
+        if not self._keep_text:  # a server may say a question again where it refuses it
+            reason, error = (_REFUSED.sub(r"\1", text) for text in (reason, error))
         row = {
             "dataset": self.dataset,
             "question_id": one.name,
@@ -543,9 +563,9 @@ class Service:
             "outcome": outcome,
             "deferred": decision.deferred if decision else None,
             "audit": one.audit,
-            "agrees": agrees,
-            "reason": answered.reason if answered else decision.reason if decision else None,
-            "error": (rollout.error if rollout else "") or error,
+            "agrees": one.agrees if of_large else None,
+            "reason": reason,
+            "error": error,
             "cost": cost,
             "seconds": round(time.perf_counter() - one.begun, 6),
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -564,13 +584,11 @@ class Service:
             return
         try:
             large, _ = await self.cascade.ask_large(decision)
-            theirs = None if large.error else parse_completion(large.completion).answer
-            agrees = None if theirs is None else await _equal(decision.answer, theirs)
-            row = self._row(one, card.large, large, "audit", agrees=agrees, of_large=True)
-            self.log.append([row])
-            self.metrics.audited.labels(str(agrees).lower()).inc()
-            if agrees is not None:
-                self._lost(1.0 - agrees)
+            one.agrees = await self._agree(decision, large)
+            self.log.append([self._row(one, card.large, large, "audit", of_large=True)])
+            self.metrics.audited.labels(str(one.agrees).lower()).inc()
+            if one.agrees is not None:
+                self._lost(1.0 - one.agrees)
         except Exception as error:
             _log.error("an audit failed: %s", type(error).__name__)
 
@@ -583,6 +601,8 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        if self._audit:  # whatever compares answers takes a second to start
+            await asyncio.to_thread(score_answers, ["1"], ["x"], ["math"])
         yield
         if self._audits:
             await asyncio.wait(self._audits, timeout=self.cascade.large_seconds)
@@ -651,14 +671,6 @@ async def _send_json(send: Send, told: Mapping[str, Any]) -> None:
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _equal(ours: str | None, theirs: str) -> bool:
-    """Whether two answers are the same, as far as can be told."""
-    if ours is None or ours.strip() == theirs.strip():
-        return ours is not None
-    [same] = await asyncio.to_thread(score_answers, [ours], [theirs], ["math"])
-    return same is True
 
 
 def _without_nulls(found: Any) -> Any:

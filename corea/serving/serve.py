@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -156,6 +158,9 @@ def serve(
             limit_concurrency=max(1024, 4 * (limits.at_once + limits.waiting)),
             timeout_graceful_shutdown=grace,
         )
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn's, and raised again by it
+                signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listening])
     finally:
         for engine in engines.values():
