@@ -116,12 +116,13 @@ class Outcome:
         return text.startswith(f"By {by}: \\boxed{{{self.number}}}") and told["reason"]
 
 
-async def load(url, questions, concurrency, at=()):
-    """Ask all, so many at once; ``at`` are (share answered, what is done then)."""
+async def load(url, questions, concurrency, at=(), ramp=0.0):
+    """Ask all, so many at once, begun in ``ramp`` seconds; ``at``: (share answered, what then)."""
     outcomes, left = [], collections.deque(enumerate(questions))
     due = collections.deque(sorted(at, key=lambda step: step[0]))
 
-    async def work(client):
+    async def work(client, place):
+        await asyncio.sleep(ramp * place / concurrency)
         while left:
             number, question = left.popleft()
             begun, answer, error = time.perf_counter(), None, None
@@ -138,7 +139,7 @@ async def load(url, questions, concurrency, at=()):
     async with openai.AsyncOpenAI(
         base_url=url, api_key="none", max_retries=0, timeout=60
     ) as client:
-        await asyncio.gather(*(work(client) for _ in range(concurrency)))
+        await asyncio.gather(*(work(client, i) for i in range(concurrency)))
     return outcomes
 
 

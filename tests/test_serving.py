@@ -1,0 +1,401 @@
+"""A cascade that is called, its log, and the server around it."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from urllib.parse import urlsplit
+
+import cascade_processes as processes
+import numpy as np
+import openai
+import pandas as pd
+import pytest
+import uvicorn
+from cascade_processes import FACTS
+
+from corea.engines.base import Rollout, Sampling
+from corea.engines.server import ServerEngine
+from corea.metrics.cascade import query_cost
+from corea.records import RecordsError, pair
+from corea.serving.app import Limits, Service
+from corea.serving.cascade import Cascade, CascadeError
+from corea.serving.log import AnswerLog, audited, losses, read_log
+from corea.serving.serve import ServeError, serve
+from corea.tasks.questions import INSTRUCTION
+from corea.thresholds.card import Card, CardError
+from corea.thresholds.sequential import DriftAlarm
+
+CARD = Card(small="small", large="large", **FACTS)
+
+
+def said(text, *, error="", logprobs=(-0.5, -0.1)):
+    logprobs = None if logprobs is None else np.float32(logprobs)
+    return Rollout(text, None, logprobs, True, 30, n_tokens=10, error=error)
+
+
+class Fixed:
+    """An engine of this process that gives what a function of the prompt says."""
+
+    fingerprint, batch_size, parts_at_once = "fixed", 4, 1
+    gives_expected_confidence = False
+
+    def __init__(self, script):
+        self.script = script if callable(script) else lambda prompt: script
+        self.calls = []
+
+    def generate(self, prompts, sampling, **more):
+        self.calls.append(list(prompts))
+        return [[self.script(prompt)] for prompt in prompts]
+
+
+def cascade(small, large, card=CARD, **more):
+    return Cascade(Fixed(small), Fixed(large), card, **more)
+
+
+@contextlib.contextmanager
+def closed_after(thing):
+    yield thing
+    thing.close()
+
+
+SURE, UNSURE = said(r"\boxed{4} \confidence{0.9}"), said(r"\boxed{4} \confidence{0.6}")
+LARGE, DOWN = said(r"\boxed{5}"), said("", error="cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "by", "answer", "reason"),
+    [
+        (SURE, LARGE, "small", "4", "0.9 is at least 0.7"),
+        (UNSURE, LARGE, "large", "5", "0.6 is below 0.7"),
+        (said(r"\boxed{4}"), LARGE, "large", "5", "no confidence"),
+        (said(r"\boxed{4} \confidence{90%}"), LARGE, "large", "5", "no confidence"),
+        (DOWN, LARGE, "large", "5", "small did not answer: cannot be reached"),
+        (
+            *(UNSURE, DOWN, "degraded", "4"),
+            "0.6 is below 0.7; large did not answer: cannot be reached",
+        ),
+        (said("\ud800"), LARGE, "large", "5", "small did not answer: the answer cannot be kept"),
+    ],
+)
+def test_who_answers_and_why(small, large, by, answer, reason):
+    with closed_after(cascade(small, large, size_ratio=4.0)) as asked:
+        found = asked.answer("2+2")
+    assert found.reason.startswith(reason)
+    assert (found.answered_by, found.degraded) == (
+        ("small", True) if by == "degraded" else (by, False)
+    )
+    assert (found.answer, found.finished) == (answer, True)
+    assert found.deferred == (by != "small")
+    there = [name for name, r in (("small", small), ("large", large)) if not r.error]
+    there = [name for name in there if name == "small" or by == "large"]
+    there = [name for name in there if "cannot be kept" not in found.reason or name == "large"]
+    assert found.tokens == {name: (30, 10) for name in there}
+    costs = {"small": query_cost(30, 10), "large": query_cost(30, 10, 4.0)}
+    assert found.cost == sum(costs[name] for name in there)
+
+
+@pytest.mark.parametrize(
+    ("small", "policy", "why"),
+    [
+        (DOWN, "degrade", "small did not answer: .*large did not answer: cannot be reached"),
+        (UNSURE, "error", "0.6 is below 0.7; large did not answer"),
+    ],
+)
+def test_no_answer_is_an_error_that_says_why(small, policy, why):
+    asked = cascade(small, DOWN, when_large_fails=policy)
+    with closed_after(asked), pytest.raises(CascadeError, match=why):
+        asked.answer("2+2")
+
+
+def test_models_have_their_time_and_what_they_raise_is_told():
+    def late(_):
+        time.sleep(0.5)
+        return SURE
+
+    def broken(_):
+        raise MemoryError("out of memory")
+
+    with closed_after(cascade(late, LARGE, small_seconds=0.1)) as asked:
+        found = asked.answer("2+2")
+        assert (found.answered_by, found.cost) == ("large", None)
+        assert found.reason == "small did not answer: no answer within 0.1 s"
+    with closed_after(cascade(broken, LARGE)) as asked:
+        assert asked.answer("2+2").reason == "small did not answer: MemoryError: out of memory"
+
+
+def test_a_batch_is_asked_together_and_comes_in_order():
+    def small(prompt):
+        number = int(prompt.split()[0])
+        return said(rf"\boxed{{{number}}} \confidence{{{0.9 if number % 2 else 0.1}}}")
+
+    def large(prompt):
+        return DOWN if prompt.startswith("4") else said(r"\boxed{0}")
+
+    with closed_after(cascade(small, large, when_large_fails="error")) as asked:
+        found = asked.answer_all([f"{i} ?" for i in range(8)])
+        most = max(len(call) for call in asked.small.calls)
+    assert isinstance(found.pop(4), CascadeError)
+    assert [answered.answer for answered in found] == ["0", "1", "0", "3", "5", "0", "7"]
+    assert most == 4
+
+
+def test_a_question_is_asked_as_those_of_the_records_were():
+    with closed_after(cascade(UNSURE, LARGE)) as asked:
+        asked.answer("2+2")
+        asked.answer(f"2+2\n{INSTRUCTION}")
+        assert asked.small.calls == asked.large.calls == [[f"2+2\n{INSTRUCTION}"]] * 2
+        talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2"}]
+        with pytest.raises(CascadeError, match="takes a single message of a user"):
+            asked.answer(talk)
+        for wrong in ([], [*talk, {"role": "assistant", "content": "4"}], " "):
+            with pytest.raises(ValueError, match="messages"):
+                asked.answer(wrong)
+
+
+def test_a_streamed_answer_is_the_final_one():
+    async def parts(asked):
+        return [part async for part in asked.stream("2+2")]
+
+    for small, text in ((SURE, SURE.completion), (UNSURE, LARGE.completion)):
+        *texts, last = asyncio.run(parts(cascade(small, LARGE)))
+        assert "".join(texts) == last.text == text
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"threshold": None, "refusal": "too few"}, "certifies no threshold: too few"),
+        ({"signal": "probe"}, "'probe', which is not known while a model answers"),
+        ({"signal": "expected_confidence"}, "which the small engine lacks"),
+    ],
+)
+def test_a_card_that_cannot_be_used_is_refused(changed, why):
+    card = Card(**{"small": "small", "large": "large", **FACTS, **changed})
+    with pytest.raises(CardError, match=why):
+        cascade(SURE, LARGE, card)
+
+
+def test_a_signal_of_log_probabilities_is_read_and_missing_ones_defer():
+    card = CARD.model_copy(update={"signal": "average_probability"})
+    found = []
+    for logprobs in ((-0.1, -0.1), (-2.0, -2.0), None):
+        with closed_after(cascade(said(r"\boxed{4}", logprobs=logprobs), LARGE, card)) as asked:
+            found.append(asked.answer("2+2"))
+    assert [one.answered_by for one in found] == ["small", "large", "large"]
+    assert round(found[0].confidence, 3) == 0.905
+    assert found[2].confidence is None
+    assert found[2].reason == "no confidence: the answer came without log-probabilities"
+
+
+# --- the log ------------------------------------------------------------------------------------
+
+LINE = {
+    "dataset": "served", "question_id": "q0", "system": "small", "sample": 0, "confidence": 0.9,
+    "prompt_tokens": 30, "completion_tokens": 10, "outcome": "small", "deferred": False,
+    "audit": True, "agrees": None, "error": "",
+}  # fmt: skip
+
+
+def lines(name, outcome, *, agrees=None, confidence=0.9, audit=True):
+    one = {**LINE, "question_id": name, "outcome": outcome, "confidence": confidence}
+    one |= {"audit": audit, "deferred": outcome in ("large", "degraded")}
+    rows = [one]
+    if outcome == "large" or agrees is not None:
+        later = "audit" if outcome == "small" else outcome
+        rows.append({**one, "system": "large", "outcome": later, "agrees": agrees})
+        rows[1]["confidence"] = None
+    return rows
+
+
+def test_a_line_that_was_cut_is_taken_off_and_nothing_else(tmp_path):
+    path = tmp_path / "log.jsonl"
+    with closed_after(AnswerLog(path)) as log:
+        log.append([LINE])
+        with pytest.raises(BlockingIOError):
+            AnswerLog(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"dataset": "ser' + b"v" * 10_000)
+    assert len(read_log(path)) == 1
+    with closed_after(AnswerLog(path)) as log:
+        log.append([{**LINE, "question_id": "q1"}])
+    assert path.read_bytes().startswith(whole)
+    assert list(read_log(path)["question_id"]) == ["q0", "q1"]
+    path.write_bytes(b"x" * 5000)
+    AnswerLog(path).close()
+    assert path.read_bytes() == b""
+    assert path.stat().st_mode & 0o077 == 0 or os.umask(0o022) is None
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    write = os.write
+    with closed_after(AnswerLog(path)) as log:
+        log.append([LINE])
+        monkeypatch.setattr(os, "write", lambda file, text: write(file, text[:20]))
+        with pytest.raises(OSError, match="only 20 of"):
+            log.append([LINE])
+        monkeypatch.undo()
+        log.append([{**LINE, "question_id": "q1"}])
+    assert list(read_log(path)["question_id"]) == ["q0", "q1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", "nothing was answered"), ("[]\n", "line 1: found list"), ("{}\n", "line 1: no field")],
+)
+def test_a_file_that_is_no_log_is_refused(tmp_path, text, why):
+    path = tmp_path / "log.jsonl"
+    path.write_text(text)
+    with pytest.raises(RecordsError, match=why):
+        read_log(path)
+
+
+def test_records_and_losses_are_made_of_what_is_known():
+    log = pd.DataFrame(
+        [
+            *lines("q0", "small", agrees=True),
+            *lines("q1", "small", agrees=False),
+            *lines("q2", "large", agrees=False, confidence=0.1),
+            *lines("q3", "small"),  # its audit failed, or is still to come
+            *lines("q4", "large", audit=False, confidence=0.2),
+            *lines("q5", "degraded", confidence=0.3),
+        ]
+    )
+    paired = pair(audited(log).table, "small", "large")
+    assert list(paired["question_id"]) == ["q0", "q1", "q2"]
+    assert list(paired["small_correct"]) == [True, False, False]
+    assert paired["large_correct"].all()
+    assert losses(log) == [0.0, 1.0, 0.0]
+    verdicts = pd.DataFrame(
+        [("q0", "small", 1), ("q0", "large", 1), ("q1", "small", 1), ("q1", "large", 0)],
+        columns=["question_id", "system", "correct"],
+    )
+    records = audited(log, verdicts)
+    assert list(pair(records.table, "small", "large")["small_correct"]) == [True, True]
+    assert losses(log, verdicts) == [0.0, -1.0, 0.0]
+    for wrong in (pd.concat([verdicts, verdicts[:1]]), verdicts.replace("q1", "q9")):
+        with pytest.raises(RecordsError, match="is no answer of the log, or was there before"):
+            audited(log, wrong)
+    with pytest.raises(RecordsError, match=r"missing column\(s\) correct"):
+        audited(log, verdicts[["question_id", "system"]])
+    with pytest.raises(RecordsError, match="no answer of which"):
+        audited(log[log["question_id"] == "q4"])
+
+
+# --- the server ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair_of_backends():
+    with processes.backends() as started:
+        yield started
+
+
+@contextlib.contextmanager
+def running(tmp_path, backends, card=CARD, *, more=None, **options):
+    """A service in a thread of this process; its address and itself."""
+    engines = [
+        ServerEngine(name, backend.url, concurrency=8, attempts=1, timeout=20.0, body={})
+        for name, backend in zip(("small", "large"), backends, strict=True)
+    ]
+    log = AnswerLog(tmp_path / "answered.jsonl")
+    service = Service(Cascade(*engines, card, **(more or {})), log, **options)
+    config = uvicorn.Config(service.app, log_level="error", http="h11", loop="asyncio")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1", service
+        finally:
+            server.should_exit = True
+            thread.join()
+            log.close()
+            for engine in engines:
+                engine.close()
+
+
+def client_of(url, key="none"):
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=30)
+
+
+def ask(client, text, **more):
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(model="corea", messages=messages, **more)
+
+
+def post(url, body, headers=None, path="/chat/completions"):
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+    with contextlib.closing(connection):
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        connection.request("POST", parts.path + path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), answer.headers
+
+
+def rows_of(service):
+    log = read_log(service.log.path)
+    return log[~log["outcome"].isin(["audit"])]
+
+
+def test_answers_come_whole_streamed_and_as_a_decision(tmp_path, pair_of_backends):
+    more = {"size_ratio": 5.0}
+    options = {"audit": 1.0, "keep_text": True, "alarm": DriftAlarm(0.05, 0.4)}
+    with running(tmp_path, pair_of_backends, more=more, **options) as (url, service):
+        client = client_of(url)
+        kept = ask(client, "q1 c=0.9", metadata={"question_id": "mine"})
+        deferred = ask(client, "q2 c=0.1", temperature=0.0, max_tokens=20, seed=4)
+        assert [kept.corea["answered_by"], deferred.corea["answered_by"]] == ["small", "large"]
+        assert (kept.usage.total_tokens, kept.usage.cost) == (40, 70.0)
+        assert (deferred.usage.total_tokens, deferred.usage.cost) == (80, 70.0 + 350.0)
+        assert deferred.choices[0].finish_reason == "stop"
+        for text, by in (("q3 c=0.9", "small"), ("q4 c=0.1", "large")):
+            *parts, last = ask(client, text, stream=True, stream_options={"include_usage": True})
+            content = "".join(part.choices[0].delta.content or "" for part in parts)
+            assert content.startswith(rf"By {by}: \boxed{{{text[1]}}}")
+            assert last.usage.cost == (70.0 if by == "small" else 420.0)
+            assert last.corea["answered_by"] == by
+            assert parts[-1].choices[0].finish_reason == "stop"
+            assert len({part.id for part in parts}) == 1
+            assert (len(parts) > 4) == (by == "large")  # as it is written
+        body = {"model": "corea", "messages": [{"role": "user", "content": "q5 c=0.2"}]}
+        decision = client.post("/route", cast_to=object, body=body)
+        assert (decision["choice"], decision["reason"]) == ("large", "0.2 is below 0.7")
+        assert decision["scores"]["confidence"] == 0.2
+        assert round(decision["scores"]["average_probability"], 3) == 0.779
+        assert decision["message"]["content"].startswith("By small: \\boxed{5}")
+        for i in range(6):
+            ask(client, f"q{i} c=0.9 odd=1" if i % 2 else "q7 c=0.8")
+        with pytest.raises(openai.APIError, match="large broke off"):
+            list(ask(client, "q6 c=0.1 break=1", stream=True))
+        assert [model.id for model in client.models.list()] == ["corea"]
+        talk = [{"role": "user", "content": "q1"}, kept.choices[0].message.model_dump()]
+        talk.append({"role": "user", "content": [{"type": "text", "text": "q8 c=0.9"}]})
+        again = client.chat.completions.create(model="corea", messages=talk)
+        assert again.corea["answer"] == "8"
+        deadline = time.monotonic() + 20  # audits come after answers
+        while sum(processes.metric(url, "corea_audited_total").values()) < 9:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        counted = processes.metric(url, "corea_questions_total")
+        assert counted['{outcome="small"}'] == 9
+        assert counted['{outcome="large"}'] == 2
+        assert counted['{outcome="error"}'] == counted['{outcome="decided"}'] == 1
+        assert processes.metric(url, "corea_deferral_rate")[""] == pytest.approx(4 / 13)
+        assert processes.metric(url, "corea_cost_total")['{system="large"}'] > 700
+        assert processes.metric(url, "corea_drift_alarm") == {"": 0.0}
+    log = read_log(service.log.path)
+    assert log["name"].iloc[0] == "mine"
+    assert set(log[log["outcome"] == "error"]["system"]) == {"small", "large"}
+    records = audited(log)
+    assert len(pair(records.table, "small", "large")) == 11
+    assert losses(log) == [0.0] * 11
+    assert (records.table["answer"].notna()).all()
+    assert (log["completion"].dropna().str.startswith("By")).all()
