@@ -3,7 +3,7 @@ r"""An OpenAI-compatible server in a process of its own, whose answers the quest
 ``python fake_backend.py PORT MODEL [--without-logprobs]``. A question such as
 ``q17 c=0.9 wait=0.05,0.2`` is answered ``\boxed{17}`` with that confidence (none, if it has no
 ``c=``) after the first wait by a model named ``small``, after the second by another. ``break=1``
-breaks a streamed answer off, ``odd=1`` answers 18. What it was asked is counted at ``/count``.
+breaks a streamed answer off, ``odd=small`` lets that model answer 18. What it was asked is counted at ``/count``.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ asked = 0
 
 
 def said(question):
-    number = int(re.search(r"q(\d+)", question)[1]) + ("odd=1" in question)
+    number = int(re.search(r"q(\d+)", question)[1]) + (f"odd={model}" in question)
     stated = re.search(r"c=(\S+)", question)
     if model != "small" or not stated:
         return rf"By {model}: \boxed{{{number}}}"

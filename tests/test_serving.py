@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from cascade_processes import FACTS
 
-from corea.engines.base import Rollout, Sampling
+from corea.engines.base import Rollout
 from corea.engines.server import ServerEngine
 from corea.metrics.cascade import query_cost
 from corea.records import RecordsError, pair
@@ -29,7 +29,6 @@ from corea.serving.log import AnswerLog, audited, losses, read_log
 from corea.serving.serve import ServeError, serve
 from corea.tasks.questions import INSTRUCTION
 from corea.thresholds.card import Card, CardError
-from corea.thresholds.sequential import DriftAlarm
 
 CARD = Card(small="small", large="large", **FACTS)
 
@@ -95,7 +94,7 @@ def test_who_answers_and_why(small, large, by, answer, reason):
     there = [name for name, r in (("small", small), ("large", large)) if not r.error]
     there = [name for name in there if name == "small" or by == "large"]
     there = [name for name in there if "cannot be kept" not in found.reason or name == "large"]
-    assert found.tokens == {name: (30, 10) for name in there}
+    assert found.tokens == dict.fromkeys(there, (30, 10))
     costs = {"small": query_cost(30, 10), "large": query_cost(30, 10, 4.0)}
     assert found.cost == sum(costs[name] for name in there)
 
@@ -321,6 +320,16 @@ def running(tmp_path, backends, card=CARD, *, more=None, **options):
                 engine.close()
 
 
+class Alarm:
+    """Fires at the third loss."""
+
+    lost = 0.0
+
+    def update(self, loss):
+        self.lost += loss
+        return self.lost >= 3
+
+
 def client_of(url, key="none"):
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=30)
 
@@ -347,7 +356,7 @@ def rows_of(service):
 
 def test_answers_come_whole_streamed_and_as_a_decision(tmp_path, pair_of_backends):
     more = {"size_ratio": 5.0}
-    options = {"audit": 1.0, "keep_text": True, "alarm": DriftAlarm(0.05, 0.4)}
+    options = {"audit": 1.0, "keep_text": True, "alarm": Alarm()}
     with running(tmp_path, pair_of_backends, more=more, **options) as (url, service):
         client = client_of(url)
         kept = ask(client, "q1 c=0.9", metadata={"question_id": "mine"})
@@ -372,7 +381,7 @@ def test_answers_come_whole_streamed_and_as_a_decision(tmp_path, pair_of_backend
         assert round(decision["scores"]["average_probability"], 3) == 0.779
         assert decision["message"]["content"].startswith("By small: \\boxed{5}")
         for i in range(6):
-            ask(client, f"q{i} c=0.9 odd=1" if i % 2 else "q7 c=0.8")
+            ask(client, f"q{i} c=0.9 odd=large" if i % 2 else "q7 c=0.8")
         with pytest.raises(openai.APIError, match="large broke off"):
             list(ask(client, "q6 c=0.1 break=1", stream=True))
         assert [model.id for model in client.models.list()] == ["corea"]
@@ -390,12 +399,177 @@ def test_answers_come_whole_streamed_and_as_a_decision(tmp_path, pair_of_backend
         assert counted['{outcome="error"}'] == counted['{outcome="decided"}'] == 1
         assert processes.metric(url, "corea_deferral_rate")[""] == pytest.approx(4 / 13)
         assert processes.metric(url, "corea_cost_total")['{system="large"}'] > 700
-        assert processes.metric(url, "corea_drift_alarm") == {"": 0.0}
+        assert processes.metric(url, "corea_audited_total")['{agrees="false"}'] == 3
+        assert processes.metric(url, "corea_drift_alarm") == {"": 1.0}
     log = read_log(service.log.path)
     assert log["name"].iloc[0] == "mine"
     assert set(log[log["outcome"] == "error"]["system"]) == {"small", "large"}
     records = audited(log)
     assert len(pair(records.table, "small", "large")) == 11
-    assert losses(log) == [0.0] * 11
+    assert sum(losses(log)) == 3
+    assert len(losses(log)) == 11
     assert (records.table["answer"].notna()).all()
     assert (log["completion"].dropna().str.startswith("By")).all()
+
+
+def test_what_cannot_be_answered_is_refused_with_its_reason(tmp_path, pair_of_backends):
+    key = "k" * 20
+    limits = Limits(max_body=2000, max_tokens=100, read_seconds=0.3)
+    good = {"model": "corea", "messages": [{"role": "user", "content": "q1 c=0.9"}]}
+    given = {"Authorization": f"Bearer {key}"}
+    with running(tmp_path, pair_of_backends, limits=limits, key=key) as (url, service):
+
+        def told(body, headers=None):
+            body = body if isinstance(body, bytes | str) else json.dumps(body)
+            return post(url, body, {**given, **(headers or {})})[:2]
+
+        for changed, status, why in (
+            ({"model": "gpt"}, 404, "there is no model but 'corea'"),
+            ({"messages": []}, 400, "messages"),
+            ({"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role"),
+            ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "question of the user"),
+            ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "half of a surrogate"),
+            ({"tools": [{}]}, 400, "parameter tools: is not taken"),
+            ({"n": 2}, 400, "parameter n"),
+            ({"logprobs": True}, 400, "parameter logprobs"),
+            ({"max_tokens": 101}, 400, "max_tokens is above 100"),
+            ({"max_tokens": 0}, 400, "max_completion_tokens is 0"),
+            ({"temperature": -1}, 400, "temperature is -1"),
+            ({"messages": [{"role": "user", "content": "a" * 2000}]}, 413, "more than 2,000 bytes"),
+        ):
+            found, text = told({**good, **changed})
+            assert (found, why in json.loads(text)["error"]["message"]) == (status, True), text
+        for body, status in (
+            (b"{", 400), (b"\xff", 400), (b"[" * 1500, 400), (b'{"a": 1, "a": 2}', 400),
+        ):  # fmt: skip
+            assert told(body)[0] == status
+        assert told(good, {"Content-Type": "text/plain"})[0] == 415
+        assert told(good, {"Host": "evil.example"})[0] == 403
+        assert told(good, {"Authorization": "Bearer " + "k" * 19})[0] == 401
+        assert told(good, {"Content-Length": "500"})[0] == 408
+        with pytest.raises(openai.APIStatusError, match="more than 2,000 bytes") as caught:
+            ask(client_of(url, key), "a" * 50_000)
+        assert caught.value.status_code == 413
+        with pytest.raises(openai.AuthenticationError):
+            client_of(url).models.list()
+        assert ask(client_of(url, key), "q1 c=0.9").corea["answer"] == "1"
+        assert service.metrics.refused.labels("400")._value.get() == 14
+    assert len(read_log(service.log.path)) == 1
+
+
+def test_more_than_can_be_worked_on_is_told_to_come_again(tmp_path, pair_of_backends):
+    limits = Limits(at_once=2, waiting=2, wait_seconds=0.5)
+    text = "q{} c=0.9 wait=1.0,0"
+    with running(tmp_path, pair_of_backends, limits=limits) as (url, service):
+        outcomes = asyncio.run(processes.load(url, [text.format(i) for i in range(7)], 7))
+        counted = [getattr(outcome.error, "status_code", 200) for outcome in outcomes]
+        assert sorted(counted) == [200, 200, 429, 429, 429, 503, 503]
+        for outcome in outcomes:
+            assert outcome.error is None or int(outcome.error.response.headers["Retry-After"])
+        assert ask(client_of(url), "q1 c=0.9").corea["answer"] == "1"  # nobody holds a place
+    assert len(rows_of(service)) == 3
+
+
+def test_a_client_that_hangs_up_ends_the_work_and_is_in_the_log(tmp_path, pair_of_backends):
+    with running(tmp_path, pair_of_backends) as (url, service):
+        parts = urlsplit(url)
+        for text, stream in (("q1 c=0.9 wait=5,0", False), ("q2 c=0.1 wait=0,5", True)):
+            body = {"model": "corea", "messages": [{"role": "user", "content": text}]}
+            connection = http.client.HTTPConnection(parts.hostname, parts.port)
+            headers = {"Content-Type": "application/json"}
+            body = json.dumps({**body, "stream": stream})
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            time.sleep(0.3)
+            connection.close()
+        deadline = time.monotonic() + 4  # sooner than the answers would be there
+        while processes.metric(url, "corea_questions_total").get('{outcome="error"}', 0) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert processes.metric(url, "corea_at_work") == {"": 0.0}
+    log = read_log(service.log.path)
+    assert (log["error"] == "the client hung up, or the server was stopped").all()
+    assert list(log["prompt_tokens"].fillna(0)) == [0, 30]  # what the small model wrote is there
+
+
+def test_what_cannot_be_recorded_is_not_answered(tmp_path, pair_of_backends, monkeypatch):
+    with running(tmp_path, pair_of_backends) as (url, service):
+
+        def full(rows):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(service.log, "append", full)
+        with pytest.raises(openai.APIStatusError, match="could not be recorded") as caught:
+            ask(client_of(url), "q1 c=0.9")
+        assert caught.value.status_code == 503
+        with pytest.raises(openai.APIError, match="could not be recorded"):
+            list(ask(client_of(url), "q1 c=0.2", stream=True))
+        monkeypatch.undo()
+        assert ask(client_of(url), "q1 c=0.9").corea["answer"] == "1"
+
+
+def test_nothing_is_lost_when_a_backend_or_the_service_is_killed(tmp_path, pair_of_backends):
+    small, large = pair_of_backends
+    card, answers = processes.card(tmp_path / "card.json"), tmp_path / "answered.jsonl"
+    questions = [f"q{i} c={(0.9, 0.2)[i % 2]} wait=0.05,0.1" for i in range(100)]
+    service = processes.Served(card, small.url, large.url, answers)
+    steps = [(0.3, large.kill), (0.6, large.start)]
+    outcomes = asyncio.run(processes.load(service.url, questions, 20, steps))
+    log = read_log(answers)
+    processes.check(outcomes, log, 100)
+    assert all(outcome.error is None for outcome in outcomes)
+    assert (log["outcome"] == "degraded").sum() >= 4
+
+    steps = [(0.5, lambda: service.end(signal.SIGKILL))]
+    again = asyncio.run(processes.load(service.url, questions, 20, steps))
+    assert all(outcome.sound() for outcome in again)
+    assert 40 < sum(outcome.error is None for outcome in again) < 100
+
+    service = processes.Served(card, small.url, large.url, answers)  # goes on in the same log
+    slow = ["q0 c=0.2 wait=0.5,0.5", "q1 c=0.9 wait=0.01,0"]
+    steps = [(0.5, lambda: service.process.send_signal(signal.SIGTERM))]
+    last = asyncio.run(processes.load(service.url, slow, 2, steps))
+    assert service.end() == 0
+    assert all(outcome.sound() and outcome.error is None for outcome in last)
+
+    log = read_log(answers)
+    assert (log.groupby(["question_id", "system"]).size() == 1).all()
+    answered = [o.answer.id for o in [*outcomes, *again, *last] if o.answer]
+    assert set(answered) <= set(log["question_id"])
+
+
+def refused(tmp_path, backends, card=None, **more):
+    small, large = (getattr(backend, "url", backend) for backend in backends)
+    path = processes.card(tmp_path / "card.json") if card is None else card
+    with pytest.raises((ServeError, CardError)) as caught:
+        serve(path, small, large, answers=tmp_path / "log.jsonl", **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_service_that_cannot_be_started_says_why(tmp_path, pair_of_backends, monkeypatch):
+    small, large = pair_of_backends
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refused(tmp_path, pair_of_backends, port=port)
+    assert told == f"cannot listen at 127.0.0.1, port {port}: Address already in use"
+    told = refused(tmp_path, (large, small))
+    assert "the card is about 'small', and the server has large, not 'small'" in told
+    told = refused(tmp_path, (small, "http://127.0.0.1:9/v1"))
+    assert told.startswith("the large model: the server cannot be reached")
+    assert "the small model: no address" in refused(tmp_path, ("localhost", large))
+    card = json.loads(processes.card(tmp_path / "card.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**card, "version": 2}))
+    assert "field version: found 2, expected 1" in refused(tmp_path, pair_of_backends, other)
+    assert "others can reach: set COREA_API_KEY" in refused(
+        tmp_path, pair_of_backends, host="0.0.0.0"
+    )
+    monkeypatch.setenv("COREA_API_KEY", "short")
+    assert "expected 16 or more" in refused(tmp_path, pair_of_backends, host="0.0.0.0")
+    monkeypatch.delenv("COREA_API_KEY")
+    with processes.backends("--without-logprobs") as without:
+        probability = processes.card(tmp_path / "p.json", signal="average_probability")
+        told = refused(tmp_path, without, probability)
+    assert told.endswith("log-probabilities (average_probability): the server gives none")
+    with closed_after(AnswerLog(tmp_path / "log.jsonl")):
+        assert "is locked by another process" in refused(tmp_path, pair_of_backends, port=0)

@@ -47,7 +47,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from corea.engines.base import Rollout, Sampling
+from corea.engines.base import LONE_SURROGATE, Rollout, Sampling
 from corea.records import json_object
 from corea.serving.cascade import Answered, Cascade, CascadeError, Decision
 from corea.serving.log import AnswerLog
@@ -274,9 +274,12 @@ class Service:
         if size > most:
             raise Refusal(413, f"the request has more than {most:,} bytes, the limit")
         try:
-            return json_object(b"".join(body).decode())
+            found = json_object(text := b"".join(body).decode())
+            if "\\u" in text and LONE_SURROGATE.search(json.dumps(found, ensure_ascii=False)):
+                raise ValueError("not Unicode: it has half of a surrogate pair")
         except ValueError as error:
             raise Refusal(400, f"the request is {error}") from None
+        return found
 
     def ask(self, found: dict[str, Any], begun: float) -> _One:
         """The question in a request; what cannot be heeded is refused (choice 1)."""

@@ -204,7 +204,8 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None)
+        told = os.strerror(number) if number and number > 0 else error
         raise ServeError(f"cannot listen at {host}, port {port}: {told}") from None
 
 
