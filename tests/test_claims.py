@@ -26,6 +26,7 @@ from corea.book.claims import (
     decide,
     seeds_needed,
 )
+from corea.cli import main
 from corea.metrics.intervals import Interval, interval, verdict
 from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.plan import undecidable
@@ -352,10 +353,10 @@ def test_a_claim_without_its_evidence_fails_the_command_by_name(capsys, monkeypa
     monkeypatch.setattr(claims, "load", lambda: {"A4": each})
     monkeypatch.setattr(claims, "texts", list)  # the book's sentences are about other claims
     monkeypatch.setattr(claims, "committed", lambda: made_up(each))
-    assert claims.main([]) == 0
+    assert main(["claims"]) == 0
     capsys.readouterr()
     monkeypatch.setattr(claims, "committed", dict)
-    assert claims.main([]) == 1
+    assert main(["claims"]) == 1
     assert capsys.readouterr().err == f"A4: {each.evidence[0].table}: there is no such table\n"
 
 
@@ -371,11 +372,11 @@ def test_evidence_that_is_there_is_not_awaited(monkeypatch):
 
 def test_the_command_derives_all_verdicts(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert claims.main(["--json"]) == 0
+    assert main(["claims", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [each["id"] for each in told] == list(claims.load())
     assert {each["verdict"] for each in told} <= set(claims.VERDICTS)
-    assert claims.main(["--paper", "B"]) == 0
+    assert main(["claims", "--paper", "B"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("B1 ")
     assert not any(line.startswith("A") for line in lines)
@@ -398,7 +399,7 @@ def test_a_run_is_decided_by_the_same_function(tmp_path, capsys):
     assert here["A4"].verdict == HOLDS
     other = next(key for key in MEASURED if key not in here)
     assert missing[other].startswith(f"{other}: ")
-    assert claims.main(["--tables", str(tmp_path)]) == 1
+    assert main(["claims", "--tables", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert "A4   holds" in told.out
     assert missing[other] in told.err
@@ -407,7 +408,7 @@ def test_a_run_is_decided_by_the_same_function(tmp_path, capsys):
 def test_a_table_of_a_run_that_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "backbones").mkdir()
     (tmp_path / "backbones" / "changes.csv").write_text("")
-    assert claims.main(["--tables", str(tmp_path)]) == 1
+    assert main(["claims", "--tables", str(tmp_path)]) == 1
     assert "backbones/changes.csv: not readable as CSV: No columns" in capsys.readouterr().err
 
 
@@ -487,7 +488,7 @@ def test_a_changed_verdict_names_the_sentence(monkeypatch):
 def test_the_command_fails_on_such_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("All accuracies are shares (T11: holds).\n")
-    assert claims.main([]) == 1
+    assert main(["claims"]) == 1
     assert capsys.readouterr().err == (
         "README.md: T11 fails, but it says: All accuracies are shares (T11: holds).\n"
     )

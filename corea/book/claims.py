@@ -21,7 +21,6 @@ papers printed::
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -618,7 +617,7 @@ def replication(decisions: Mapping[str, Decision], run: Mapping[str, Decision]) 
     return pd.DataFrame(rows, columns=columns)
 
 
-def as_json(decision: Decision) -> dict[str, Any]:
+def _json(decision: Decision) -> dict[str, Any]:
     """A decision for other programs; numbers that are not finite are null."""
 
     def number(value: float) -> float | None:
@@ -783,22 +782,20 @@ def _intervals(decision: Decision) -> str:
 # --- the command ------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: print every verdict; 1 if evidence is missing or a sentence is unfounded."""
-    parser = argparse.ArgumentParser(
-        prog="python -m corea claims",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--tables", metavar="DIR", help="decide on the tables of a run")
-    parser.add_argument("--paper", choices=sorted(PLACES), help="only claims of this paper")
-    parser.add_argument("--json", action="store_true", help="for other programs")
-    options = parser.parse_args(arguments)
+def show(tables: Path | None = None, paper: str = "", *, as_json: bool = False) -> int:
+    """Print every verdict; 1 if evidence is missing or a sentence is unfounded.
+
+    Args:
+        tables: Folder of a run's tables to decide on; the committed ones if None.
+        paper: Only claims of this paper.
+        as_json: Whether another program reads it.
+    """
+    if paper not in ("", *PLACES):
+        raise ValueError(f"paper is {paper!r}; expected one of {', '.join(sorted(PLACES))}")
     wrong: list[str] = []
     try:
-        if options.tables:
-            folders = [Path(options.tables, chapter) for chapter in chapters()]
-            decisions, missing = decide_run(of_run(folders))
+        if tables:
+            decisions, missing = decide_run(of_run([tables / chapter for chapter in chapters()]))
             wrong = [*missing.values()]
         else:
             decisions = decide_committed()
@@ -806,9 +803,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ClaimError, full_run.EvidenceError) as error:
         print(visible_lines(error), file=sys.stderr)
         return 1
-    chosen = [d for d in decisions.values() if options.paper in (None, d.claim.paper)]
-    if options.json:
-        print(json.dumps([as_json(decision) for decision in chosen], indent=1, ensure_ascii=False))
+    chosen = [d for d in decisions.values() if paper in ("", d.claim.paper)]
+    if as_json:
+        print(json.dumps([_json(d) for d in chosen], indent=1, ensure_ascii=False))
     else:
         print(*map(line, chosen), sep="\n")
         of_papers = [d for d in chosen if d.claim.id[0] in PLACES]
@@ -822,7 +819,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def visible_lines(error: Exception) -> str:
     """The lines of a message, control characters made visible."""
     return "\n".join(map(visible, str(error).splitlines()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

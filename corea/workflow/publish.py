@@ -21,10 +21,8 @@ Runs may be named; by default they are those of the notebooks that import
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -38,7 +36,7 @@ from corea.book.display import visible
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
 from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
-from corea.workflow.profiles import Profile, load_profile
+from corea.workflow.profiles import Profile
 
 
 def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
@@ -151,32 +149,14 @@ def _unfit(tables: Mapping[str, Sequence[Path]]) -> Iterator[str]:
                 yield f"{path} is not readable as CSV: {visible(error)}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: publish tables of a profile's runs; 1 if nothing was published."""
-    parser = argparse.ArgumentParser(
-        prog="python -m corea publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("profile")
-    parser.add_argument("run", nargs="*")
-    options = parser.parse_args(arguments)
-    try:
-        written = publish(load_profile(options.profile), options.run)
-    except PipelineError as error:
-        print(error)
-        return 1
-    print(*written, sep="\n")
+def tell(written: Sequence[Path]) -> Iterator[str]:
+    """What was published, and of which run, in lines."""
+    yield from map(str, written)
     commits = set()
     for run in dict.fromkeys(path.parent.name for path in written):
         told = full_run.facts(run)
         commits.add(told["commit"])
         kept = ("commit", "seed", "device", "wall time")
-        print(f"{run}:", ", ".join(f"{name} {told[name]}" for name in kept if name in told))
+        yield f"{run}: " + ", ".join(f"{name} {told[name]}" for name in kept if name in told)
     if any("+changes" in commit or "unknown" in commit for commit in commits):
-        print("Nobody else has that source: better commit it and make the full run from it.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield "Nobody else has that source: better commit it and make the full run from it."
