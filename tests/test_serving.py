@@ -359,7 +359,7 @@ def test_answers_come_whole_streamed_and_as_a_decision(tmp_path, pair_of_backend
     same = lambda ours, theirs, _: [a == b for a, b in zip(ours, theirs, strict=True)]  # noqa: E731
     monkeypatch.setattr("corea.serving.app.score_answers", same)
     more = {"size_ratio": 5.0}
-    options = {"audit": 1.0, "keep_text": True, "alarm": Alarm()}
+    options = {"audit": 1.0, "keep_text": True, "on_loss": Alarm().update}
     with running(tmp_path, pair_of_backends, more=more, **options) as (url, service):
         client = client_of(url)
         kept = ask(client, "q1 c=0.9", metadata={"question_id": "mine"})

@@ -107,6 +107,10 @@ class ServerError(Exception):
     """A server cannot be used; says why, and what to do."""
 
 
+class AddressError(ValueError):
+    """An address or a key that no request can be sent with; does not show it."""
+
+
 class _Unusable(httpx2.RequestError):
     """An answer that is none; OpenAI's client takes it for a lost connection."""
 
@@ -150,7 +154,7 @@ class ServerEngine:
         address = self._address
         _require_sendable(self._key, self.key_from)
         if self._key and address.username:
-            raise ValueError(
+            raise AddressError(
                 f"the address has a user, and {self.key_from} is set: a request can carry one of "
                 "them"
             )
@@ -667,7 +671,7 @@ def _split(address: str) -> SplitResult:
             parts = urlsplit(address)
             if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
                 return parts
-    raise ValueError(
+    raise AddressError(
         "no address of a server: set OPENAI_BASE_URL, such as http://localhost:8000/v1 (without ?, "
         "# and white space)"
     )
@@ -681,7 +685,7 @@ def _require_sendable(key: str, name: str) -> None:
     """Refuse a key that no header can carry, without showing it."""
     if wrong := re.search(r"[^!-~]", key):
         found = "white space" if wrong[0].isspace() else "not printable ASCII"
-        raise ValueError(
+        raise AddressError(
             f"{name} cannot be sent: U+{ord(wrong[0]):04X} in it ({found}). Set it without "
             "what does not belong to the key"
         )

@@ -38,7 +38,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -60,14 +60,6 @@ _RECENT = 1000  # questions that the deferral rate is of
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _REFUSED = re.compile(r"(HTTP \d+): .*", re.DOTALL)
 _log = logging.getLogger(__name__)
-
-
-class Alarm(Protocol):
-    """A drift alarm: takes in a loss, and says whether it has fired."""
-
-    def update(self, loss: float) -> bool:
-        """Take in the loss of one question."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -210,15 +202,19 @@ class Service:
         hosts: tuple[str, ...] = LOOPBACK,
         keep_text: bool = False,
         audit: float = 0.0,
-        alarm: Alarm | None = None,
+        on_loss: Callable[[float], bool] | None = None,
     ) -> None:
-        """Put them together; ``hosts`` are the names it is called by (any, if empty)."""
+        """Put them together.
+
+        ``hosts`` are the names it is called by (any, if empty); ``on_loss`` takes in the loss of
+        each drawn question and says whether a drift alarm has fired.
+        """
         if not 0 <= audit <= 1:
             raise ValueError(f"audit is {audit!r}; expected a share from 0 to 1")
         self.cascade, self.log, self.name, self.dataset = cascade, log, name, dataset
         self.limits, self.metrics = limits or Limits(), Metrics()
         self._key, self._hosts = key, hosts
-        self._keep_text, self._audit, self._alarm = keep_text, audit, alarm
+        self._keep_text, self._audit, self._on_loss = keep_text, audit, on_loss
         self._places = asyncio.Semaphore(self.limits.at_once)
         self._inside, self._fired = 0, False
         self._audits: set[asyncio.Task[None]] = set()
@@ -417,6 +413,7 @@ class Service:
             "signal": card.signal,
             "threshold": card.threshold,
             "reason": decision.reason,
+            "probability": decision.probability,
             "message": {"role": "assistant", "content": said},
             "answer": decision.answer,
             "cost": self.cascade.cost(decision.small),
@@ -437,7 +434,16 @@ class Service:
         }
 
     def _route_told(self, answered: Answered) -> dict[str, Any]:
-        told = ("answered_by", "answer", "confidence", "deferred", "degraded", "reason", "cost")
+        told = (
+            "answered_by",
+            "answer",
+            "confidence",
+            "probability",
+            "deferred",
+            "degraded",
+            "reason",
+            "cost",
+        )
         return {
             **{name: getattr(answered, name) for name in told},
             "threshold": self.cascade.card.threshold,
@@ -596,7 +602,7 @@ class Service:
             _log.error("an audit failed: %s", type(error).__name__)
 
     def _lost(self, loss: float) -> None:
-        if self._alarm is not None and self._alarm.update(loss):
+        if self._on_loss is not None and self._on_loss(loss):
             if not self._fired:
                 _log.warning("drift alarm: the card's promise is no longer kept")
             self._fired = True

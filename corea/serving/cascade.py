@@ -46,8 +46,6 @@ Messages = Sequence[Mapping[str, str]]
 SIGNALS = ("confidence", "average_probability", "expected_confidence")
 """What a card may read the confidence from: what an engine gives with an answer."""
 
-_NOTHING = Rollout("", None, None, finished=False, prompt_tokens=0)
-
 
 class CascadeError(Exception):
     """No answer could be had; says why.
@@ -75,6 +73,7 @@ class Decision:
         answer: As read from it; None where there is none.
         scores: Each of :data:`SIGNALS`, in [0, 1] or NaN.
         confidence: That of the card's signal; None where missing.
+        probability: Of the small model being right, as the card's recalibration has it, if any.
         deferred: Whether the question goes to the large model.
         reason: Why, in words.
         seconds: How long the small model took.
@@ -87,6 +86,7 @@ class Decision:
     answer: str | None
     scores: Mapping[str, float]
     confidence: float | None
+    probability: float | None
     deferred: bool
     reason: str
     seconds: float
@@ -102,6 +102,7 @@ class Answered:
         finished: Whether the model ended it; otherwise it was cut.
         answered_by: Name of the system that answered.
         confidence: The small model's, in [0, 1]; None where missing.
+        probability: Of the small model being right, if the card has a recalibration.
         deferred: Whether the card sent the question to the large model.
         degraded: Whether the small model answered because the large one did not.
         reason: Why this model answered, in words.
@@ -117,6 +118,7 @@ class Answered:
     finished: bool
     answered_by: str
     confidence: float | None
+    probability: float | None
     deferred: bool
     degraded: bool
     reason: str
@@ -257,6 +259,7 @@ class Cascade:
             reason = "no confidence: the answer came without log-probabilities"
         else:
             reason = self.card.reason(score)
+        there, chance = not np.isnan(score), self.card.recalibration
         return Decision(
             messages=messages,
             sampling=sampling,
@@ -264,7 +267,8 @@ class Cascade:
             small=rollout,
             answer=parsed.answer,
             scores=scores,
-            confidence=None if np.isnan(score) else score,
+            confidence=score if there else None,
+            probability=float(chance.apply([score])[0]) if chance and there else None,
             deferred=bool(rollout.error) or bool(defers([score], self.card.usable())[0]),
             reason=reason,
             seconds=seconds,
@@ -314,31 +318,31 @@ class Cascade:
     def _settled(self, decision: Decision, large: Rollout | None, seconds: float) -> Answered:
         """Who answers, by the policy."""
         small, reason = decision.small, decision.reason
-        degraded = large is not None and bool(large.error)
-        if degraded and large is not None:
+        degraded = False
+        if large is not None and large.error:
+            degraded = True
             reason = f"{reason}; {self.card.large} did not answer: {large.error}"
             if small.error or self.when_large_fails == "error":
                 raise CascadeError(reason, large, seconds)
-        by_large = large is not None and not degraded
-        answering = large if by_large and large is not None else small
-        named = {self.card.small: small, self.card.large: large or _NOTHING}
-        costs = [self.cost(small), self.cost(large, large=True) if large else None]
-        known = [cost for cost in costs if cost is not None]
+        answering = small if large is None or degraded else large
+        answered = [
+            (name, r)
+            for name, r in ((self.card.small, small), (self.card.large, large))
+            if r and not r.error
+        ]
+        costs = [self.cost(r, large=r is large) for _, r in answered]
         return Answered(
             text=answering.completion,
-            answer=parse_completion(answering.completion).answer if by_large else decision.answer,
+            answer=parse_completion(answering.completion).answer,
             finished=answering.finished,
-            answered_by=self.card.large if by_large else self.card.small,
+            answered_by=self.card.large if answering is large else self.card.small,
             confidence=decision.confidence,
+            probability=decision.probability,
             deferred=decision.deferred,
             degraded=degraded,
             reason=reason,
-            tokens={
-                name: (rollout.prompt_tokens, rollout.completion_tokens)
-                for name, rollout in named.items()
-                if rollout is not _NOTHING and not rollout.error
-            },
-            cost=sum(known) if known else None,
+            tokens={name: (r.prompt_tokens, r.completion_tokens) for name, r in answered},
+            cost=None if self.size_ratio is None else sum(cost for cost in costs if cost),
             decision=decision,
             large=large,
             large_seconds=seconds,

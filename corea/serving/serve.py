@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 
@@ -20,7 +21,6 @@ from corea.engines.base import Sampling
 from corea.serving.app import LOOPBACK, Limits, Service
 from corea.serving.cascade import Cascade
 from corea.serving.log import AnswerLog, losses, read_log
-from corea.tasks.questions import INSTRUCTION
 from corea.thresholds.card import Card
 from corea.thresholds.sequential import DriftAlarm
 
@@ -29,7 +29,7 @@ _SHORTEST_KEY = 16
 _ATTEMPTS = 2
 
 
-class ServeError(Exception):
+class ServeError(ValueError):
     """A service that cannot be started; says why in a line."""
 
 
@@ -45,18 +45,11 @@ def serve(
     answers: str | Path = "answered.jsonl",
     keep_text: bool = False,
     name: str = "corea",
-    temperature: float = 0.6,
-    max_completion_tokens: int = 1024,
-    instruction: str = INSTRUCTION,
-    when_large_fails: Literal["degrade", "error"] = "degrade",
-    size_ratio: float | None = None,
-    output_price: float = 4.0,
-    small_seconds: float = 60.0,
-    large_seconds: float = 120.0,
     audit: float = 0.0,
     limits: Limits | None = None,
     grace: int = 30,
     vllm: bool = True,
+    **cascade: Any,
 ) -> None:
     """Serve a cascade until it is told to end (SIGTERM, an interrupt), then finish what is begun.
 
@@ -74,67 +67,41 @@ def serve(
         answers: The answer log, a file of JSON lines (:mod:`corea.serving.log`).
         keep_text: Whether prompts, completions and answers are in the log too.
         name: Of the cascade, as clients name their model.
-        temperature: Of both models, unless a request says otherwise.
-        max_completion_tokens: Likewise.
-        instruction: As :class:`Cascade`, and so the next five.
-        when_large_fails: See there.
-        size_ratio: See there.
-        output_price: See there.
-        small_seconds: See there.
-        large_seconds: See there.
         audit: Share of questions that the large model is asked in any case.
         limits: On size, time and number of questions.
         grace: Seconds for questions in progress once it is to end.
         vllm: Whether both servers take vLLM's own parameters (choice 4 of the server engine).
+        cascade: What else a :class:`Cascade` takes: ``when_large_fails``, ``size_ratio``, ...
 
     Raises:
         ServeError: If it cannot be started as told.
         CardError: If the card cannot be used.
     """
-    from corea.engines.server import VLLM_BODY, ServerEngine, ServerError
+    from corea.engines.server import VLLM_BODY, AddressError, ServerEngine, ServerError
 
-    limits, key = limits or Limits(), _key(host)
-    card = Card.load(card_path)
-    body = VLLM_BODY if vllm else {}
-    seconds = {"small": small_seconds, "large": large_seconds}
-    engines = {}
-    for side, url, model in (("small", small_url, small_model), ("large", large_url, large_model)):
-        try:
+    limits, key, card = limits or Limits(), _key(host), Card.load(card_path)
+    sides = (("small", small_url, small_model), ("large", large_url, large_model))
+    engines: dict[str, ServerEngine] = {}
+    listening = log = None
+    try:
+        for side, url, model in sides:
             engines[side] = ServerEngine(
                 model or getattr(card, side),
                 url,
                 concurrency=limits.at_once,
-                timeout=seconds[side],
+                timeout=cascade.get(f"{side}_seconds", getattr(Cascade, f"{side}_seconds")),
                 attempts=_ATTEMPTS,
-                body=body,
+                body=VLLM_BODY if vllm else {},
                 logprobs=side == "small",
                 key_from={"small": "COREA_SMALL_KEY", "large": "OPENAI_API_KEY"}[side],
             )
-        except ValueError as error:
-            raise ServeError(f"the {side} model: {error}") from None
-    listening = log = None
-    try:
-        cascade = Cascade(
-            engines["small"],
-            engines["large"],
-            card,
-            sampling=Sampling(temperature, max_completion_tokens),
-            instruction=instruction,
-            small_seconds=small_seconds,
-            large_seconds=large_seconds,
-            when_large_fails=when_large_fails,
-            size_ratio=size_ratio,
-            output_price=output_price,
-        )
+        asked = Cascade(engines["small"], engines["large"], card, **cascade)
         for side, engine in engines.items():
-            try:
-                _require_model(side, engine, card)
-            except ServerError as error:
-                raise ServeError(f"the {side} model: {error}") from None
+            _require_model(side, engine, card)
         listening = _listening(host, port)
         log = _log_at(answers)
         service = Service(
-            cascade,
+            asked,
             log,
             name=name,
             limits=limits,
@@ -142,7 +109,7 @@ def serve(
             hosts=LOOPBACK if host in LOOPBACK else (),
             keep_text=keep_text,
             audit=audit,
-            alarm=_alarm(card, log) if audit else None,
+            on_loss=_alarm(card, log) if audit else None,
         )
         address = f"[{host}]" if ":" in host else host
         print(f"serving {name} at http://{address}:{listening.getsockname()[1]}/v1", flush=True)
@@ -162,6 +129,8 @@ def serve(
             for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn's, and raised again by it
                 signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run(sockets=[listening])
+    except (ServerError, AddressError) as error:
+        raise ServeError(f"the {side} model: {error}") from None
     finally:
         for engine in engines.values():
             engine.close()
@@ -216,7 +185,7 @@ def _log_at(path: str | Path) -> AnswerLog:
         raise ServeError(f"the answer log: {error}") from None
 
 
-def _alarm(card: Card, log: AnswerLog) -> DriftAlarm | None:
+def _alarm(card: Card, log: AnswerLog) -> Callable[[float], bool] | None:
     """The alarm of a promise about disagreement, which needs no verdicts, up to now."""
     if card.guarantee.kind != "disagreement":
         logging.getLogger(__name__).warning(
@@ -228,4 +197,4 @@ def _alarm(card: Card, log: AnswerLog) -> DriftAlarm | None:
     if log.path.stat().st_size:
         for loss in losses(read_log(log.path)):
             alarm.update(loss)
-    return alarm
+    return alarm.update
