@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import cascade_processes as processes
@@ -19,6 +20,7 @@ import pytest
 import uvicorn
 from cascade_processes import FACTS
 
+from corea.confidence import CONFIDENCE_GRID
 from corea.engines.base import Rollout
 from corea.engines.server import ServerEngine
 from corea.metrics.cascade import query_cost
@@ -29,6 +31,7 @@ from corea.serving.log import AnswerLog, audited, losses, read_log
 from corea.serving.serve import ServeError, serve
 from corea.tasks.questions import INSTRUCTION
 from corea.thresholds.card import Card, CardError
+from corea.thresholds.recalibration import Recalibration
 
 CARD = Card(small="small", large="large", **FACTS)
 
@@ -42,14 +45,16 @@ class Fixed:
     """An engine of this process that gives what a function of the prompt says."""
 
     fingerprint, batch_size, parts_at_once = "fixed", 4, 1
-    gives_expected_confidence = False
 
     def __init__(self, script):
         self.script = script if callable(script) else lambda prompt: script
-        self.calls = []
+        self.calls, self.options = [], []
+        given = None if callable(script) else script.expected_confidence
+        self.gives_expected_confidence = given is not None
 
     def generate(self, prompts, sampling, **more):
         self.calls.append(list(prompts))
+        self.options.append(more)
         return [[self.script(prompt)] for prompt in prompts]
 
 
@@ -190,6 +195,26 @@ def test_a_signal_of_log_probabilities_is_read_and_missing_ones_defer():
     assert round(found[0].confidence, 3) == 0.905
     assert found[2].confidence is None
     assert found[2].reason == "no confidence: the answer came without log-probabilities"
+
+
+def test_an_expected_confidence_is_asked_for_where_the_card_reads_it():
+    card = CARD.model_copy(update={"signal": "expected_confidence"})
+    asked = cascade(replace(SURE, expected_confidence=0.65), LARGE, card)
+    with closed_after(asked):
+        found = asked.answer("2+2")
+    assert (found.confidence, found.answered_by) == (0.65, "large")
+    assert asked.small.options == [{"confidence_grid": CONFIDENCE_GRID}]
+    assert asked.large.options == [{}]
+
+
+def test_a_recalibrated_card_gives_a_probability():
+    map_of = Recalibration.fit("isotonic", [0.9, 0.9, 0.6, 0.6], [1, 1, 1, 0])
+    with closed_after(
+        cascade(UNSURE, LARGE, CARD.model_copy(update={"recalibration": map_of}))
+    ) as c:
+        assert c.answer("2+2").probability == 0.5
+    with closed_after(cascade(UNSURE, LARGE)) as c:
+        assert c.answer("2+2").probability is None
 
 
 # --- the log ------------------------------------------------------------------------------------
@@ -437,6 +462,7 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(tmp_path, pair_of_ba
             ({"logprobs": True}, 400, "parameter logprobs"),
             ({"max_tokens": 101}, 400, "max_tokens is above 100"),
             ({"max_tokens": 0}, 400, "max_completion_tokens is 0"),
+            ({"max_completion_tokens": 0}, 400, "max_completion_tokens is 0"),
             ({"temperature": -1}, 400, "temperature is -1"),
             ({"messages": [{"role": "user", "content": "a" * 2000}]}, 413, "more than 2,000 bytes"),
         ):
@@ -456,7 +482,7 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(tmp_path, pair_of_ba
         with pytest.raises(openai.AuthenticationError):
             client_of(url).models.list()
         assert ask(client_of(url, key), "q1 c=0.9").corea["answer"] == "1"
-        assert service.metrics.refused.labels("400")._value.get() == 14
+        assert service.metrics.refused.labels("400")._value.get() == 15
     assert len(read_log(service.log.path)) == 1
 
 

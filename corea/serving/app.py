@@ -291,7 +291,8 @@ class Service:
         changed: dict[str, Any] = {}
         if question.temperature is not None:
             changed["temperature"] = question.temperature
-        tokens = question.max_completion_tokens or question.max_tokens
+        tokens = question.max_completion_tokens
+        tokens = question.max_tokens if tokens is None else tokens
         if tokens is not None:
             if tokens > self.limits.max_tokens:
                 raise Refusal(400, f"max_tokens is above {self.limits.max_tokens:,}, the limit")
