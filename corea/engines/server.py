@@ -45,7 +45,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -305,7 +305,7 @@ class ServerEngine:
 
     async def stream(
         self, prompt: Prompt, sampling: Sampling, seed: int
-    ) -> AsyncIterator[str | Rollout]:
+    ) -> AsyncGenerator[str | Rollout, None]:
         """The text of one completion as it comes, and in the end its rollout; choice 9.
 
         No log-probabilities are asked for. What may be the beginning of a secret is held back

@@ -35,7 +35,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -47,6 +47,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from corea import checks
 from corea.engines.base import LONE_SURROGATE, Rollout, Sampling
 from corea.records import json_object
 from corea.serving.cascade import Answered, Cascade, CascadeError, Decision
@@ -56,6 +57,7 @@ from corea.tasks.verify import score_answers
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+_TOLD = ("answered_by", "answer", "confidence", "probability", "deferred", "degraded", "reason")
 _RECENT = 1000  # questions that the deferral rate is of
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _REFUSED = re.compile(r"(HTTP \d+): .*", re.DOTALL)
@@ -73,6 +75,11 @@ class Limits:
     read_seconds: float = 15.0
     max_tokens: int = 8192
     send_seconds: float = 60.0  # beyond the models' own, for a client that reads slowly
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, least in (("at_once", 1), ("waiting", 0), ("max_body", 1), ("max_tokens", 1)):
+            checks.whole(getattr(self, name), name, least)
 
 
 class Refusal(Exception):
@@ -365,7 +372,6 @@ class Service:
 
     async def _stream(self, one: _One, decision: Decision, send: Send) -> None:
         """Answer in events; what fails after the first of them is an event too."""
-        parts = self.cascade.finish_streamed(decision)
         named = self._named(one, "chat.completion.chunk")
 
         async def tell(told: dict[str, Any] | str) -> None:
@@ -378,24 +384,27 @@ class Service:
             await tell({**named, "choices": [choice], **more})
 
         try:
-            async for part in parts:
-                if isinstance(part, Answered):
-                    await self._settle(one, part)
-                    reason = "stop" if part.finished else "length"
-                    told = {"corea": self._route_told(part)}
-                    await delta({}, reason, **told)
-                    if one.question.stream_options.include_usage:
-                        await tell({**named, "choices": [], "usage": self._usage(part), **told})
-                    continue
-                if not one.begun_telling:
-                    headers = [
-                        (b"content-type", b"text/event-stream; charset=utf-8"),
-                        (b"cache-control", b"no-store"),
-                    ]
-                    await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    one.begun_telling = True
-                    await delta({"role": "assistant", "content": ""}, None)
-                await delta({"content": part}, None)
+            async with aclosing(self.cascade.finish_streamed(decision)) as parts:
+                async for part in parts:
+                    if isinstance(part, Answered):
+                        await self._settle(one, part)
+                        reason = "stop" if part.finished else "length"
+                        told = {"corea": self._route_told(part)}
+                        await delta({}, reason, **told)
+                        if one.question.stream_options.include_usage:
+                            await tell({**named, "choices": [], "usage": self._usage(part), **told})
+                        continue
+                    if not one.begun_telling:
+                        headers = [
+                            (b"content-type", b"text/event-stream; charset=utf-8"),
+                            (b"cache-control", b"no-store"),
+                        ]
+                        await send(
+                            {"type": "http.response.start", "status": 200, "headers": headers}
+                        )
+                        one.begun_telling = True
+                        await delta({"role": "assistant", "content": ""}, None)
+                    await delta({"content": part}, None)
         except Exception as error:
             if not one.begun_telling:
                 raise
@@ -435,19 +444,10 @@ class Service:
         }
 
     def _route_told(self, answered: Answered) -> dict[str, Any]:
-        told = (
-            "answered_by",
-            "answer",
-            "confidence",
-            "probability",
-            "deferred",
-            "degraded",
-            "reason",
-            "cost",
-        )
         return {
-            **{name: getattr(answered, name) for name in told},
+            **{name: getattr(answered, name) for name in _TOLD},
             "threshold": self.cascade.card.threshold,
+            "cost": answered.cost,
             "tokens": {
                 name: {"prompt_tokens": read, "completion_tokens": written}
                 for name, (read, written) in answered.tokens.items()

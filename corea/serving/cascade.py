@@ -21,8 +21,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -234,10 +234,11 @@ class Cascade:
 
     async def stream(
         self, prompt: str | Messages, sampling: Sampling | None = None
-    ) -> AsyncIterator[str | Answered]:
+    ) -> AsyncGenerator[str | Answered, None]:
         """The text of the final answer in parts, and in the end all about it (choice 4)."""
-        async for part in self.finish_streamed(await self.decide(prompt, sampling)):
-            yield part
+        async with aclosing(self.finish_streamed(await self.decide(prompt, sampling))) as parts:
+            async for part in parts:
+                yield part
 
     async def decide(
         self, prompt: str | Messages, sampling: Sampling | None = None, seed: int | None = None
@@ -281,18 +282,19 @@ class Cascade:
         large, seconds = await self.ask_large(decision)
         return self._settled(decision, large, seconds)
 
-    async def finish_streamed(self, decision: Decision) -> AsyncIterator[str | Answered]:
+    async def finish_streamed(self, decision: Decision) -> AsyncGenerator[str | Answered, None]:
         """As :meth:`finish`, in parts."""
         large, seconds, said = None, 0.0, False
         if decision.deferred:
             begun = time.perf_counter()
-            parts = self._models[1].stream(decision.messages, decision.sampling, decision.seed)
-            async for part in parts:
-                if isinstance(part, Rollout):
-                    large = part
-                else:
-                    said = True
-                    yield part
+            asked = (decision.messages, decision.sampling, decision.seed)
+            async with aclosing(self._models[1].stream(*asked)) as parts:
+                async for part in parts:
+                    if isinstance(part, Rollout):
+                        large = part
+                    else:
+                        said = True
+                        yield part
             seconds = time.perf_counter() - begun
             if said and large is not None and large.error:
                 raise CascadeError(f"{self.card.large} broke off: {large.error}", large, seconds)
@@ -363,6 +365,8 @@ class Cascade:
     async def _answer_all(
         self, prompts: Sequence[str | Messages], sampling: Sampling | None
     ) -> list[Answered | CascadeError]:
+        for prompt in prompts:
+            self._instructed(prompt)  # refuses what is no question before any is asked
         places = asyncio.Semaphore(max(self.small.batch_size, self.large.batch_size))
 
         async def answer(prompt: str | Messages) -> Answered | CascadeError:
@@ -396,24 +400,25 @@ class _Model:
 
     async def stream(
         self, messages: Messages, sampling: Sampling, seed: int
-    ) -> AsyncIterator[str | Rollout]:
+    ) -> AsyncGenerator[str | Rollout, None]:
         """Parts of the text, if the engine can, and the whole rollout in the end."""
         streaming = getattr(self._engine, "stream", None)
         if streaming is None:
             yield await self.ask(messages, sampling, seed)
             return
-        parts: AsyncIterator[str | Rollout] = streaming(_prompt(messages), sampling, seed)
+        parts = streaming(_prompt(messages), sampling, seed)
         deadline = asyncio.get_running_loop().time() + self._seconds
-        last: str | Rollout | None = None
         try:
-            while not isinstance(last, Rollout):
+            while True:
                 async with asyncio.timeout_at(deadline):
-                    last = await anext(parts)
-                yield kept(last) if isinstance(last, Rollout) else last
+                    part = await anext(parts)
+                yield kept(part) if isinstance(part, Rollout) else part
+                if isinstance(part, Rollout):
+                    return
         except TimeoutError:
             yield _failed(f"no whole answer within {self._seconds:g} s")
         finally:
-            await parts.aclose()  # type: ignore[attr-defined]
+            await parts.aclose()
 
     async def _asked(self, prompt: str | Messages, sampling: Sampling, seed: int) -> Rollout:
         if ask := getattr(self._engine, "ask", None):
