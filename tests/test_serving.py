@@ -208,11 +208,11 @@ def test_an_expected_confidence_is_asked_for_where_the_card_reads_it():
 
 
 def test_a_recalibrated_card_gives_a_probability():
-    map_of = Recalibration.fit("isotonic", [0.9, 0.9, 0.6, 0.6], [1, 1, 1, 0])
+    map_of = Recalibration(method="isotonic", knots=(0.0, 1.0), values=(0.2, 0.8), questions=9)
     with closed_after(
         cascade(UNSURE, LARGE, CARD.model_copy(update={"recalibration": map_of}))
     ) as c:
-        assert c.answer("2+2").probability == 0.5
+        assert c.answer("2+2").probability == pytest.approx(0.56)
     with closed_after(cascade(UNSURE, LARGE)) as c:
         assert c.answer("2+2").probability is None
 
@@ -321,13 +321,42 @@ def pair_of_backends():
         yield started
 
 
-@contextlib.contextmanager
-def running(tmp_path, backends, card=CARD, *, more=None, **options):
-    """A service in a thread of this process; its address and itself."""
-    engines = [
+def engines_for(backends):
+    return [
         ServerEngine(name, backend.url, concurrency=8, attempts=1, timeout=20.0, body={})
         for name, backend in zip(("small", "large"), backends, strict=True)
     ]
+
+
+def test_servers_are_asked_from_python_with_and_without_an_event_loop(pair_of_backends):
+    small, large = engines_for(pair_of_backends)
+    asked = Cascade(small, large, CARD)
+    questions = [f"q{i} c={(0.9, 0.2)[i % 2]}" for i in range(16)]
+    found = asked.answer_all(questions)
+    assert [one.answer for one in found] == [str(i) for i in range(16)]
+    assert [one.answered_by for one in found] == ["small", "large"] * 8
+
+    async def talk(question):
+        messages = [{"role": "system", "content": "Be brief."}]
+        found = await asked.answer_async([*messages, {"role": "user", "content": question}])
+        parts = [part async for part in asked.stream(question)]
+        await asked.close_here()
+        return found.answer, parts[-1].text, "".join(parts[:-1])
+
+    for question in ("q7 c=0.1", "q7 c=0.9"):  # each on an event loop of its own
+        answer, text, parts = asyncio.run(talk(question))
+        assert answer == "7"
+        assert text == parts
+    assert asked.answer("q3 c=0.9").answer == "3"
+    asked.close()
+    small.close()
+    large.close()
+
+
+@contextlib.contextmanager
+def running(tmp_path, backends, card=CARD, *, more=None, **options):
+    """A service in a thread of this process; its address and itself."""
+    engines = engines_for(backends)
     log = AnswerLog(tmp_path / "answered.jsonl")
     service = Service(Cascade(*engines, card, **(more or {})), log, **options)
     config = uvicorn.Config(service.app, log_level="error", http="h11", loop="asyncio")
