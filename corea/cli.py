@@ -80,7 +80,9 @@ def _working(on: str) -> Iterator[None]:
         yield
 
 
-def _read(path: Path, rename: list[str] | None, dataset: str) -> Records:
+def _read(
+    path: Path, rename: list[str] | None, dataset: str = "", *, judged: bool = True
+) -> Records:
     """Records of a file, with its columns renamed, of one dataset or all."""
     from dataclasses import replace
 
@@ -93,7 +95,7 @@ def _read(path: Path, rename: list[str] | None, dataset: str) -> Records:
             raise ValueError(f"--rename is {each!r}; expected COLUMN=NAME")
         names[column] = name
     with _working(f"reading {path.name}"):
-        records = read_records(path, names=names)
+        records = read_records(path, names=names, judged=judged)
     if dataset:
         records = replace(records, table=select(records.table, dataset=dataset))
     return records
@@ -214,11 +216,15 @@ def route(
     out: Annotated[Path, typer.Option(help="The table to write, .csv.")] = Path("routed.csv"),
     rename: Rename = None,
 ) -> None:
-    """Say for each record of the small model whether it goes to the large one, and why."""
+    """Say for each record of the small model whether it goes to the large one, and why.
+
+    The records need no column correct.
+    """
     from corea.thresholds.card import Card
 
     chosen = Card.load(card)
-    routed = chosen.route(_read(records, rename, "").table)
+    routed = chosen.route(_read(records, rename, judged=False).table)
+    routed = routed.drop(columns="correct")
     partial = out.with_name(out.name + ".partial")
     routed.to_csv(partial, index=False)
     partial.replace(out)

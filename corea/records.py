@@ -453,6 +453,7 @@ def read_records(
     *,
     separator: str = "",
     names: Mapping[str, str] | None = None,
+    judged: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Records:
     """Read a records file.
@@ -461,6 +462,8 @@ def read_records(
         path: A ``.csv``, ``.tsv``, ``.jsonl`` (each also ``.gz``) or ``.parquet`` file.
         separator: Between the columns of a text file; a comma when empty, in ``.tsv`` a tab.
         names: Name of a column in the file to its name in the module's table.
+        judged: Whether the column ``correct`` must be there. Where it need not be and is not, every
+            row has False, and a note says so: for what asks who should answer, not who is right.
         max_bytes: Size the file may have, in bytes once decompressed.
 
     Returns:
@@ -494,7 +497,10 @@ def read_records(
     else:
         columns = _jsonl_columns(_read_text(path, max_bytes), path.name)
     columns = _renamed(columns, names or {}, path.name)
-    notes = [
+    unjudged = not judged and "correct" not in columns
+    if unjudged:
+        columns["correct"] = [False] * len(next(iter(columns.values()), []))
+    notes = ["no column correct: nothing is known of who is right"] * unjudged + [
         f"column {quoted(near)} is kept as it is; did you mean {name}? Then rename it"
         for name in OPTIONAL
         if name in _ALIASES and name not in columns and (near := _near(name, columns, typed=False))

@@ -102,7 +102,7 @@ def test_a_card_is_fitted_and_routes_new_records(folder, capsys):
     assert card.expected["large_cost"].estimate == 8
     assert f"below {card.threshold:.6g} or missing" in told
 
-    new = rows(50, systems=("s",), seed=9).drop(columns="answer")
+    new = rows(50, systems=("s",), seed=9).drop(columns=["answer", "correct"])
     new.loc[0, "confidence"] = np.nan
     new.to_csv("new.csv", index=False)
     assert main(["route", "card.json", "new.csv", "--out", "sent.csv"]) == 0
@@ -110,6 +110,8 @@ def test_a_card_is_fitted_and_routes_new_records(folder, capsys):
     expected = ~(new["confidence"] >= card.threshold)
     assert routed["deferred"].tolist() == expected.tolist()
     assert routed["reason"][0] == "no confidence"
+    assert "correct" not in routed
+    assert routed["probability"].between(0, 1).sum() == 49
     assert f"{expected.sum()} of 50 deferred" in capsys.readouterr().out
 
 
