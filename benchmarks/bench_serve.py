@@ -7,8 +7,8 @@ model's backend is killed, and started again at two thirds.
 Then the same load without a kill. Backends wait as their questions say, so what was "added" is a
 request's time less those waits. It holds two or three HTTP requests, the client's own work and the
 scheduling of four processes on the cores there are; so the small backend is asked directly too.
-"Inside" is what the service itself counts: its time less that in which it waits for models. CPU time,
-which busy cores change less, is that of its whole process, requests to models included.
+"Inside" is what the service itself counts: its time less that in which it waits for models. CPU
+time, which busy cores change less, is that of its whole process, requests to models included.
 """
 
 from __future__ import annotations

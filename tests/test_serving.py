@@ -24,7 +24,7 @@ from corea.confidence import CONFIDENCE_GRID
 from corea.engines.base import Rollout
 from corea.engines.server import ServerEngine
 from corea.metrics.cascade import query_cost
-from corea.records import RecordsError, pair
+from corea.records import RecordsError, pair, read_records, write_records
 from corea.serving.app import Limits, Service
 from corea.serving.cascade import Cascade, CascadeError
 from corea.serving.log import AnswerLog, audited, losses, read_log
@@ -462,7 +462,11 @@ def test_answers_come_whole_streamed_and_as_a_decision(tmp_path, pair_of_backend
     assert log["name"].iloc[0] == "mine"
     assert set(log[log["outcome"] == "error"]["system"]) == {"small", "large"}
     records = audited(log)
-    assert len(pair(records.table, "small", "large")) == 11
+    write_records(records, tmp_path / "audited.parquet")
+    again = read_records(tmp_path / "audited.parquet")
+    assert len(pair(again.table, "small", "large")) == 11
+    with pytest.raises(RecordsError, match="missing column.* correct"):  # which nobody knows
+        read_records(service.log.path)
     assert sum(losses(log)) == 3
     assert len(losses(log)) == 11
     assert (records.table["answer"].notna()).all()

@@ -34,7 +34,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -353,22 +353,25 @@ class Service:
 
     # --- what goes out ---
 
-    async def _answer(self, one: _One, send: Send) -> None:
-        """Answer a question; in the log once, whatever happens."""
+    async def _answer(self, one: _One, send: Send) -> dict[str, Any] | None:
+        """The answer to a question; None once it was streamed."""
         one.decision = await self.cascade.decide(one.messages, one.sampling, one.seed)
         if one.question.stream:
             await self._stream(one, one.decision, send)
-            return
+            return None
         answered = await self.cascade.finish(one.decision)
         await self._settle(one, answered)
         message = {"role": "assistant", "content": answered.text}
         choice = {"index": 0, "message": message, "logprobs": None}
         choice["finish_reason"] = "stop" if answered.finished else "length"
-        told = {"choices": [choice], "usage": self._usage(answered)}
-        told["corea"] = self._route_told(answered)
-        await _send_json(send, {**self._named(one, "chat.completion"), **told})
         models = one.decision.seconds + answered.large_seconds
         self.metrics.overhead.observe(time.perf_counter() - one.begun - one.waited - models)
+        return {
+            **self._named(one, "chat.completion"),
+            "choices": [choice],
+            "usage": self._usage(answered),
+            "corea": self._route_told(answered),
+        }
 
     async def _stream(self, one: _One, decision: Decision, send: Send) -> None:
         """Answer in events; what fails after the first of them is an event too."""
@@ -411,13 +414,14 @@ class Service:
             await tell(self.failed(one, error).body())
         await tell("[DONE]")
 
-    async def _route(self, one: _One, send: Send) -> None:
+    async def _route(self, one: _One, _: Send) -> dict[str, Any]:
         """The decision alone."""
         card, one.audit = self.cascade.card, False
         decision = one.decision = await self.cascade.decide(one.messages, one.sampling, one.seed)
         self.record(one, "decided")
         said = None if decision.small.error else decision.small.completion
-        told = {
+        return {
+            **self._named(one, "routing.decision"),
             "choice": card.large if decision.deferred else card.small,
             "scores": {name: _number(value) for name, value in decision.scores.items()},
             "signal": card.signal,
@@ -428,7 +432,6 @@ class Service:
             "answer": decision.answer,
             "cost": self.cascade.cost(decision.small),
         }
-        await _send_json(send, {**self._named(one, "routing.decision"), **told})
 
     def _named(self, one: _One, kind: str) -> dict[str, Any]:
         return {"id": one.name, "object": kind, "created": one.created, "model": self.name}
@@ -514,13 +517,9 @@ class Service:
             large = answered.large
             by = "large" if answered.deferred and not answered.degraded else "small"
             outcome = "degraded" if answered.degraded else by
-        asked = [(self.cascade.card.small, decision.small if decision else None, False)]
+        rows = [self._row(one, decision.small if decision else None, outcome, error)]
         if large is not None:
-            asked.append((self.cascade.card.large, large, True))
-        rows = [
-            self._row(one, system, rollout, outcome, error, of_large=of_large)
-            for system, rollout, of_large in asked
-        ]
+            rows.append(self._row(one, large, outcome, error, of_large=True))
         self.log.append(rows)
         one.recorded = True
         metrics.questions.labels(outcome).inc()
@@ -542,15 +541,14 @@ class Service:
     def _row(
         self,
         one: _One,
-        system: str,
         rollout: Rollout | None,
         outcome: str,
         error: str = "",
         *,
-        of_large: bool,
+        of_large: bool = False,
     ) -> dict[str, Any]:
         """What one system said, as a line of the log; counted on the way."""
-        decision, answered = one.decision, one.answered
+        decision, answered, card = one.decision, one.answered, self.cascade.card
         there = rollout is not None and not rollout.error
         cost = self.cascade.cost(rollout, large=of_large) if rollout and there else None
         side = "large" if of_large else "small"
@@ -565,7 +563,7 @@ class Service:
         row = {
             "dataset": self.dataset,
             "question_id": one.name,
-            "system": system,
+            "system": card.large if of_large else card.small,
             "sample": 0,
             "confidence": decision.confidence if decision and not of_large else None,
             "prompt_tokens": rollout.prompt_tokens if rollout and there else None,
@@ -589,13 +587,13 @@ class Service:
 
     async def _audited(self, one: _One) -> None:
         """Ask the large model what the small one answered, to compare."""
-        decision, card = one.decision, self.cascade.card
+        decision = one.decision
         if decision is None:
             return
         try:
             large, _ = await self.cascade.ask_large(decision)
             one.agrees = await self._agree(decision, large)
-            self.log.append([self._row(one, card.large, large, "audit", of_large=True)])
+            self.log.append([self._row(one, large, "audit", of_large=True)])
             self.metrics.audited.labels(str(one.agrees).lower()).inc()
             if one.agrees is not None:
                 self._lost(1.0 - one.agrees)
@@ -623,7 +621,7 @@ class _Endpoint:
     """Reads a question, finds it a place, and works on it while its client is there."""
 
     def __init__(
-        self, service: Service, work: Callable[[_One, Send], Coroutine[Any, Any, None]]
+        self, service: Service, work: Callable[[_One, Send], Awaitable[dict[str, Any] | None]]
     ) -> None:
         self._service, self._work = service, work
 
@@ -633,7 +631,9 @@ class _Endpoint:
             service.admit(scope)
             one = service.ask(await service.read(scope, receive), begun)
             async with service.place(one):
-                await self._while_heard(one, receive, send)
+                told = await self._while_heard(one, receive, send)
+            if told is not None:
+                await JSONResponse(told)(scope, receive, send)
         except Refusal as refusal:
             service.metrics.refused.labels(str(refusal.status)).inc()
             await refusal.response()(scope, receive, send)
@@ -641,7 +641,7 @@ class _Endpoint:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
 
-    async def _while_heard(self, one: _One, receive: Receive, send: Send) -> None:
+    async def _while_heard(self, one: _One, receive: Receive, send: Send) -> dict[str, Any] | None:
         work = asyncio.create_task(self._settled(one, send))
         left = asyncio.create_task(_left(receive))
         try:
@@ -651,36 +651,26 @@ class _Endpoint:
             if not work.done():
                 work.cancel()
                 await asyncio.wait({work})
-        if not work.cancelled():
-            work.result()
+        return None if work.cancelled() else work.result()
 
-    async def _settled(self, one: _One, send: Send) -> None:
+    async def _settled(self, one: _One, send: Send) -> dict[str, Any] | None:
         """Work on a question; in the end it is in the log."""
         try:
             async with asyncio.timeout(self._service._longest):
-                await self._work(one, send)
+                return await self._work(one, send)
         except asyncio.CancelledError as error:
             self._service.failed(one, error)
             raise
         except Exception as error:
             refusal = self._service.failed(one, error)
-            if not one.begun_telling:  # otherwise the connection ends in the middle
-                raise refusal from None
+            if one.begun_telling:  # the connection ends in the middle
+                return None
+            raise refusal from None
 
 
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _send_json(send: Send, told: Mapping[str, Any]) -> None:
-    body = json.dumps(told, allow_nan=False).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _without_nulls(found: Any) -> Any:
