@@ -1,6 +1,6 @@
 r"""An OpenAI-compatible server in a process of its own, whose answers the questions decide.
 
-``python fake_backend.py PORT MODEL [--without-logprobs]``. A question such as
+``python fake_backend.py PORT MODEL [--without-logprobs] [--refuse=401]``. A question such as
 ``q17 c=0.9 wait=0.05,0.2`` is answered ``\boxed{17}`` with that confidence (none, if it has no
 ``c=``) after the first wait by a model named ``small``, after the second by another. ``break=1``
 breaks a streamed answer off, ``odd=small`` lets that model answer 18. What it was asked is counted at ``/count``.
@@ -11,8 +11,7 @@ import json
 import re
 import sys
 
-port, model, *flags = sys.argv[1:]
-asked = 0
+model, flags, asked = "", [], 0
 
 
 def said(question):
@@ -69,6 +68,9 @@ async def serve(reader, writer):
                 counted = {"data": [{"id": model}], "asked": asked}
                 writer.write(packed(json.dumps(counted).encode()))
                 continue
+            if refused := [flag[9:] for flag in flags if flag.startswith("--refuse=")]:
+                writer.write(packed(b"no", f"{refused[0]} No"))
+                continue
             question = json.loads(body)
             asked += 1
             text = question["messages"][-1]["content"]
@@ -87,10 +89,12 @@ async def serve(reader, writer):
         writer.close()
 
 
-async def main():
+async def main(port):
     server = await asyncio.start_server(serve, "127.0.0.1", int(port), backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    port, model, *flags = sys.argv[1:]
+    asyncio.run(main(port))

@@ -553,6 +553,22 @@ def test_a_client_that_hangs_up_ends_the_work_and_is_in_the_log(tmp_path, pair_o
     assert list(log["prompt_tokens"].fillna(0)) == [0, 30]  # what the small model wrote is there
 
 
+def test_a_model_that_takes_too_long_is_done_without(tmp_path, pair_of_backends):
+    more = {"small_seconds": 0.4, "large_seconds": 0.4}
+    with running(tmp_path, pair_of_backends, more=more) as (url, _):
+        client = client_of(url)
+        for stream in (False, True):
+            late = ask(client, "q1 c=0.1 wait=0,3", stream=stream)
+            told = list(late)[-1].corea if stream else late.corea
+            assert (told["answered_by"], told["degraded"]) == ("small", True)
+            assert "large did not answer: no" in told["reason"]
+            assert "answer within 0.4 s" in told["reason"]
+        assert ask(client, "q2 c=0.9 wait=3,0").corea["answered_by"] == "large"
+        with pytest.raises(openai.APIStatusError, match="no answer could be had") as caught:
+            ask(client, "q2 c=0.9 wait=3,3")
+        assert caught.value.status_code == 502
+
+
 def test_what_cannot_be_recorded_is_not_answered(tmp_path, pair_of_backends, monkeypatch):
     with running(tmp_path, pair_of_backends) as (url, service):
 
@@ -632,6 +648,11 @@ def test_a_service_that_cannot_be_started_says_why(tmp_path, pair_of_backends, m
     with processes.backends("--without-logprobs") as without:
         probability = processes.card(tmp_path / "p.json", signal="average_probability")
         told = refused(tmp_path, without, probability)
-    assert told.endswith("log-probabilities (average_probability): the server gives none")
+    assert told.endswith("log-probabilities (average_probability), and its server gives none")
+    for status, why in (("401", "Set OPENAI_API_KEY to a key"), ("400", "serve with vllm=False")):
+        with processes.backends(f"--refuse={status}") as (_, refusing):
+            told = refused(tmp_path, (small, refusing))
+        assert told.startswith(f"the large model: HTTP {status}: no")
+        assert why in told
     with closed_after(AnswerLog(tmp_path / "log.jsonl")):
         assert "is locked by another process" in refused(tmp_path, pair_of_backends, port=0)

@@ -53,8 +53,8 @@ def serve(
 ) -> None:
     """Serve a cascade until it is told to end (SIGTERM, an interrupt), then finish what is begun.
 
-    The address is printed once it listens. At the start both servers are asked which models they
-    have, and the small one for an answer with log-probabilities, if the card needs them.
+    The address is printed once it listens. Before that both servers are asked which models they
+    have, and for one token: one that refuses would be a cascade that always defers, or never can.
 
     Args:
         card_path: The threshold card.
@@ -151,7 +151,7 @@ def _key(host: str) -> str:
 
 
 def _require_model(side: str, engine: Any, card: Card) -> None:
-    """Refuse a server that has not the card's model, or not its signal."""
+    """Refuse a server that has not the card's model, or does not answer, or not with its signal."""
     listed = engine.models()
     if listed and engine.model not in listed:
         raise ServeError(
@@ -159,13 +159,16 @@ def _require_model(side: str, engine: Any, card: Card) -> None:
             f"{', '.join(listed[:10])}, not {engine.model!r}. If one of them is that system, give "
             f"its name as {side}_model; otherwise fit a card for the systems that are there"
         )
-    if side == "small" and card.signal == "average_probability":
-        [[rollout]] = engine.generate(["1+1="], Sampling(0.0, 1))
-        if rollout.error or rollout.logprobs is None:
-            found = rollout.error or "the server gives none"
-            raise ServeError(
-                f"the small model: the card reads log-probabilities ({card.signal}): {found}"
-            )
+    [[rollout]] = engine.generate(["1+1="], Sampling(0.0, 1))
+    if rollout.error:
+        refused = rollout.error.startswith("HTTP 4")
+        hint = "; if it does not know vLLM's own parameters, serve with vllm=False"
+        raise ServeError(f"the {side} model: {rollout.error}{hint if refused else ''}")
+    if side == "small" and card.signal == "average_probability" and rollout.logprobs is None:
+        raise ServeError(
+            f"the small model: the card reads log-probabilities ({card.signal}), and its server "
+            "gives none"
+        )
 
 
 def _listening(host: str, port: int) -> socket.socket:
