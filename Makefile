@@ -48,8 +48,9 @@ claims: $(with_book) ## Derive the verdict on every claim of the papers from the
 parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
 	@$(python) -m corea parameters $(PROFILE)
 
+# Notebooks run here, where build/ is, and not in their own folder.
 lab: $(with_book) ## Open JupyterLab on the notebooks
-	@$(python) -m jupyterlab $(LAB) notebooks
+	@$(python) -m jupyterlab "--MappingKernelManager.root_dir=$(CURDIR)" $(LAB) notebooks
 
 test: $(with_test) ## Run the tests
 	@$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder

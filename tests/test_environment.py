@@ -168,6 +168,12 @@ def test_make_installs_once_what_is_pinned(clone):
     assert calls(clone) == ["-m corea publish laptop-full"]
 
 
+def test_make_lab_runs_notebooks_where_build_is(clone):
+    assert make(clone, "lab", "PYTHON=./python3", "LAB=--no-browser").returncode == 0
+    options = f"--MappingKernelManager.root_dir={clone} --no-browser"
+    assert calls(clone)[-1] == f"-m jupyterlab {options} notebooks"
+
+
 def test_make_installs_vllm_beside_and_runs_its_tests(clone):
     install = "-m pip install -q --disable-pip-version-check --no-compile"
     test = "-m pytest -W default tests_vllm"

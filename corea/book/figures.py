@@ -20,7 +20,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
@@ -64,11 +63,18 @@ def style() -> Iterator[None]:
 
     Text is never parsed as mathematics, since names come from strangers' files.
     """
-    look = sns.axes_style("whitegrid") | sns.plotting_context("paper")
+    look: Any = {**mpl.style.library["seaborn-v0_8-whitegrid"]}
     names = ("axes.titlesize", "axes.labelsize", "figure.titlesize", "font.size")
-    look |= dict.fromkeys(names, 10)
+    look |= dict.fromkeys((*names, "legend.title_fontsize"), 10)
     look |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALLEST)
     look |= {
+        "lines.linewidth": 1.2,
+        "lines.markersize": 4.8,
+        "patch.edgecolor": "white",
+        "patch.force_edgecolor": True,
+        "patch.linewidth": 0.8,
+        "xtick.major.pad": 8,
+        "ytick.major.pad": 8,
         "text.parse_math": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
