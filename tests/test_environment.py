@@ -161,7 +161,7 @@ def test_make_installs_once_what_is_pinned(clone):
         assert calls(clone) == [install, "-m corea build smoke"]
     assert make(clone, "test", "PYTHON=./python3").returncode == 0
     tests = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
-    assert calls(clone) == [install.replace(",train]", ",train,cluster,test]"), tests]
+    assert calls(clone) == [install.replace(",train]", ",train,serve,cluster,test]"), tests]
     assert make(clone, "cluster", "PYTHON=./python3").returncode == 0
     assert calls(clone) == [install.replace(",train]", ",train,cluster]")]
     assert make(clone, "publish", "PROFILE=laptop-full", "PYTHON=./python3").returncode == 0
