@@ -71,7 +71,8 @@ def serve(
         limits: On size, time and number of questions.
         grace: Seconds for questions in progress once it is to end.
         vllm: Whether both servers take vLLM's own parameters (choice 4 of the server engine).
-        cascade: What else a :class:`Cascade` takes: ``when_large_fails``, ``size_ratio``, ...
+        cascade: What else a :class:`Cascade` takes: ``when_large_fails``, ...; ``size_ratio`` and
+            ``output_price`` are by default the card's.
 
     Raises:
         ServeError: If it cannot be started as told.
@@ -80,6 +81,7 @@ def serve(
     from corea.engines.server import VLLM_BODY, AddressError, ServerEngine, ServerError
 
     limits, key, card = limits or Limits(), _key(host), Card.load(card_path)
+    cascade = {str(name): price for name, price in card.prices.items()} | cascade
     sides = (("small", small_url, small_model), ("large", large_url, large_model))
     engines: dict[str, ServerEngine] = {}
     listening = log = None
