@@ -283,9 +283,10 @@ def area_gain(
         )
         return after - before
 
+    both = paired.assign(finer=np.asarray(finer, dtype=float))
     return bootstrap_interval(
-        gain, paired.assign(finer=finer), columns=("finer", *COLUMNS), n_resamples=n_resamples,
-        seed=seed, bounds=(-1.0, 1.0),
+        gain, both, columns=("finer", *COLUMNS), n_resamples=n_resamples, seed=seed,
+        bounds=(-1.0, 1.0),
     )  # fmt: skip
 
 
