@@ -80,23 +80,27 @@ def _working(on: str) -> Iterator[None]:
         yield
 
 
-def _read(path: Path, rename: list[str] | None, dataset: str) -> Records:
+def _read(
+    path: Path, rename: list[str] | None, dataset: str = "", *, judged: bool = True
+) -> Records:
     """Records of a file, with its columns renamed, of one dataset or all."""
     from dataclasses import replace
 
     from corea.records import read_records, select
 
-    names = {}
-    for each in rename or []:
-        column, sign, name = each.partition("=")
-        if not (column and sign and name):
-            raise ValueError(f"--rename is {each!r}; expected COLUMN=NAME")
-        names[column] = name
+    names = dict(_pair(each, "--rename", "COLUMN=NAME") for each in rename or [])
     with _working(f"reading {path.name}"):
-        records = read_records(path, names=names)
+        records = read_records(path, names=names, judged=judged)
     if dataset:
         records = replace(records, table=select(records.table, dataset=dataset))
     return records
+
+
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    left, sign, right = text.partition("=")
+    if not (left and sign and right):
+        raise ValueError(f"{option} is {text!r}; expected {form}")
+    return left, right
 
 
 def _promise(
@@ -190,14 +194,14 @@ def fit(
             f"{found.source}: one system only; a cascade needs a large model's records"
         )
     with _working("certifying"):
+        prices = {"size_ratio": size_ratio, "output_price": output_price}
         paired, unit, notes = calibration_questions(
-            found.table, small, large, signal=signal, size_ratio=size_ratio,
-            output_price=output_price,
-        )  # fmt: skip
+            found.table, small, large, signal=signal, **prices
+        )
         told = {"source": found.source, "corea": corea.__version__}
         card = certify(
             paired, promise, small=small, large=large, signal=signal, provenance=told
-        ).model_copy(update={"cost_unit": unit})
+        ).model_copy(update={"cost_unit": unit, "prices": prices})
     for note in [*found.notes, *notes]:
         _say(note, err=True)
     _say(card.describe())
@@ -214,11 +218,15 @@ def route(
     out: Annotated[Path, typer.Option(help="The table to write, .csv.")] = Path("routed.csv"),
     rename: Rename = None,
 ) -> None:
-    """Say for each record of the small model whether it goes to the large one, and why."""
+    """Say for each record of the small model whether it goes to the large one, and why.
+
+    The records need no column correct.
+    """
     from corea.thresholds.card import Card
 
     chosen = Card.load(card)
-    routed = chosen.route(_read(records, rename, "").table)
+    routed = chosen.route(_read(records, rename, judged=False).table)
+    routed = routed.drop(columns="correct")
     partial = out.with_name(out.name + ".partial")
     routed.to_csv(partial, index=False)
     partial.replace(out)
@@ -227,6 +235,69 @@ def route(
         f"{routed['deferred'].sum():,} of {len(routed):,} deferred ({share:.1%}), to {chosen.large}"
     )
     typer.echo(out)
+
+
+@app.command("import", rich_help_panel=_RECORDS)
+def import_records(
+    format: Annotated[
+        str,
+        typer.Argument(
+            help="lm-eval, inspect, helm, routerbench, routerarena, batch, promptfoo or "
+            "every-eval-ever."
+        ),
+    ],
+    files: Annotated[list[Path], typer.Argument(help="Files of that format, read as one table.")],
+    out: Annotated[Path, typer.Option(help="The records to write, .parquet.")] = Path(
+        "records.parquet"
+    ),
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="NAME=VALUE: an option of the format's reader."),
+    ] = None,
+) -> None:
+    """Read what another harness wrote, and write it as records."""
+    from corea.adapters import read
+    from corea.records import write_records
+
+    options = dict(_pair(each, "--option", "NAME=VALUE") for each in option or [])
+    with _working(f"reading {', '.join(file.name for file in files)}"):
+        found = read(format, files, **options)
+    _say(str(found))
+    write_records(found, out)
+    typer.echo(out)
+
+
+@app.command(rich_help_panel=_RECORDS)
+def serve(
+    card: Annotated[Path, typer.Argument(help="A card that fit wrote.")],
+    small_url: Annotated[str, typer.Option(help="The small model's API, with its /v1.")],
+    large_url: Annotated[str, typer.Option(help="The large model's API, with its /v1.")],
+    small_model: Annotated[str, typer.Option(help="Its name there; the card's if empty.")] = "",
+    large_model: Annotated[str, typer.Option(help="Its name there; the card's if empty.")] = "",
+    host: Annotated[
+        str, typer.Option(help="Where to listen; beyond loopback COREA_API_KEY must be set.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
+    answers: Annotated[Path, typer.Option(help="The log of answers.")] = Path("answered.jsonl"),
+    keep_text: Annotated[bool, typer.Option(help="Keep prompts and answers in the log.")] = False,
+    audit: Annotated[
+        float, typer.Option(help="Share of questions that the large model is asked anyway.")
+    ] = 0.0,
+    when_large_fails: Annotated[str, typer.Option(help="degrade or error.")] = "degrade",
+    vllm: Annotated[bool, typer.Option(help="Both servers take vLLM's own parameters.")] = True,
+) -> None:
+    """Serve a cascade behind OpenAI's API until it is told to end; keys come from the environment.
+
+    COREA_API_KEY is what clients must bring, COREA_SMALL_KEY and OPENAI_API_KEY what the two
+    servers ask for.
+    """
+    from corea.serving.serve import serve as serve_cascade
+
+    serve_cascade(
+        card, small_url, large_url, small_model=small_model, large_model=large_model, host=host,
+        port=port, answers=answers, keep_text=keep_text, audit=audit, vllm=vllm,
+        when_large_fails=when_large_fails,
+    )  # fmt: skip
 
 
 @app.command(rich_help_panel=_BOOK)

@@ -255,7 +255,7 @@ def report(
             paired, promise or Promise("within", 0.02), small=small, large=large, signal=signal,
             provenance={"source": records.source, "corea": corea.__version__}
             | {f"records: {key}": str(value) for key, value in records.provenance.items()},
-        ).model_copy(update={"cost_unit": unit})  # fmt: skip
+        ).model_copy(update={"cost_unit": unit, "prices": prices})  # fmt: skip
     stated = table[table["confidence"].notna()]
     resamples = int(np.clip(_DRAWS // max(1, len(stated)), 20, n_resamples))
     metrics = measure.calibration_table(

@@ -115,6 +115,7 @@ def test_several_parts_are_decided_together():
     ("changes", "reason"),
     [
         ({"n_seeds": 1}, "one training seed"),
+        ({"n_seeds": 1, "low": np.nan}, "one training seed"),
         ({"n_seeds": 0}, "no number of seeds"),
         ({"n_seeds": np.nan}, "no number of seeds"),
         ({"low": -0.2, "high": -0.2}, "8 seeds do not differ at all"),
@@ -236,6 +237,15 @@ def test_an_estimate_at_the_bound_needs_more_seeds_than_anybody_trains():
     assert seeds_needed(Interval(0, -1, 1, n_seeds=3), at_least=0) == claims.MOST_SEEDS + 1
     decided = decide(claim(), table(row(0, 1, n_seeds=3)))
     assert claims.seeds_text(decided) == "3 (few); needed more than 1,000"
+
+
+def test_seeds_are_those_of_the_row_that_decides():
+    two = claim(evidence(dataset=["chains", "facts"]))
+    few = {"n_seeds": 3, "dataset": "facts"}
+    failed = decide(two, table(row(0.5, 0.3), row(-0.1, 0.3, **few)))
+    assert claims.seeds_text(failed) == "8"
+    held = decide(two, table(row(-0.5, 0.3), row(-0.5, 0.3, **few)))
+    assert claims.seeds_text(held) == "3 (few)"  # all rows decide
 
 
 def test_the_row_that_needs_most_seeds_tells_how_many():

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -100,9 +101,10 @@ def test_a_card_is_fitted_and_routes_new_records(folder, capsys):
     assert (card.small, card.large, card.guarantee.level) == ("s", "l", 0.05)
     assert card.guarantee.delta == 0.1
     assert card.expected["large_cost"].estimate == 8
+    assert card.prices == {"size_ratio": 8, "output_price": 4}
     assert f"below {card.threshold:.6g} or missing" in told
 
-    new = rows(50, systems=("s",), seed=9).drop(columns="answer")
+    new = rows(50, systems=("s",), seed=9).drop(columns=["answer", "correct"])
     new.loc[0, "confidence"] = np.nan
     new.to_csv("new.csv", index=False)
     assert main(["route", "card.json", "new.csv", "--out", "sent.csv"]) == 0
@@ -110,6 +112,8 @@ def test_a_card_is_fitted_and_routes_new_records(folder, capsys):
     expected = ~(new["confidence"] >= card.threshold)
     assert routed["deferred"].tolist() == expected.tolist()
     assert routed["reason"][0] == "no confidence"
+    assert "correct" not in routed
+    assert routed["probability"].between(0, 1).sum() == 49
     assert f"{expected.sum()} of 50 deferred" in capsys.readouterr().out
 
 
@@ -167,6 +171,37 @@ def test_errors_are_one_line_that_says_what_to_do(folder, capsys, words, status,
     if status == 1:
         assert len(lines) == 1
     assert "Traceback" not in captured.err
+
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_what_a_harness_wrote_becomes_records(folder, capsys):
+    (log,) = (DATA / "lm_eval").rglob("samples_doubling_2*.jsonl")
+    assert main(["import", "lm-eval", str(log)]) == 1  # a line per filter
+    assert "found 'strict-match', 'flexible-extract'" in capsys.readouterr().err
+    assert main(["import", "lm-eval", str(log), "-o", "filter=strict-match"]) == 0
+    told = capsys.readouterr()
+    assert "rows read" in told.out
+    assert len(read_records("records.parquet").table) > 1
+    assert main(["import", "lm-eval", str(log), "-o", "surprise=1"]) == 1
+    assert "its options are" in capsys.readouterr().err
+    assert main(["import", "surprise", str(log)]) == 1
+    assert "no format 'surprise'; expected lm-eval" in capsys.readouterr().err
+
+
+def test_serve_says_in_a_line_why_it_cannot(folder, capsys):
+    addresses = ["--small-url", "http://127.0.0.1:9/v1", "--large-url", "http://127.0.0.1:9/v1"]
+    assert main(["serve", "gone.json", *addresses]) == 1
+    assert "gone.json" in capsys.readouterr().err
+    rows(2000).to_csv("mine.csv", index=False)
+    assert main(["fit", "mine.csv", "--within", "5"]) == 0
+    capsys.readouterr()
+    assert main(["serve", "card.json", *addresses, "--when-large-fails", "cry"]) == 1
+    assert "when_large_fails" in capsys.readouterr().err
+    assert main(["serve", "card.json", *addresses, "--host", "0.0.0.0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "COREA_API_KEY" in line
 
 
 def test_debug_shows_where_an_error_arose(folder):

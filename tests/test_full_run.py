@@ -89,6 +89,7 @@ def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
         "wall time": "3 minutes, the sum over 2 notebooks",
     }
     assert full_run.facts("alone")["commit"] == "def+changes"
+    assert full_run.parameters("compare") == {"seed": 3}
     assert [path.name for path in full_run.FOLDER.parent.iterdir()] == ["full_run"]
 
 
@@ -114,6 +115,7 @@ def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
         ({"schema": 0}, f"provenance.json: schema is 0; expected {full_run.SCHEMA}"),
         ({"schema": None}, f"provenance.json: schema is None; expected {full_run.SCHEMA}"),
         ({"tables": None}, "provenance.json: lacks tables; expected the SHA-256 of each"),
+        ({"parameters": 3}, "provenance.json: lacks parameters; expected those of the run"),
     ],
 )
 def test_evidence_of_another_profile_or_schema_is_refused(executed, change, complaint):
@@ -271,3 +273,4 @@ def test_what_is_in_the_package_is_whole():
         found = full_run.facts(path.parent.name)
         assert {"profile", "commit", "seed", "wall time"} <= found.keys()
         assert "+changes" not in found["commit"]
+        assert {"seed", "n_resamples"} <= full_run.parameters(path.parent.name).keys()

@@ -280,8 +280,12 @@ class Decision:
 
     @property
     def n_seeds(self) -> int:
-        """Training seeds of the row that has fewest; 0 where nothing was trained."""
-        return min((row.found.n_seeds for row in self.rows), default=0)
+        """Training seeds of the row that decides; 0 where nothing was trained.
+
+        That is the first row. A claim that holds is decided by all: the fewest of them.
+        """
+        deciding = self.rows if self.verdict == HOLDS else self.rows[:1]
+        return min((row.found.n_seeds for row in deciding), default=0)
 
     @property
     def few(self) -> bool:
@@ -362,11 +366,13 @@ def _outcome(part: Evidence, label: str, found: Interval) -> Outcome:
     def unsettled(reason: str) -> Outcome:
         return Outcome(label, found, part.asks, UNSETTLED, reason)
 
+    if part.table != PRINTED and found.n_seeds == 1:
+        return unsettled("one training seed")
     if np.isnan(found.estimate) or np.isnan(found.low) or np.isnan(found.high):
         return unsettled("no interval is defined")
     if part.table != PRINTED:
-        if found.n_seeds < 2:
-            return unsettled("one training seed" if found.n_seeds else "no number of seeds")
+        if not found.n_seeds:
+            return unsettled("no number of seeds")
         if found.low == found.high:
             return unsettled(f"{found.n_seeds} seeds do not differ at all")
     settled = verdict(found, **part.bound)
@@ -441,7 +447,7 @@ def seeds_needed(found: Interval, **bound: float) -> int:
         >>> seeds_needed(Interval(1, -1, 3, n_seeds=3), at_least=0)
         5
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     ((side, limit),) = bound.items()
     estimate = abs(found.estimate) if side == "within" else found.estimate
@@ -449,8 +455,8 @@ def seeds_needed(found: Interval, **bound: float) -> int:
     half = max(found.high - found.estimate, found.estimate - found.low)
     share = (1 + LEVEL) / 2
     seeds = np.arange(2, MOST_SEEDS + 1)
-    seen = t.ppf(share, found.n_seeds - 1) / np.sqrt(found.n_seeds)
-    enough = t.ppf(share, seeds - 1) / np.sqrt(seeds) * half <= distance * seen
+    seen = stdtrit(found.n_seeds - 1, share) / np.sqrt(found.n_seeds)
+    enough = stdtrit(seeds - 1, share) / np.sqrt(seeds) * half <= distance * seen
     return int(seeds[enough.argmax()]) if enough.any() else MOST_SEEDS + 1
 
 
@@ -570,7 +576,7 @@ def interval_text(row: Outcome) -> str:
 
 
 def seeds_text(decision: Decision) -> str:
-    """How many seeds, and how many would be needed."""
+    """How many seeds the row that decides has, and how many it would need."""
     if not decision.n_seeds:
         return ""
     few = " (few)" if decision.few else ""
@@ -698,6 +704,7 @@ _STYLE = """
 .corea-claims legend {font-size: 1rem; margin: 0}
 .corea-claims fieldset label {margin-right: 1rem; white-space: nowrap}
 .corea-claims td {vertical-align: top}
+.corea-claims td:first-child {white-space: nowrap}
 .corea-claims td:nth-child(2) {min-width: 13rem}
 .corea-claims td:nth-child(4) {min-width: 9rem}
 .corea-claims td small {overflow-wrap: anywhere}

@@ -187,7 +187,7 @@ def judge_cascade(
         (0.4, 0.25)
     """
     rows = _outcome(paired, threshold)
-    mean = _means(rows, n_resamples, seed)
+    mean = question_means(rows, n_resamples, seed)
     small, large = mean("small_correct"), mean("large_correct")
     alone = mean("first_cost" if "first_cost" in rows else "small_cost")
     at_random = np.clip((mean("cost") - alone) / mean("large_cost"), 0, 1)
@@ -217,7 +217,7 @@ def _outcome(paired: pd.DataFrame, threshold: float) -> pd.DataFrame:
     )
 
 
-def _means(
+def question_means(
     rows: pd.DataFrame, n_resamples: int, seed: int
 ) -> Callable[[str | pd.Series[float]], Floats]:
     """Function to the mean of a column under every resample, the same for all columns."""
@@ -500,7 +500,7 @@ def against_single(
     system, asked = found[max(found)]
     single = asked.loc[second["question_id"]]
     beside = second.assign(single=single["correct"].to_numpy())
-    mean = _means(beside, n_resamples, seed)
+    mean = question_means(beside, n_resamples, seed)
     gap = mean("right") - mean("single")
     return {
         "single model": system,

@@ -79,6 +79,7 @@ class Card(_Strict):
         expected: Accuracy, cost and deferral on the calibration questions, which also chose the
             threshold; costs in ``cost_unit``.
         cost_unit: What a cost is counted in.
+        prices: ``size_ratio`` and ``output_price`` that the costs were counted with.
         questions: How many calibrated it.
         smallest_questions: Fewest that could certify the promise, were nothing lost.
         least_deferral: Least share to defer, whatever the confidence; None for a budget.
@@ -98,6 +99,7 @@ class Card(_Strict):
     guarantee: Guarantee
     expected: dict[str, Estimate]
     cost_unit: str = ""
+    prices: dict[Literal["size_ratio", "output_price"], Annotated[float, Field(gt=0)]] = {}
     questions: Annotated[int, Field(ge=1)]
     smallest_questions: int
     least_deferral: Share | None

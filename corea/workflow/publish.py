@@ -10,8 +10,8 @@ Runs may be named; by default they are those of the notebooks that import
 (:data:`corea.book.full_run.PROFILE`).
 
 1. What is published of a notebook replaces all that was of it: one chapter never shows tables of
-   two full runs, and its provenance has the SHA-256 of each. Those of other notebooks stay, also
-   of other commits.
+   two full runs, and its provenance has the SHA-256 of each and those of its parameters that are
+   numbers. Those of other notebooks stay, also of other commits.
 2. The commit and the versions are those with which the notebooks were executed, the runs that
    the published ones read included, not those of the moment of publishing. A commit that ends
    in ``+changes`` was not clean; several commits are all named.
@@ -79,8 +79,10 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
+            given = notes[run]["papermill"]["parameters"].items()
             told = join_notes(read) | {
                 "schema": full_run.SCHEMA,
+                "parameters": {name: v for name, v in given if isinstance(v, int | float)},
                 "tables": {path.name: full_run.digest(path) for path in paths},
             }
             content = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
