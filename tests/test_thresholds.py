@@ -488,15 +488,39 @@ def test_a_map_that_is_none_is_refused(fields):
         Recalibration(questions=10, **fields)
 
 
-def test_ties_are_broken_and_nothing_else_moves():
+@pytest.mark.parametrize("step", [0.001, 0.01, 0.1])
+def test_ties_are_broken_and_nothing_else_moves(step):
     rng = np.random.default_rng(0)
     stated, finer = rng.integers(0, 11, 500) / 10, rng.random(500)
-    broken = break_ties(stated, finer)
+    broken = break_ties(stated, finer, step=step)
     expected = np.lexsort([finer, stated])
     assert np.argsort(broken, kind="stable").tolist() == expected.tolist()
     assert np.isnan(break_ties([0.5, np.nan], [np.nan, 0.5])).all()
+    assert break_ties([1.0, 0.0], [1.0, 0.0], step=step).tolist() == [1, 0]
     with pytest.raises(ValueError, match="same length|lengths"):
         break_ties([0.5], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("step", [0, -0.1, 1.5, np.nan])
+def test_a_step_is_a_share_of_the_range(step):
+    with pytest.raises(ValueError, match="step is"):
+        break_ties([0.5], [0.5], step=step)
+
+
+def test_a_finer_signal_certifies_a_cheaper_threshold_where_a_step_is_in_the_way():
+    """Of the answers at 0.5 those that the finer signal prefers are right, and the others wrong."""
+    world = pd.DataFrame({"confidence": np.repeat([0.9, 0.5], 500), "large_correct": True})
+    finer = np.tile(np.linspace(0, 1, 500), 2)
+    world["small_correct"] = (world["confidence"] == 0.9) | (finer > 0.3)
+    promise = Promise("within", 0.02)
+    deferred = {}
+    for step in (None, 0.1, 0.4):
+        rows = world
+        if step:
+            rows = world.assign(confidence=break_ties(world["confidence"], finer, step=step))
+        deferred[step] = defers(rows["confidence"], find_threshold(rows, promise)).mean()
+    assert deferred[None] == 0.5
+    assert 0.13 < deferred[0.4] <= deferred[0.1] < 0.16  # 0.15 are wrong, and 0.02 are allowed
 
 
 def test_a_card_says_how_probable_it_is_that_an_answer_is_right():

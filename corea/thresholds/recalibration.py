@@ -21,7 +21,6 @@ Floats = NDArray[np.float64]
 Method = Literal["platt", "isotonic"]
 
 _TINY = 1e-6
-_FINER = 1000.0  # stated confidences differ by a thousandth or more
 
 
 class Recalibration(BaseModel):
@@ -117,27 +116,32 @@ def _logit(confidence: Floats) -> Floats:
     return logits
 
 
-def break_ties(stated: ArrayLike, finer: ArrayLike) -> Floats:
+def break_ties(stated: ArrayLike, finer: ArrayLike, *, step: float = 0.01) -> Floats:
     r"""A confidence in the order of the stated one, and of a finer one where that is equal.
 
-    .. math:: \frac{1000\,c + f}{1001}
+    .. math:: c' = \frac{c + s f}{1 + s}
 
-    which keeps the order of stated values that differ by a thousandth or more: a step of the stated
-    confidence weighs as much as all of the finer one. Where either is missing so is the result.
+    which keeps the order of stated values that differ by a step :math:`s` or more, each of which
+    becomes a range as wide as the step. It is an order to put a threshold into, no probability: map
+    it by a :class:`Recalibration` to read it as one. Where either is missing so is the result.
 
     Args:
         stated: Confidences that take few values, in [0, 1], shape (n,).
         finer: Another signal of the same answers, in [0, 1]: average probability of their tokens.
+        step: The least by which stated values differ, in (0, 1]. The wider, the more of the
+            thresholds that :func:`corea.thresholds.certify.certify` tries lie within a range.
 
     Example:
-        >>> break_ties([0.9, 0.9, 0.8], [0.2, 0.7, 1.0]).argsort().tolist()
-        [2, 0, 1]
+        >>> break_ties([0.9, 0.9, 0.8], [0.2, 0.7, 1.0], step=0.1).round(3).tolist()
+        [0.836, 0.882, 0.818]
     """
+    if not 0 < step <= 1:
+        raise ValueError(f"step is {step}; expected a number above 0 and up to 1")
     of_first = checks.unit_interval(stated, "stated", missing=True).astype(float)
     of_second = checks.unit_interval(finer, "finer", missing=True).astype(float)
     checks.same_length(stated=of_first, finer=of_second)
-    found: Floats = (_FINER * of_first + of_second) / (_FINER + 1)
-    return found
+    found: Floats = (of_first + step * of_second) / (1 + step)
+    return np.clip(found, 0.0, 1.0)
 
 
 def fineness(curve: pd.DataFrame) -> dict[str, float]:
