@@ -56,7 +56,7 @@ class Scale:
     most: int = 5000
 
 
-QUICK = Scale(splits=10, few=2, runs=4, most=500)
+QUICK = Scale(splits=5, few=2, runs=2, most=200)
 
 
 @cache

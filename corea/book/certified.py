@@ -130,13 +130,14 @@ class World:
         found = self.judge(levels)
         return float(found.loc[found[promise] <= epsilon + _ROUNDING, "cost"].min())
 
-    def drawn(self, n: int, splits: int, seed: ArrayLike) -> NDArray[np.int64]:
+    def drawn(self, n: int, splits: int, seed: int | list[int]) -> NDArray[np.int64]:
         """Places of the calibration questions of each split, with replacement: (splits, n)."""
         return np.random.default_rng(seed).integers(0, len(self.questions), (splits, n))
 
 
 def _zeroeval(dataset: str, small: str, large: str, *others: str) -> World:
-    billions = adapters.zeroeval_models()["billions"].dropna().to_dict()
+    known = adapters.zeroeval_models()["billions"].dropna()
+    billions = {str(name): float(size) for name, size in known.items()}
     records = adapters.zeroeval(systems=[small, large, *others]).table
     paired = agreement_pair(records, Agreed(dataset, small, large, others), billions)
     answers = (
@@ -187,9 +188,8 @@ def _drawn(overconfident: float = 0.0, n: int = 50_000) -> World:
     confidence = rng.beta(3, 2, n).round(2)
     small = rng.random(n) < confidence - overconfident
     large = rng.random(n) < 0.75 + 0.2 * confidence
-    facts = {"confidence": confidence, "small_correct": small, "large_correct": large}
-    facts |= {"differ": small != large, "small_cost": 1.0, "large_cost": SIZE_RATIO}
-    return World(pd.DataFrame(facts))
+    table = pd.DataFrame({"confidence": confidence, "small_correct": small, "large_correct": large})
+    return World(_unpriced(table))
 
 
 def _edge() -> World:
@@ -202,9 +202,13 @@ def _edge() -> World:
         place = np.arange(n)
         part = pd.DataFrame({"small_correct": place >= losses, "large_correct": place < n - 100})
         parts.append(part.assign(confidence=level))
-    table = pd.concat(parts, ignore_index=True)
+    return World(_unpriced(pd.concat(parts, ignore_index=True)))
+
+
+def _unpriced(table: pd.DataFrame) -> pd.DataFrame:
+    """Answers differ where one is right; a large one is so much dearer."""
     differ = table["small_correct"] != table["large_correct"]
-    return World(table.assign(differ=differ, small_cost=1.0, large_cost=SIZE_RATIO))
+    return table.assign(differ=differ, small_cost=1.0, large_cost=SIZE_RATIO)
 
 
 _ASKED = ("gemma-2-9b-it", "Phi-3.5-mini-instruct")
