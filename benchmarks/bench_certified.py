@@ -30,7 +30,7 @@ import pandas as pd
 from corea.book import certified
 from corea.book.certified import DELTA, WORLDS, World
 
-EPSILONS = {200: (0.05,), 500: (0.02, 0.05), 2000: (0.02,)}  # by the number of questions
+SETTINGS = {200: 0.05, 500: 0.02, 2000: 0.02}  # questions, and accuracy that may be lost
 SHIFTS = (  # certified on the first, used on the second
     ("GSM8K, Llama 8B, 405B", "MATH, Llama 8B, 405B"),
     ("CommonsenseQA, Base, RLCR", "MATH-500, Base, RLCR"),
@@ -53,7 +53,7 @@ class Scale:
     splits: int = 1000
     few: int = 100
     runs: int = 100
-    most: int = 5000
+    most: int = 3000
 
 
 QUICK = Scale(splits=5, few=2, runs=2, most=200)
@@ -65,7 +65,7 @@ def world(name: str) -> World:
 
 
 def rivals(
-    python: str, name: str, drawn: np.ndarray, few: int, epsilons: tuple[float, ...]
+    python: str, name: str, drawn: np.ndarray, few: int, epsilon: float
 ) -> dict[str, np.ndarray]:
     """What other packages take on these splits, asked in their own environment through files."""
     q = world(name).questions
@@ -75,7 +75,7 @@ def rivals(
     facts |= {"confidence": q["confidence"].to_numpy(dtype=float), "drawn": drawn}
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder, "given.npz"), Path(folder, "found.npz")
-        np.savez(given, epsilons=np.array(epsilons), delta=DELTA, batches=few, **facts)
+        np.savez(given, epsilon=epsilon, delta=DELTA, batches=few, **facts)
         script = Path(__file__).with_name("rivals.py")
         subprocess.run([python, str(script), str(given), str(found)], check=True)
         with np.load(found) as file:
@@ -88,25 +88,22 @@ def measure(
     """Rows of the tables rules and batch for one world and number of questions."""
     here = world(name)
     drawn = here.drawn(n, scale.splits, [list(WORLDS).index(name), n])
-    theirs = rivals(python, name, drawn, scale.few, EPSILONS[n]) if python else {}
-    rules, batch = [], []
-    for epsilon in EPSILONS[n]:
-        of = {name: found for name in ("ucci-router", "bargain")
-              if (found := theirs.get(f"{name} {epsilon:g}")) is not None}  # fmt: skip
-        asked = {"bargain": of.pop("bargain")} if "bargain" in of else {}
-        rules.append(certified.simulate(here, drawn, epsilon, label_splits=scale.few, others=of))
-        if "differ" in here.questions:
-            batch.append(certified.batches(here, drawn[: scale.few], epsilon, asked))
-    tables = (pd.concat(rows) if rows else pd.DataFrame() for rows in (rules, batch))
-    first, second = (table.assign(world=name) for table in tables)
-    return first, second
+    epsilon = SETTINGS[n]
+    theirs = rivals(python, name, drawn, scale.few, epsilon) if python else {}
+    asked = {key: of for key, of in theirs.items() if key == "bargain"}
+    isotonic = {key: of for key, of in theirs.items() if key not in asked}
+    rules = certified.simulate(here, drawn, epsilon, label_splits=scale.few, others=isotonic)
+    batch = pd.DataFrame()
+    if "differ" in here.questions:
+        batch = certified.batches(here, drawn[: scale.few], epsilon, asked)
+    return rules.assign(world=name), batch.assign(world=name)
 
 
 def shift(pair: tuple[str, str], share: float, scale: Scale) -> dict[str, object]:
     """A row of the table alarm."""
     to = certified.rlcr("math-500", "Base") if pair[1] not in WORLDS else world(pair[1])
     found = certified.alarms(
-        world(pair[0]), to, share, EPSILONS[2000][0], n=2000, runs=scale.runs, most=scale.most
+        world(pair[0]), to, share, SETTINGS[2000], n=2000, runs=scale.runs, most=scale.most
     )
     return {"world": pair[0], "to": pair[1], **found}
 
@@ -142,7 +139,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few splits of two worlds")
     parser.add_argument("--publish", action="store_true", help="write corea/data/certified/")
     given = parser.parse_args()
-    scale, names, sizes = Scale(), list(WORLDS), sorted(EPSILONS, reverse=True)
+    scale, names, sizes = Scale(), list(WORLDS), sorted(SETTINGS, reverse=True)
     if given.quick:
         scale, names, sizes = QUICK, ["drawn, calibrated", "HALLMARK, GPT-5.4, Opus 4.7"], [500]
     tables = run(scale, given.rivals, given.processes, names, sizes)

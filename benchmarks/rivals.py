@@ -85,20 +85,18 @@ def main(given: str, found: str) -> None:
     confidence, drawn = all_["confidence"], all_["drawn"]
     small, large = all_["small"].astype(float), all_["large"].astype(float)
     levels = np.unique(confidence[~np.isnan(confidence)])
-    result = {}
-    for epsilon in all_["epsilons"]:
-        result[f"ucci-router {epsilon:g}"] = np.array(
+    epsilon, delta = float(all_["epsilon"]), float(all_["delta"])
+    result = {
+        "ucci-router": np.array(
             [ucci(confidence[r], small[r], large[r], epsilon, levels) for r in drawn]
         )
-        if "differ" in all_:
-            batches = drawn[: int(all_["batches"])]
-            score = np.nan_to_num(confidence, nan=0.0)
-            result[f"bargain {epsilon:g}"] = np.array(
-                [
-                    bargain(score[r], all_["differ"][r], epsilon, float(all_["delta"]), seed)
-                    for seed, r in enumerate(batches)
-                ]
-            )
+    }
+    if "differ" in all_:
+        score, differ = np.nan_to_num(confidence, nan=0.0), all_["differ"]
+        batches = enumerate(drawn[: int(all_["batches"])])
+        result["bargain"] = np.array(
+            [bargain(score[r], differ[r], epsilon, delta, seed) for seed, r in batches]
+        )
     with Path(found).open("wb") as file:
         np.savez_compressed(file, **result)
 

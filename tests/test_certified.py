@@ -213,7 +213,7 @@ def test_the_quick_benchmark_asks_others_through_files(tmp_path):
     rows = [line.split() for line in done.stdout.splitlines()]
     bargain = [row for row in rows if "bargain" in row]
     ucci = [row for row in rows if "ucci-router" in row]
-    assert len(bargain) == len(ucci) == 4  # two worlds, two epsilons
+    assert len(bargain) == len(ucci) == 2  # two worlds
     # the stub asks where the answers differ, so none of those it keeps does
     assert all(row[-2] == "0" for row in bargain)
     shares = {float(row[-1]) for row in bargain if row[0] == "drawn,"}

@@ -262,9 +262,9 @@ def worth_it(paired: pd.DataFrame, threshold: float | None) -> float:
     """The threshold, missing where the large model alone is no dearer on these questions."""
     if threshold is None or np.isnan(threshold):
         return np.nan
-    deferred = defers(paired["confidence"], threshold)
-    paid = paired["small_cost"].mean() + (paired["large_cost"] * deferred).mean()
-    return float(threshold) if paid < paired["large_cost"].mean() else np.nan
+    small, large = (paired[f"{side}_cost"].to_numpy(dtype=float) for side in ("small", "large"))
+    kept = paired["confidence"].to_numpy(dtype=float) >= threshold
+    return float(threshold) if small.sum() < large[kept].sum() else np.nan
 
 
 def few_labels(paired: pd.DataFrame, epsilon: float, seed: int) -> tuple[float | None, int]:
