@@ -11,7 +11,8 @@ does on the other half is itself known to a few points only, and the halves depe
   ``broken`` (more accuracy lost than epsilon) and ``own_broken`` (of another kind, where the rule
   promises something else), in how many ``refused`` the large model answers alone, the mean
   ``cost`` over that of the cheapest threshold that keeps the promise in the world, ``own_cost``
-  over that of the cheapest that keeps the rule's own, ``deferred``, and ``labels`` asked for
+  over that of the cheapest that keeps the rule's own, ``deferred``, and ``labels`` asked for; of
+  that cheapest threshold ``best_cost``, a share of the large model's, and ``best_loss``
 - ``batch``: a row a ``world, n, epsilon, rule``: a batch of n questions is answered so that few
   answers differ from the large model's; ``asked`` is the share that the large model was asked
 - ``alarm``: a row a ``world, to, share``: with this share of questions from another world, the
@@ -124,11 +125,12 @@ class World:
         found["cost"] = large - found.pop("saved") + small * (1 - alone)
         return found.assign(deferred=1 - found.pop("kept"))
 
-    def cheapest(self, epsilon: float, promise: str = "loss") -> float:
-        """The least cost of a threshold that keeps the promise here; what nobody can know."""
+    def cheapest(self, epsilon: float, promise: str = "loss") -> dict[str, float]:
+        """What the cheapest threshold does that keeps the promise here; nobody can know it."""
         levels = np.append(self.questions["confidence"].dropna().unique(), DEFER_ALL)
         found = self.judge(levels)
-        return float(found.loc[found[promise] <= epsilon + _ROUNDING, "cost"].min())
+        best = found[found[promise] <= epsilon + _ROUNDING].nsmallest(1, "cost").iloc[0]
+        return {str(name): float(value) for name, value in best.items()}
 
     def drawn(self, n: int, splits: int, seed: int | list[int]) -> NDArray[np.int64]:
         """Places of the calibration questions of each split, with replacement: (splits, n)."""
@@ -324,14 +326,17 @@ def _summary(
 ) -> dict[str, float]:
     found = world.judge(thresholds)
     promise = "differ" if own else "loss"
+    best, of_own = world.cheapest(epsilon), world.cheapest(epsilon, promise)
     return {
         "splits": len(found),
         "broken": int((found["loss"] > epsilon + _ROUNDING).sum()),
         "own_broken": int((found[promise] > epsilon + _ROUNDING).sum()),
         "refused": int(np.isnan(thresholds).sum()),
-        "cost": found["cost"].mean() / world.cheapest(epsilon),
-        "own_cost": found["cost"].mean() / world.cheapest(epsilon, promise),
+        "cost": found["cost"].mean() / best["cost"],
+        "own_cost": found["cost"].mean() / of_own["cost"],
         "deferred": found["deferred"].mean(),
+        "best_cost": best["cost"] / world.questions["large_cost"].mean(),
+        "best_loss": best["loss"],
     }
 
 
