@@ -67,6 +67,8 @@ def test_what_a_threshold_does_is_what_the_curve_says(small_world):
         )
         kept = q["confidence"] >= threshold
         assert row["differ"] == pytest.approx((q["differ"] * kept).mean())
+        apart = (q["small_correct"] != q["large_correct"]) & kept
+        assert row["apart"] == pytest.approx(apart.mean())
 
 
 def test_without_a_threshold_only_the_large_model_is_paid(small_world):
@@ -310,16 +312,21 @@ def test_what_the_chapter_says_of_the_rules_is_so():
     rules = certified.measured("rules")
     real = rules[(rules["n"] == 2000) & ~rules["world"].str.startswith("drawn")]
     broken = (real["broken"] / real["splits"]).groupby(real["rule"])
-    # "certified ones lie below the line", "wrong about as often as not", "never or nearly always"
-    assert broken.max().filter(like="certified").max() <= 0.07
-    assert 0.3 < broken.mean()["cheapest on calibration"] < 0.6
+    # "certified ones lie below the line", "often not", "in nearly all draws on some, never on others"
+    assert broken.max().filter(like="certified").max() <= 0.05
+    assert broken.mean()["cheapest on calibration"] > 0.1
+    assert broken.mean()["ucci-router"] > 0.1
     papers = broken.get_group("the paper's")
-    assert ((papers > 0.9) | (papers < 0.1)).mean() > 0.5
-    assert (papers > 0.9).any()
-    # labels are few, and fewer than the questions on which the models differ
-    assert real["labels"].max() < 1000
+    assert ((papers > 0.9) | (papers < 0.1)).all()
+    assert (papers > 0.9).sum() >= 2
+    # labels are few
+    assert real["labels"].max() < 500
     batch = certified.measured("batch")
-    assert not batch["broken"].any()
+    assert (batch["broken"] / batch["splits"]).max() <= 0.05
+    # where the certified threshold is dear, the best one cannot be told from one too bold
+    ours = real[(real["rule"] == "certified") & (real["cost"] > 1.1)]
+    margin = certified.margin(ours["best_deviation"], ours["n"])
+    assert (ours["epsilon"] - ours["best_loss"] < margin).all()
     alarm = certified.measured("alarm").set_index(["world", "share"])
     away = alarm.xs(1.0, level="share")
     assert (away["loss"] > alarm.xs(0.0, level="share")["loss"]).all()

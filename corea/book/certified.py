@@ -12,7 +12,8 @@ does on the other half is itself known to a few points only, and the halves depe
   promises something else), in how many ``refused`` the large model answers alone, the mean
   ``cost`` over that of the cheapest threshold that keeps the promise in the world, ``own_cost``
   over that of the cheapest that keeps the rule's own, ``deferred``, and ``labels`` asked for; of
-  that cheapest threshold ``best_cost``, a share of the large model's, and ``best_loss``
+  that cheapest threshold ``best_cost``, a share of the large model's, ``best_loss`` and
+  ``best_deviation``, the standard deviation of the loss of one question
 - ``batch``: a row a ``world, n, epsilon, rule``: a batch of n questions is answered so that few
   answers differ from the large model's; ``asked`` is the share that the large model was asked
 - ``alarm``: a row a ``world, to, share``: with this share of questions from another world, the
@@ -83,6 +84,23 @@ def proportion(count: int, n: int, level: float = 0.95) -> Interval:
     return Interval(count / n, low, high)
 
 
+def margin(deviation: ArrayLike, n: ArrayLike, power: float = 0.9) -> Floats:
+    r"""How far below the promise a loss must lie to be certified with a probability.
+
+    .. math:: (z_{1-\delta} + z_{power})\, \sigma / \sqrt n
+
+    as any test of a mean has it where n is large; :math:`\sigma` is the deviation of one question.
+
+    Example:
+        >>> round(float(margin(0.2, 2000)), 4)
+        0.0131
+    """
+    from scipy.stats import norm
+
+    z = norm.ppf(1 - DELTA) + norm.ppf(power)
+    return np.asarray(z * np.asarray(deviation, float) / np.sqrt(np.asarray(n, float)))
+
+
 # --- worlds -----------------------------------------------------------------------------------
 
 
@@ -102,6 +120,7 @@ class World:
         q = self.questions.iloc[order]
         kept = {
             "loss": q["large_correct"] - q["small_correct"],
+            "apart": (q["large_correct"] - q["small_correct"]).abs(),
             "differ": q["differ"] if "differ" in q else q["confidence"] * np.nan,
             "saved": q["large_cost"],
             "kept": pd.Series(1.0, q.index),
@@ -112,6 +131,7 @@ class World:
     def judge(self, thresholds: ArrayLike) -> pd.DataFrame:
         """Mean ``loss, differ, cost`` and ``deferred`` at each threshold, over all questions.
 
+        ``apart`` is the share of questions that are kept and that one model alone gets right.
         A missing threshold is the large model alone, which costs no small answer; so is one above
         every confidence.
         """
@@ -337,6 +357,7 @@ def _summary(
         "deferred": found["deferred"].mean(),
         "best_cost": best["cost"] / world.questions["large_cost"].mean(),
         "best_loss": best["loss"],
+        "best_deviation": np.sqrt(best["apart"] - best["loss"] ** 2),
     }
 
 
