@@ -33,9 +33,11 @@ from corea.book.certified import DELTA, WORLDS, World
 SETTINGS = {200: 0.05, 500: 0.02, 2000: 0.02}  # questions, and accuracy that may be lost
 SHIFTS = (  # certified on the first, used on the second
     ("GSM8K, Llama 8B, 405B", "MATH, Llama 8B, 405B"),
-    ("CommonsenseQA, Base, RLCR", "MATH-500, Base, RLCR"),
+    ("CommonsenseQA, Answer-Prob, RLCR", "MATH-500, Answer-Prob, RLCR"),
+    ("HALLMARK, Sonnet 4.6, Opus 4.7", "HALLMARK, GPT-5.4, Opus 4.7"),
     ("drawn, calibrated", "drawn, overconfident"),
 )
+ALSO = {"CommonsenseQA, Answer-Prob, RLCR": lambda: certified.rlcr("commonsenseqa", "Answer-Prob")}
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -61,7 +63,7 @@ QUICK = Scale(splits=5, few=2, runs=2, most=200)
 
 @cache
 def world(name: str) -> World:
-    return WORLDS[name]()
+    return {**WORLDS, **ALSO}[name]()
 
 
 def rivals(
@@ -101,9 +103,9 @@ def measure(
 
 def shift(pair: tuple[str, str], share: float, scale: Scale) -> dict[str, object]:
     """A row of the table alarm."""
-    to = certified.rlcr("math-500", "Base") if pair[1] not in WORLDS else world(pair[1])
+    here, to = map(world, pair)
     found = certified.alarms(
-        world(pair[0]), to, share, SETTINGS[2000], n=2000, runs=scale.runs, most=scale.most
+        here, to, share, SETTINGS[2000], n=2000, runs=scale.runs, most=scale.most
     )
     return {"world": pair[0], "to": pair[1], **found}
 
@@ -113,7 +115,7 @@ def run(
 ) -> dict[str, pd.DataFrame]:
     """The tables of :data:`corea.book.certified.TABLES`."""
     settings = [(name, n) for n in sizes for name in names]
-    pairs = [pair for pair in SHIFTS if pair[0] in names]
+    pairs = [pair for pair in SHIFTS if pair[1] in names]
     rows, start = [], time.perf_counter()
     with ProcessPoolExecutor(processes) as pool:
         waiting = [pool.submit(measure, *setting, scale, python) for setting in settings]
@@ -141,7 +143,7 @@ def main() -> None:
     given = parser.parse_args()
     scale, names, sizes = Scale(), list(WORLDS), sorted(SETTINGS, reverse=True)
     if given.quick:
-        scale, names, sizes = QUICK, ["drawn, calibrated", "HALLMARK, GPT-5.4, Opus 4.7"], [500]
+        scale, names, sizes = QUICK, ["drawn, overconfident", "HALLMARK, GPT-5.4, Opus 4.7"], [500]
     tables = run(scale, given.rivals, given.processes, names, sizes)
     for table in tables.values():
         print(table.to_string(index=False))

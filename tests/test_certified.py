@@ -328,5 +328,13 @@ def test_what_the_chapter_says_of_the_rules_is_so():
     margin = certified.margin(ours["best_deviation"], ours["n"])
     assert (ours["epsilon"] - ours["best_loss"] < margin).all()
     alarm = certified.measured("alarm").set_index(["world", "share"])
-    away = alarm.xs(1.0, level="share")
-    assert (away["loss"] > alarm.xs(0.0, level="share")["loss"]).all()
+    loss, fired, broken = (alarm[name].unstack() for name in ("loss", "fired", "broken"))
+    # "From GSM8K to MATH nothing is lost", elsewhere it is, and the alarm hears it
+    easy = loss.index.str.startswith("GSM8K")
+    assert (loss[1.0] - loss[0.0])[easy].max() < 0.005
+    assert loss[1.0][~easy].min() > 0.03
+    assert fired[1.0][~easy].min() > 80
+    assert not fired[0.0].any()
+    assert broken[0.1].max() < 10
+    half = alarm.xs(0.5, level="share")["median"]
+    assert (half.isna() | (half > 2000)).all()
