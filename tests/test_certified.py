@@ -294,7 +294,7 @@ def test_the_chapter(tmp_path):
     assert f"confidence is below {card.threshold:.6g} or missing" in text
     assert "accuracy of 1 less so much 299 149 59" in text
     broken, worst = re.search(
-        r"\*\*(\S+)%\*\* of certified .* case (\S+)%; 5 % were", text
+        r"\*\*(\S+) %\*\* of certified .* case (\S+) %, where 5 %", text
     ).groups()
     assert 0 <= float(broken) <= float(worst) <= 7
     rules = certified.measured("rules")
