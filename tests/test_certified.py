@@ -338,3 +338,12 @@ def test_what_the_chapter_says_of_the_rules_is_so():
     assert broken[0.1].max() < 10
     half = alarm.xs(0.5, level="share")["median"]
     assert (half.isna() | (half > 2000)).all()
+    # "the model is as sure as before"
+    sure = [
+        world.questions["confidence"].mean()
+        for world in (
+            certified.rlcr("commonsenseqa", "Answer-Prob"),
+            certified.rlcr("math-500", "Answer-Prob"),
+        )
+    ]
+    assert sure[1] - sure[0] == pytest.approx(0, abs=0.01)
