@@ -13,8 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)
 with_book := .venv/.book,train-$(pins)
 with_cluster := .venv/.book,train,cluster-$(pins)
-with_test := .venv/.book,train,cluster,test-$(pins)
-with_dev := .venv/.book,train,dev-$(pins)
+with_test := .venv/.book,train,serve,cluster,test-$(pins)
+with_dev := .venv/.book,train,serve,dev-$(pins)
 
 compile = $(python) -m uv pip compile -q --no-annotate --no-header --no-emit-package corea pyproject.toml
 
@@ -48,8 +48,9 @@ claims: $(with_book) ## Derive the verdict on every claim of the papers from the
 parameters: $(with_book) ## Write the parameter files, for running a notebook by hand
 	@$(python) -m corea parameters $(PROFILE)
 
+# Notebooks run here, where build/ is, and not in their own folder.
 lab: $(with_book) ## Open JupyterLab on the notebooks
-	@$(python) -m jupyterlab $(LAB) notebooks
+	@$(python) -m jupyterlab "--MappingKernelManager.root_dir=$(CURDIR)" $(LAB) notebooks
 
 test: $(with_test) ## Run the tests
 	@$(python) -m pytest -n auto --dist loadfile --no-loadscope-reorder
@@ -65,7 +66,7 @@ lint: $(with_dev) ## Check style, types, spelling and that notebooks hold no out
 	@$(python) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 constraints: $(with_dev) ## Pin what pyproject.toml now needs, keeping pins that still fit
-	@$(compile) --universal --python-version 3.11 $(foreach e,book train cluster test dev,--extra $(e)) \
+	@$(compile) --universal --python-version 3.11 $(foreach e,book train serve cluster test dev,--extra $(e)) \
 		-o constraints.txt
 	@$(compile) --python-version 3.13 --python-platform x86_64-manylinux_2_34 \
 		$(foreach e,book train cluster gpu,--extra $(e)) -o constraints-gpu.txt

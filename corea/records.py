@@ -37,8 +37,8 @@ otherwise (:class:`RecordsError` names file, row and field):
    rows; JSON nests at most :data:`MAX_DEPTH` deep.
 
 What the rules allow and is still odd -- a token count that never changes, a confidence
-that is always the same, a system that repeats another -- is said in the notes of
-:func:`read_records`.
+that is always the same, samples or systems that repeat each other, log-probabilities of
+exactly 0 -- is said in the notes of :func:`read_records`.
 """
 
 from __future__ import annotations
@@ -453,6 +453,7 @@ def read_records(
     *,
     separator: str = "",
     names: Mapping[str, str] | None = None,
+    judged: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Records:
     """Read a records file.
@@ -461,13 +462,13 @@ def read_records(
         path: A ``.csv``, ``.tsv``, ``.jsonl`` (each also ``.gz``) or ``.parquet`` file.
         separator: Between the columns of a text file; a comma when empty, in ``.tsv`` a tab.
         names: Name of a column in the file to its name in the module's table.
+        judged: Whether the column ``correct`` must be there. Where it need not be and is not, every
+            row has False, and a note says so: for what asks who should answer, not who is right.
         max_bytes: Size the file may have, in bytes once decompressed.
 
     Returns:
         The validated records. ``str()`` of them says how many rows were read and how
-        many lack a confidence. Their notes also say what looks odd: of systems with 20
-        rows or more, token counts that never change, confidences that are all the same or
-        all 0 or 1, and rows that repeat another system's.
+        many lack a confidence. Their notes also say what looks odd (:func:`oddities`).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -492,9 +493,12 @@ def read_records(
     elif text:
         columns = read_csv_columns(path, separator=separator, max_bytes=max_bytes)
     else:
-        columns = _jsonl_columns(_read_text(path, max_bytes), path.name)
+        columns = _jsonl_columns(read_text(path, max_bytes), path.name)
     columns = _renamed(columns, names or {}, path.name)
-    notes = [
+    unjudged = not judged and "correct" not in columns
+    if unjudged:
+        columns["correct"] = [False] * len(next(iter(columns.values()), []))
+    notes = ["no column correct: nothing is known of who is right"] * unjudged + [
         f"column {quoted(near)} is kept as it is; did you mean {name}? Then rename it"
         for name in OPTIONAL
         if name in _ALIASES and name not in columns and (near := _near(name, columns, typed=False))
@@ -502,7 +506,7 @@ def read_records(
     records = records_from_columns(
         columns, source=path.name, provenance=provenance, notes=notes, text=text
     )
-    return replace(records, notes=(*records.notes, *_odd(records.table)))
+    return replace(records, notes=(*records.notes, *oddities(records.table)))
 
 
 def _renamed(
@@ -530,7 +534,7 @@ def read_csv_columns(
     """Read a CSV file as text, cell by cell, whatever its columns are."""
     tabs = path.name.lower().removesuffix(".gz").endswith(".tsv")
     separator = separator or ("\t" if tabs else ",")
-    stream, source = _read_text(path, max_bytes), path.name
+    stream, source = read_text(path, max_bytes), path.name
     _check_separator(stream.readline(), source, separator)
     stream.seek(0)
     reader = csv.reader(stream, strict=True, delimiter=separator)
@@ -543,7 +547,7 @@ def read_csv_columns(
     except csv.Error as error:
         raise RecordsError(source, f"line {reader.line_num}: not CSV ({error})") from None
     if len(rows) > MAX_ROWS:
-        raise _too_large(source, "rows", MAX_ROWS)
+        raise too_large(source, "rows", MAX_ROWS)
     problems = [
         f"row {i}: found {len(row)} fields, expected {len(header)}"
         for i, row in enumerate(rows, start=1)
@@ -558,13 +562,15 @@ def read_csv_columns(
 _DECOMPRESSED = "bytes (max_bytes) once decompressed"
 
 
-def _too_large(source: str, found: str, limit: int) -> RecordsError:
+def too_large(source: str, found: str, limit: int) -> RecordsError:
+    """The error of a file larger than a limit, as in "more than 5 rows"."""
     return RecordsError(
         source, f"more than {limit:,} {found}, the limit; expected a smaller file: read it in parts"
     )
 
 
-def _read_text(path: Path, max_bytes: int) -> io.StringIO:
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> io.StringIO:
+    """Read a file of UTF-8 text, gzipped where its name ends so, within a limit of size."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     data = bytearray()
     try:
@@ -572,7 +578,7 @@ def _read_text(path: Path, max_bytes: int) -> io.StringIO:
             while chunk := stream.read(2**20):
                 data += chunk
                 if len(data) > max_bytes:
-                    raise _too_large(path.name, _DECOMPRESSED, max_bytes)
+                    raise too_large(path.name, _DECOMPRESSED, max_bytes)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         problem = f"gzip file damaged or truncated ({error}); expected a complete one"
         raise RecordsError(path.name, problem) from None
@@ -615,6 +621,21 @@ def json_object(text: str) -> dict[str, Any]:
         ...
         ValueError: found the key 'a' twice, expected it once
     """
+    found = _json(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"found {type(found).__name__}, expected an object")
+    return found
+
+
+def json_array(text: str) -> list[Any]:
+    """Read one JSON array from outside, as :func:`json_object` reads an object."""
+    found = _json(text)
+    if not isinstance(found, list):
+        raise ValueError(f"found {type(found).__name__}, expected an array")
+    return found
+
+
+def _json(text: str) -> Any:
     twice: list[str] = []
 
     def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -630,8 +651,6 @@ def json_object(text: str) -> dict[str, Any]:
         raise ValueError(f"not JSON ({error})") from None
     if twice:
         raise ValueError(f"found the key {quoted(twice[0])} twice, expected it once")
-    if not isinstance(found, dict):
-        raise ValueError(f"found {type(found).__name__}, expected an object")
     if _deeper(found, MAX_DEPTH):
         raise ValueError(f"nested deeper than {MAX_DEPTH}, the limit")
     return found
@@ -642,8 +661,9 @@ def _deeper(value: object, levels: int) -> bool:
     return levels < 0 or any(_deeper(part, levels - 1) for part in inner)
 
 
-def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]]:
-    rows: list[dict[str, object]] = []
+def json_lines(stream: Iterable[str], source: str) -> list[dict[str, Any]]:
+    """Read one JSON object a line, empty lines left out, within the limits of this module."""
+    rows: list[dict[str, Any]] = []
     wrong = []
     for number, line in enumerate(stream, start=1):
         if not line.strip():
@@ -654,7 +674,7 @@ def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]
             raise RecordsError(source, f"line {number}: {error}") from None
         rows.append(row)
         if len(rows) > MAX_ROWS:
-            raise _too_large(source, "rows", MAX_ROWS)
+            raise too_large(source, "rows", MAX_ROWS)
         if "\\u" in line:
             wrong += [
                 _sentence(len(rows), name, value)
@@ -665,6 +685,11 @@ def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]
         raise RecordsError(source, "empty file: expected one JSON object a line")
     if wrong:
         raise RecordsError(source, wrong)
+    return rows
+
+
+def _jsonl_columns(stream: Iterable[str], source: str) -> dict[str, list[object]]:
+    rows = json_lines(stream, source)
     names = dict.fromkeys(name for row in rows for name in row)
     absent = [
         f"row {i}: missing field(s) {', '.join(lacking)}"
@@ -693,7 +718,7 @@ def _parquet_columns(path: Path, max_bytes: int) -> tuple[dict[str, list[object]
             names, size = file.schema_arrow.names, 0
             _check_header(names, path.name)
             if file.metadata.num_rows > MAX_ROWS:
-                raise _too_large(path.name, "rows", MAX_ROWS)
+                raise too_large(path.name, "rows", MAX_ROWS)
             columns: dict[str, list[object]] = {name: [] for name in names}
             # one long text repeated is small in the file, so the size is counted while reading
             for batch in file.iter_batches(batch_size=1024):
@@ -702,7 +727,7 @@ def _parquet_columns(path: Path, max_bytes: int) -> tuple[dict[str, list[object]
                     if arrow.types.is_dictionary(cells.type):
                         cells = cells.dictionary_decode()
                     if (size := size + cells.nbytes) > max_bytes:
-                        raise _too_large(path.name, _DECOMPRESSED, max_bytes)
+                        raise too_large(path.name, _DECOMPRESSED, max_bytes)
                     if arrow.types.is_floating(cells.type):  # its nulls are NaN again
                         columns[name] += cells.to_numpy(zero_copy_only=False).tolist()
                     else:
@@ -721,8 +746,14 @@ def _parquet_columns(path: Path, max_bytes: int) -> tuple[dict[str, list[object]
 _ODD_ROWS = 20  # fewer rows are easily alike
 
 
-def _odd(table: pd.DataFrame) -> list[str]:
-    """Sentences on what is allowed but cannot well be what it says."""
+def oddities(table: pd.DataFrame) -> list[str]:
+    """Sentences on what is allowed but cannot well be what it says.
+
+    Of systems with 20 rows or more: token counts that never change, confidences that are all
+    the same or all 0 or 1, a column of log-probabilities (its name says ``logprob``) that are
+    all exactly 0, samples of a question that are all the same, and rows that repeat another
+    system's.
+    """
     found: dict[str, list[str]] = {}
     for name in [name for name in _NUMBERS if name in table]:
         by_system = table.groupby("system", sort=False)[name]
@@ -731,6 +762,12 @@ def _odd(table: pd.DataFrame) -> list[str]:
         if name == "confidence":
             certain = facts.query("nunique == 2 and min == 0 and max == 1")
             found["confidence is only ever 0 or 1 in the rows"] = list(certain.index)
+    for name in [str(name) for name in table if "logprob" in str(name).casefold()]:
+        numbers = pd.to_numeric(table[name], errors="coerce")  # text files keep it as text
+        zero = (numbers == 0).groupby(table["system"], sort=False).agg(["all", "size"])
+        silent = zero.query(f"all and size >= {_ODD_ROWS}").index
+        found[f"{name} is exactly 0, as if there were none, in the rows"] = list(silent)
+    found["all samples of a question are the same in the rows"] = _same_samples(table)
     notes = [
         f"odd: {what} of {len(systems)} system(s): {quoted_names(systems)}"
         for what, systems in found.items()
@@ -743,6 +780,18 @@ def _odd(table: pd.DataFrame) -> list[str]:
             f"systems: {first}"
         )
     return notes
+
+
+def _same_samples(table: pd.DataFrame) -> list[str]:
+    """Systems whose samples differ in nothing, as where a question is written once a filter."""
+    if not table["sample"].any():
+        return []
+    names = ["correct", *_NUMBERS, "answer"]
+    codes = pd.util.hash_pandas_object(table[[n for n in names if n in table]], index=False)
+    keys = [table[name] for name in ("system", "dataset", "question_id")]
+    questions = codes.groupby(keys, sort=False).agg(["size", "nunique"]).query("size > 1")
+    systems = questions.groupby("system", sort=False)["nunique"].agg(["max", "size"])
+    return list(systems.query(f"max == 1 and size >= {_ODD_ROWS}").index)
 
 
 def _repeats(table: pd.DataFrame) -> list[str]:

@@ -84,7 +84,7 @@ def run_file(run: str | Path, name: str) -> Path:
     except StoreError as error:
         raise RunError(f"{error}; `make book` makes it anew") from None
     if not path.is_file():
-        raise RunError(f"{path.as_posix()}: not there; `make book` makes it")
+        raise RunError(f"{path.as_posix()}: not there; `make book` makes it, in the repository")
     return path
 
 

@@ -90,15 +90,29 @@ def weights(page):
     return taken
 
 
+def unfold(page):
+    """Open all that is folded."""
+    page.evaluate("document.querySelectorAll('article details').forEach(each => each.open = true)")
+
+
+def leave_samples(page):
+    """Leave of folded code and of the rows of tables what stands for the rest, to axe a minute."""
+    page.evaluate(
+        """() => {
+            document.querySelectorAll("article details.above-input")
+                .forEach(each => each.open = false);
+            document.querySelectorAll("table.corea-table tbody tr:nth-child(n+6)")
+                .forEach(row => row.remove());
+        }"""
+    )
+
+
 def inaccessible(page, axe, rules=()):
     """Serious faults that axe finds, by all its rules or by some, with the first places of each."""
-    page.evaluate("document.querySelectorAll('article details').forEach(each => each.open = true)")
     options = {"resultTypes": ["violations"], "preload": False}
     if rules:
         options["runOnly"] = rules
-    # the first rows of a table stand for the others, which take a minute each
-    context = {"exclude": [["table.corea-table tbody tr:nth-child(n+6)"]]}
-    found = axe.run(page, context=context, options=options).response["violations"]
+    found = axe.run(page, options=options).response["violations"]
     return [
         (
             fault["id"],

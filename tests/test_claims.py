@@ -26,6 +26,7 @@ from corea.book.claims import (
     decide,
     seeds_needed,
 )
+from corea.cli import main
 from corea.metrics.intervals import Interval, interval, verdict
 from corea.workflow.notebooks import notebook_parameters
 from corea.workflow.plan import undecidable
@@ -114,6 +115,7 @@ def test_several_parts_are_decided_together():
     ("changes", "reason"),
     [
         ({"n_seeds": 1}, "one training seed"),
+        ({"n_seeds": 1, "low": np.nan}, "one training seed"),
         ({"n_seeds": 0}, "no number of seeds"),
         ({"n_seeds": np.nan}, "no number of seeds"),
         ({"low": -0.2, "high": -0.2}, "8 seeds do not differ at all"),
@@ -237,6 +239,15 @@ def test_an_estimate_at_the_bound_needs_more_seeds_than_anybody_trains():
     assert claims.seeds_text(decided) == "3 (few); needed more than 1,000"
 
 
+def test_seeds_are_those_of_the_row_that_decides():
+    two = claim(evidence(dataset=["chains", "facts"]))
+    few = {"n_seeds": 3, "dataset": "facts"}
+    failed = decide(two, table(row(0.5, 0.3), row(-0.1, 0.3, **few)))
+    assert claims.seeds_text(failed) == "8"
+    held = decide(two, table(row(-0.5, 0.3), row(-0.5, 0.3, **few)))
+    assert claims.seeds_text(held) == "3 (few)"  # all rows decide
+
+
 def test_the_row_that_needs_most_seeds_tells_how_many():
     two = claim(evidence(dataset=["chains", "facts"]))
     decided = decide(two, table(row(-0.2, 0.3), row(-0.1, 0.3, dataset="facts")))
@@ -352,10 +363,10 @@ def test_a_claim_without_its_evidence_fails_the_command_by_name(capsys, monkeypa
     monkeypatch.setattr(claims, "load", lambda: {"A4": each})
     monkeypatch.setattr(claims, "texts", list)  # the book's sentences are about other claims
     monkeypatch.setattr(claims, "committed", lambda: made_up(each))
-    assert claims.main([]) == 0
+    assert main(["claims"]) == 0
     capsys.readouterr()
     monkeypatch.setattr(claims, "committed", dict)
-    assert claims.main([]) == 1
+    assert main(["claims"]) == 1
     assert capsys.readouterr().err == f"A4: {each.evidence[0].table}: there is no such table\n"
 
 
@@ -371,11 +382,11 @@ def test_evidence_that_is_there_is_not_awaited(monkeypatch):
 
 def test_the_command_derives_all_verdicts(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert claims.main(["--json"]) == 0
+    assert main(["claims", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [each["id"] for each in told] == list(claims.load())
     assert {each["verdict"] for each in told} <= set(claims.VERDICTS)
-    assert claims.main(["--paper", "B"]) == 0
+    assert main(["claims", "--paper", "B"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("B1 ")
     assert not any(line.startswith("A") for line in lines)
@@ -398,7 +409,7 @@ def test_a_run_is_decided_by_the_same_function(tmp_path, capsys):
     assert here["A4"].verdict == HOLDS
     other = next(key for key in MEASURED if key not in here)
     assert missing[other].startswith(f"{other}: ")
-    assert claims.main(["--tables", str(tmp_path)]) == 1
+    assert main(["claims", "--tables", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert "A4   holds" in told.out
     assert missing[other] in told.err
@@ -407,7 +418,7 @@ def test_a_run_is_decided_by_the_same_function(tmp_path, capsys):
 def test_a_table_of_a_run_that_cannot_be_read_is_named(tmp_path, capsys):
     (tmp_path / "backbones").mkdir()
     (tmp_path / "backbones" / "changes.csv").write_text("")
-    assert claims.main(["--tables", str(tmp_path)]) == 1
+    assert main(["claims", "--tables", str(tmp_path)]) == 1
     assert "backbones/changes.csv: not readable as CSV: No columns" in capsys.readouterr().err
 
 
@@ -487,7 +498,7 @@ def test_a_changed_verdict_names_the_sentence(monkeypatch):
 def test_the_command_fails_on_such_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("All accuracies are shares (T11: holds).\n")
-    assert claims.main([]) == 1
+    assert main(["claims"]) == 1
     assert capsys.readouterr().err == (
         "README.md: T11 fails, but it says: All accuracies are shares (T11: holds).\n"
     )

@@ -10,6 +10,7 @@ from chapters import execute, tables
 from fake_runs import fake_run, fake_runs
 
 from corea.book import compare, figures, full_run, published
+from corea.book import evidence as evidence_of
 from corea.metrics import calibration, cascade
 from corea.metrics.intervals import (
     COLUMNS,
@@ -510,10 +511,18 @@ def test_a_table_beside_the_paper_shows_every_arm():
         [compare.show_beside(both, {"ece": ("ECE", ".2f")}, "A caption.").data]
     ).values()
     assert [list(row.values()) for row in rows[:2]] == [
-        ["d", "0.50", "0.60 [0.50, 0.70]", "–", ""],
+        ["d", "0.50", "0.60 [0.50, 0.70]", "not trained", ""],
         ["b", "0.30", "0.40 [0.30, 0.50]", "0.41 [0.28, 0.54]", "inside"],
     ]
     assert len(rows) == 4
+    options = {"n_resamples": 7, "seed": 3}
+    one, two = (evidence_of.interval_note("sft_or_grpo", rows, **options) for rows in (alone, both))
+    assert one.startswith("95 % intervals: ")
+    assert "(7 resamples, seed 3)" in one
+    # the committed run has its own number of them
+    assert two.startswith("95 % intervals of the committed full run: ")
+    assert "(100 resamples, seed 0)" in two
+    assert "(7 resamples, seed 3)" in two.partition("95 % intervals of this run: ")[2]
 
 
 def test_a_committed_table_survives_its_file(tmp_path, records):
@@ -710,7 +719,7 @@ def test_every_arm_of_the_evidence_and_of_the_run_is_shown(chapter, one_seed, mo
     of = {(row["dataset"], row["system"]): row for row in rows}
     extra, own, both = (of["chains", s] for s in ("Extra-SLM-Verb", "SLM-Verb", "COREA"))
     assert extra["committed full run"].startswith("77.2")
-    assert (extra["this run"], extra["this run is"]) == ("–", "")
+    assert (extra["this run"], extra["this run is"]) == ("not trained", "")
     assert (own["committed full run"], own["this run is"]) == ("–", "")
     assert own["this run"] != "–"
     assert both["this run is"] == "inside"

@@ -7,6 +7,7 @@ import pytest
 from test_recalibration import decisions
 
 from corea.book import decision_figures as figures
+from corea.book.figures import WIDE
 from corea.decisions.recalibration import label_curve
 
 
@@ -78,3 +79,14 @@ def test_correlations_are_written_in_their_cells():
     table = pd.DataFrame([[1.0, -0.25], [-0.25, 1.0]], ["a", "b"], ["a", "b"])
     axes = figures.plot_correlations({"L1-SLM": table}).axes[0]
     assert [text.get_text() for text in axes.texts] == ["1.00", "-0.25", "-0.25", "1.00"]
+
+
+def test_the_level_of_two_tasks_fits_a_telephone():
+    at = pd.DataFrame({"dataset": ["choices", "messages"], "system": "Base", "reasoning": "none"})
+    drawing = figures.plot_level(at.assign(right=[0.2, 0.6], confidence=[0.9, 0.7]))
+    assert drawing.get_figwidth() <= WIDE
+    assert [axes.get_title() for axes in drawing.axes] == ["choices", "messages"]
+    assert [axes.lines[-1].get_xydata().tolist() for axes in drawing.axes] == [
+        [[0.2, 0.9]],
+        [[0.6, 0.7]],
+    ]

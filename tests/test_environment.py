@@ -161,11 +161,17 @@ def test_make_installs_once_what_is_pinned(clone):
         assert calls(clone) == [install, "-m corea build smoke"]
     assert make(clone, "test", "PYTHON=./python3").returncode == 0
     tests = "-m pytest -n auto --dist loadfile --no-loadscope-reorder"
-    assert calls(clone) == [install.replace(",train]", ",train,cluster,test]"), tests]
+    assert calls(clone) == [install.replace(",train]", ",train,serve,cluster,test]"), tests]
     assert make(clone, "cluster", "PYTHON=./python3").returncode == 0
     assert calls(clone) == [install.replace(",train]", ",train,cluster]")]
     assert make(clone, "publish", "PROFILE=laptop-full", "PYTHON=./python3").returncode == 0
     assert calls(clone) == ["-m corea publish laptop-full"]
+
+
+def test_make_lab_runs_notebooks_where_build_is(clone):
+    assert make(clone, "lab", "PYTHON=./python3", "LAB=--no-browser").returncode == 0
+    options = f"--MappingKernelManager.root_dir={clone} --no-browser"
+    assert calls(clone)[-1] == f"-m jupyterlab {options} notebooks"
 
 
 def test_make_installs_vllm_beside_and_runs_its_tests(clone):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from corea.book import full_run
+from corea.cli import main
 from corea.workflow import PipelineError, publish
 from corea.workflow.execute import seal_result
 from corea.workflow.profiles import load_profile
@@ -88,6 +89,7 @@ def test_small_tables_of_the_chapters_that_show_them_are_published(executed):
         "wall time": "3 minutes, the sum over 2 notebooks",
     }
     assert full_run.facts("alone")["commit"] == "def+changes"
+    assert full_run.parameters("compare") == {"seed": 3}
     assert [path.name for path in full_run.FOLDER.parent.iterdir()] == ["full_run"]
 
 
@@ -113,6 +115,7 @@ def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
         ({"schema": 0}, f"provenance.json: schema is 0; expected {full_run.SCHEMA}"),
         ({"schema": None}, f"provenance.json: schema is None; expected {full_run.SCHEMA}"),
         ({"tables": None}, "provenance.json: lacks tables; expected the SHA-256 of each"),
+        ({"parameters": 3}, "provenance.json: lacks parameters; expected those of the run"),
     ],
 )
 def test_evidence_of_another_profile_or_schema_is_refused(executed, change, complaint):
@@ -246,21 +249,21 @@ def test_earlier_run_is_back_when_the_new_one_cannot_be_put_in_place(executed, m
 
 
 def test_command_line_says_what_was_published_and_refuses_what_it_does_not_know(executed, capsys):
-    assert publish.main(["tiny", "compare"]) == 0
+    assert main(["publish", "tiny", "compare"]) == 0
     *files, told = capsys.readouterr().out.splitlines()
     assert [Path(file).name for file in files] == ["provenance.json", "standalone.csv"]
     assert told == "compare: commit abc, seed 3, wall time 3 minutes, the sum over 2 notebooks"
-    assert publish.main(["tiny", "alone"]) == 0
+    assert main(["publish", "tiny", "alone"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("Nobody else has that source")
-    assert publish.main(["tiny", "alone", "gone"]) == 1
+    assert main(["publish", "tiny", "alone", "gone"]) == 1
     assert capsys.readouterr().out == "profile tiny has no run gone\n"
     Path("corea/book/full_run.py").unlink()
-    assert publish.main(["tiny"]) == 1
+    assert main(["publish", "tiny"]) == 1
     told = capsys.readouterr().out
     assert told == (
         "no notebook of profile tiny imports corea.book.full_run or corea.book.evidence\n"
     )
-    assert publish.main(["none"]) == 1
+    assert main(["publish", "none"]) == 1
 
 
 def test_what_is_in_the_package_is_whole():
@@ -270,3 +273,4 @@ def test_what_is_in_the_package_is_whole():
         found = full_run.facts(path.parent.name)
         assert {"profile", "commit", "seed", "wall time"} <= found.keys()
         assert "+changes" not in found["commit"]
+        assert {"seed", "n_resamples"} <= full_run.parameters(path.parent.name).keys()

@@ -72,6 +72,13 @@ def test_a_number_that_nothing_says_fails_the_build_and_is_named(tmp_path):
         page(tmp_path, markdown("Saves {eval}`n.lost`."))
 
 
+def test_a_downloaded_notebook_writes_no_tables():
+    given = 'seed = 3\noutput_dir = "build/smoke/tables/x"\nn_bins = 4\n'
+    cell = code(given, tags=["injected-parameters"])
+    finish({"cells": [cell]}, "notebooks/x.ipynb")
+    assert cell["source"] == "seed = 3\nn_bins = 4\n"
+
+
 def test_what_is_said_is_text():
     with pytest.raises(TypeError, match=r"saved is 0\.3; expected it formatted"):
         prose.say(saved=0.3)

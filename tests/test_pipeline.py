@@ -16,7 +16,7 @@ import papermill
 import psutil
 import pytest
 
-from corea.__main__ import main
+from corea.cli import main
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage, execute, private_text, remove_damaged
 from corea.workflow.pipeline import build

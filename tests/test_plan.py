@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from corea.cli import main
 from corea.workflow import PipelineError
 from corea.workflow import plan as p
 from corea.workflow.execute import seal_result
@@ -282,7 +283,7 @@ def test_the_packages_are_those_of_the_python_that_is_named(tmp_path):
 
 def test_the_command_prints_it_all(repository, capsys):
     repository(RUNS | {"served": ("base_model", {"model": "x", "engine": "server"})})
-    assert p.main(["tiny", "--device", "a100"]) == 0
+    assert main(["plan", "tiny", "--device", "a100"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("  ")[0] == "run"
     assert [line.split()[0] for line in lines[1:6]] == ["base", "l1", "reads", "alone", "served"]
@@ -292,7 +293,7 @@ def test_the_command_prints_it_all(repository, capsys):
     assert "What a server computes is not in that." in lines
     assert "Must be had:" in lines
     assert "Missing on this machine:" in lines
-    assert p.main(["other"]) == 1
+    assert main(["plan", "other"]) == 1
     assert "there is no profile 'other' in profiles/ here" in capsys.readouterr().out
 
 

@@ -339,7 +339,7 @@ def test_chapters_that_train_are_told_from_those_that_read(monkeypatch):
         ("paper", "n_validation: 256", "n_validation: 255", "runs.train_l1_g4: 255 validation"),
         ("paper", "router_batch: 256 ", "router_batch: 40 ", "runs.confidence_models: batch is 40"),
         ("gpu", "micro_batch: 16", "micro_bacth: 16", "runs.train_l1: .*argument 'micro_bacth'"),
-        ("smoke", "{group_size: 2}", "{group_size: 3}", "runs.train_l1_g2: batch is 16; expected"),
+        ("smoke", "brier, group_size: 2}", "brier, group_size: 3}", "runs.train_brier: batch is 16; exp"),
         ("laptop", "cosine_every: 5\n      two", "cosine_every: -5\n      two",
          r"(?s)runs.decision_train_ca_choices: cosine_every is -5.*runs.decision_train_ca_messages"),
         ("laptop", "steps: 1000}", "steps: 0}", "runs.pretrain_large: steps is 0; expected"),

@@ -422,9 +422,17 @@ def only_b(column, values):
     return change
 
 
+def twice(table):
+    """Every question of 'b' again, as where a harness writes it once a filter."""
+    again = table[table["system"] == "b"]
+    return pd.concat([table.assign(sample=0), again.assign(sample=1)])
+
+
 @pytest.mark.parametrize(
     ("change", "note"),
     [
+        (lambda t: twice(t.assign(logprob=-1.0)), "all samples of a question are the same in the rows of 1 system(s): 'b'"),
+        (lambda t: only_b("sum_logprobs", lambda _: 0.0)(t.assign(sum_logprobs=-1.0)), "sum_logprobs is exactly 0, as if there were none, in the rows of 1 system(s): 'b'"),
         (repeat, "correct and confidence are the same in every row of 1 pair(s) of systems: 'a' and 'b' on 'd'"),
         (only_b("prompt_tokens", lambda _: 7), "prompt_tokens never changes in the rows of 1 system(s): 'b'"),
         (only_b("confidence", lambda _: 1.0), "confidence never changes in the rows of 1 system(s): 'b'"),

@@ -1,5 +1,6 @@
 """A server that answers, stutters, lies and dies; the engine that asks it."""
 
+import asyncio
 import base64
 import gzip
 import json
@@ -818,6 +819,104 @@ def test_any_value_in_an_answer_is_read_or_refused(place, value):
     assert 0 <= rollout.prompt_tokens <= 10**9
     assert 0 <= rollout.completion_tokens <= 10**9
     assert rollout.logprobs is None or np.isfinite(rollout.logprobs).all()
+
+
+# --- one question at a time ---------------------------------------------------------------------
+
+TALK = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"})
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+USAGE = {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 3}}
+
+
+def part(text, reason=None):
+    return {"choices": [{"delta": {"content": text}, "finish_reason": reason}]}
+
+
+def events(*told):
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in told]
+    return "".join(f"data: {text}\n\n" for text in texts).encode()
+
+
+def of_one_question(engine, prompt="1+1", *, streamed=False, times=1):
+    """What came of asking: rollouts, or the parts of streamed ones and each rollout."""
+
+    async def ask():
+        found = []
+        for _ in range(times):
+            if streamed:
+                found += [part async for part in engine.stream(prompt, SAMPLING, 5)]
+            else:
+                found.append(await engine.ask(prompt, SAMPLING, 5))
+        await engine.close_here()
+        return found
+
+    return asyncio.run(ask())
+
+
+def test_a_server_that_failed_is_asked_again(serve):
+    def script(body, _):
+        return (500, b"no") if len(server.bodies) <= 6 else (200, good(body, text="2"))
+
+    server = serve(script)
+    engine = server.engine(concurrency=1, attempts=1)
+    found = of_one_question(engine, times=8)
+    assert [rollout.error for rollout in found] == ["HTTP 500: no"] * 6 + ["", ""]
+    assert of_one_question(engine, TALK)[0].completion == "2"  # on another event loop
+    _, body = server.bodies[-1]
+    assert (body["messages"], body["seed"]) == ([*TALK], 5)
+
+
+def test_another_variable_holds_the_key(serve, key, monkeypatch):
+    server = serve()
+    monkeypatch.setenv("COREA_SMALL_KEY", "another")
+    of_one_question(server.engine(key_from="COREA_SMALL_KEY"))
+    of_one_question(server.engine(key_from="COREA_NO_KEY"))
+    assert [headers.get("Authorization") for headers in server.headers] == ["Bearer another", None]
+
+
+def test_a_completion_is_streamed(serve):
+    content = events(part("It is "), part(None), part("2", "stop"), USAGE, "[DONE]")
+    server = serve(lambda *_: raw(STREAM, content)(None))
+    *texts, rollout = of_one_question(server.engine(), TALK, streamed=True)
+    assert texts == ["It is ", "2"]
+    assert (rollout.completion, rollout.finished, rollout.error) == ("It is 2", True, "")
+    assert (rollout.prompt_tokens, rollout.completion_tokens, rollout.logprobs) == (11, 3, None)
+    [(_, body)] = server.bodies
+    assert body["stream_options"] == {"include_usage": True}
+    assert "logprobs" not in body
+
+
+def test_a_secret_is_streamed_in_no_part(serve, key):
+    texts = ["The key is ", key[:7], key[7:15], key[15:] + " or", " sk-SE", "?"]
+    content = events(*map(part, texts), part("", "length"), USAGE, "[DONE]")
+    server = serve(lambda *_: raw(STREAM, content)(None))
+    *texts, rollout = of_one_question(server.engine(), streamed=True)
+    assert "".join(texts) == rollout.completion == "The key is [secret] or sk-SE?"
+    assert not rollout.finished
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (raw(STREAM, events(part("It"))), "it ended because of None"),
+        (raw(STREAM, events(part("2", "stop"), "[DONE]")), "is not what was expected"),
+        (raw(STREAM, events(part(7))), "a part of the completion is int"),
+        (raw(STREAM, events(part("\ud800"))), "half of a surrogate pair"),
+        (raw(STREAM, events("{")), "is not what was expected"),
+        (raw(STREAM, events({"error": {"message": "no"}})), "APIError: no"),
+        (raw(STREAM, b"data: ", b" " * 4096, endless=True), "more than 524,288 bytes"),
+        (raw(STREAM, b": \n\n", wait=0.05, endless=True), "no whole answer within 0.5 s"),
+        (raw(HEAD + b"Content-Encoding: gzip\r\n\r\n", b"a"), "the answer is packed"),
+        (lambda _: (500, b"no"), "HTTP 500: no"),
+        (lambda _: None, "RemoteProtocolError"),
+    ],
+)
+def test_a_stream_that_fails_says_why_in_its_rollout(serve, monkeypatch, content, why):
+    monkeypatch.setattr("corea.engines.server.MAX_BODY", LARGEST)
+    engine = serve(lambda *_: content(None)).engine(attempts=1, timeout=0.5)
+    *_, rollout = of_one_question(engine, streamed=True)
+    assert why in rollout.error
+    assert rollout.completion == ""
 
 
 # --- an evaluation ------------------------------------------------------------------------------

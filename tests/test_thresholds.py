@@ -25,6 +25,7 @@ from corea.thresholds.certify import (
     paired_p,
     smallest_n,
 )
+from corea.thresholds.recalibration import Recalibration, break_ties, fineness
 from corea.thresholds.sequential import DriftAlarm, certify_by_labels
 
 
@@ -436,3 +437,96 @@ def test_labels_are_not_asked_where_the_models_agree_nor_beyond_the_budget():
     assert none.labels == 0
     with pytest.raises(ValueError, match="within is 0"):
         certify_by_labels([0.5], [True], judge, within=0)
+
+
+# --- maps and ties ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_map_comes_back_from_its_file_and_levels_the_confidence(method):
+    world = draw(4000, 1, gap=0.15)
+    first, second = world.iloc[:2000], world.iloc[2000:]
+    fitted = Recalibration.fit(method, first["confidence"], first["small_correct"])
+    again = Recalibration.model_validate_json(fitted.model_dump_json())
+    assert again == fitted
+    mapped = again.apply(second["confidence"])
+    right = second["small_correct"].mean()
+    assert abs(second["confidence"].mean() - right) > 0.1
+    assert abs(mapped.mean() - right) < 0.03
+    order = np.argsort(second["confidence"].to_numpy(), kind="stable")
+    assert (np.diff(mapped[order]) >= 0).all()
+    assert np.isnan(again.apply([np.nan, 0.5])).tolist() == [True, False]
+
+
+def test_platt_keeps_the_operating_points_and_isotonic_merges_some():
+    world = draw(3000, 2, gap=0.1)
+    rest = [world[c] for c in ("small_correct", "large_correct", "small_cost", "large_cost")]
+    found = {"raw": fineness(deferral_curve(world["confidence"], *rest))}
+    for method in ("platt", "isotonic"):
+        mapped = Recalibration.fit(method, world["confidence"], world["small_correct"])
+        found[method] = fineness(deferral_curve(mapped.apply(world["confidence"]), *rest))
+    assert found["platt"]["operating_points"] == found["raw"]["operating_points"]
+    assert found["platt"]["area"] == pytest.approx(found["raw"]["area"])
+    assert found["isotonic"]["operating_points"] < found["raw"]["operating_points"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "platt", "values": (1.0,)},
+        {"method": "platt", "values": (1.0, 0.0), "knots": (0.5,)},
+        {"method": "isotonic", "values": (), "knots": ()},
+        {"method": "isotonic", "values": (0.9, 0.1), "knots": (0.1, 0.9)},
+        {"method": "isotonic", "values": (0.1, 1.9), "knots": (0.1, 0.9)},
+        {"method": "isotonic", "values": (0.1, 0.9), "knots": (0.9, 0.1)},
+        {"method": "isotonic", "values": (float("nan"),), "knots": (0.9,)},
+        {"method": "beta", "values": (1.0, 0.0)},
+    ],
+)
+def test_a_map_that_is_none_is_refused(fields):
+    with pytest.raises(ValueError, match="1 validation error|2 validation errors"):
+        Recalibration(questions=10, **fields)
+
+
+@pytest.mark.parametrize("step", [0.001, 0.01, 0.1])
+def test_ties_are_broken_and_nothing_else_moves(step):
+    rng = np.random.default_rng(0)
+    stated, finer = rng.integers(0, 11, 500) / 10, rng.random(500)
+    broken = break_ties(stated, finer, step=step)
+    expected = np.lexsort([finer, stated])
+    assert np.argsort(broken, kind="stable").tolist() == expected.tolist()
+    assert np.isnan(break_ties([0.5, np.nan], [np.nan, 0.5])).all()
+    assert break_ties([1.0, 0.0], [1.0, 0.0], step=step).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="same length|lengths"):
+        break_ties([0.5], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("step", [0, -0.1, 1.5, np.nan])
+def test_a_step_is_a_share_of_the_range(step):
+    with pytest.raises(ValueError, match="step is"):
+        break_ties([0.5], [0.5], step=step)
+
+
+def test_a_finer_signal_certifies_a_cheaper_threshold_where_a_step_is_in_the_way():
+    """Of the answers at 0.5 those that the finer signal prefers are right, and the others wrong."""
+    world = pd.DataFrame({"confidence": np.repeat([0.9, 0.5], 500), "large_correct": True})
+    finer = np.tile(np.linspace(0, 1, 500), 2)
+    world["small_correct"] = (world["confidence"] == 0.9) | (finer > 0.3)
+    promise = Promise("within", 0.02)
+    deferred = {}
+    for step in (None, 0.1, 0.4):
+        rows = world
+        if step:
+            rows = world.assign(confidence=break_ties(world["confidence"], finer, step=step))
+        deferred[step] = defers(rows["confidence"], find_threshold(rows, promise)).mean()
+    assert deferred[None] == 0.5
+    assert 0.13 < deferred[0.4] <= deferred[0.1] < 0.16  # 0.15 are wrong, and 0.02 are allowed
+
+
+def test_a_card_says_how_probable_it_is_that_an_answer_is_right():
+    world = draw(2000, 1, gap=0.15)
+    card = certify(world, Promise("within", 0.03), small="s", large="l")
+    rows = world.assign(system="s", sample=0, correct=False)
+    routed = card.route(rows)
+    assert abs(routed["probability"].mean() - world["small_correct"].mean()) < 0.01
+    assert certify(world.assign(small_correct=True), Promise("at_least", 0.5)).recalibration is None

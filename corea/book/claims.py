@@ -21,7 +21,6 @@ papers printed::
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -281,8 +280,12 @@ class Decision:
 
     @property
     def n_seeds(self) -> int:
-        """Training seeds of the row that has fewest; 0 where nothing was trained."""
-        return min((row.found.n_seeds for row in self.rows), default=0)
+        """Training seeds of the row that decides; 0 where nothing was trained.
+
+        That is the first row. A claim that holds is decided by all: the fewest of them.
+        """
+        deciding = self.rows if self.verdict == HOLDS else self.rows[:1]
+        return min((row.found.n_seeds for row in deciding), default=0)
 
     @property
     def few(self) -> bool:
@@ -363,11 +366,13 @@ def _outcome(part: Evidence, label: str, found: Interval) -> Outcome:
     def unsettled(reason: str) -> Outcome:
         return Outcome(label, found, part.asks, UNSETTLED, reason)
 
+    if part.table != PRINTED and found.n_seeds == 1:
+        return unsettled("one training seed")
     if np.isnan(found.estimate) or np.isnan(found.low) or np.isnan(found.high):
         return unsettled("no interval is defined")
     if part.table != PRINTED:
-        if found.n_seeds < 2:
-            return unsettled("one training seed" if found.n_seeds else "no number of seeds")
+        if not found.n_seeds:
+            return unsettled("no number of seeds")
         if found.low == found.high:
             return unsettled(f"{found.n_seeds} seeds do not differ at all")
     settled = verdict(found, **part.bound)
@@ -442,7 +447,7 @@ def seeds_needed(found: Interval, **bound: float) -> int:
         >>> seeds_needed(Interval(1, -1, 3, n_seeds=3), at_least=0)
         5
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     ((side, limit),) = bound.items()
     estimate = abs(found.estimate) if side == "within" else found.estimate
@@ -450,8 +455,8 @@ def seeds_needed(found: Interval, **bound: float) -> int:
     half = max(found.high - found.estimate, found.estimate - found.low)
     share = (1 + LEVEL) / 2
     seeds = np.arange(2, MOST_SEEDS + 1)
-    seen = t.ppf(share, found.n_seeds - 1) / np.sqrt(found.n_seeds)
-    enough = t.ppf(share, seeds - 1) / np.sqrt(seeds) * half <= distance * seen
+    seen = stdtrit(found.n_seeds - 1, share) / np.sqrt(found.n_seeds)
+    enough = stdtrit(seeds - 1, share) / np.sqrt(seeds) * half <= distance * seen
     return int(seeds[enough.argmax()]) if enough.any() else MOST_SEEDS + 1
 
 
@@ -571,7 +576,7 @@ def interval_text(row: Outcome) -> str:
 
 
 def seeds_text(decision: Decision) -> str:
-    """How many seeds, and how many would be needed."""
+    """How many seeds the row that decides has, and how many it would need."""
     if not decision.n_seeds:
         return ""
     few = " (few)" if decision.few else ""
@@ -618,7 +623,7 @@ def replication(decisions: Mapping[str, Decision], run: Mapping[str, Decision]) 
     return pd.DataFrame(rows, columns=columns)
 
 
-def as_json(decision: Decision) -> dict[str, Any]:
+def _json(decision: Decision) -> dict[str, Any]:
     """A decision for other programs; numbers that are not finite are null."""
 
     def number(value: float) -> float | None:
@@ -699,6 +704,7 @@ _STYLE = """
 .corea-claims legend {font-size: 1rem; margin: 0}
 .corea-claims fieldset label {margin-right: 1rem; white-space: nowrap}
 .corea-claims td {vertical-align: top}
+.corea-claims td:first-child {white-space: nowrap}
 .corea-claims td:nth-child(2) {min-width: 13rem}
 .corea-claims td:nth-child(4) {min-width: 9rem}
 .corea-claims td small {overflow-wrap: anywhere}
@@ -783,22 +789,20 @@ def _intervals(decision: Decision) -> str:
 # --- the command ------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: print every verdict; 1 if evidence is missing or a sentence is unfounded."""
-    parser = argparse.ArgumentParser(
-        prog="python -m corea claims",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--tables", metavar="DIR", help="decide on the tables of a run")
-    parser.add_argument("--paper", choices=sorted(PLACES), help="only claims of this paper")
-    parser.add_argument("--json", action="store_true", help="for other programs")
-    options = parser.parse_args(arguments)
+def show(tables: Path | None = None, paper: str = "", *, as_json: bool = False) -> int:
+    """Print every verdict; 1 if evidence is missing or a sentence is unfounded.
+
+    Args:
+        tables: Folder of a run's tables to decide on; the committed ones if None.
+        paper: Only claims of this paper.
+        as_json: Whether another program reads it.
+    """
+    if paper not in ("", *PLACES):
+        raise ValueError(f"paper is {paper!r}; expected one of {', '.join(sorted(PLACES))}")
     wrong: list[str] = []
     try:
-        if options.tables:
-            folders = [Path(options.tables, chapter) for chapter in chapters()]
-            decisions, missing = decide_run(of_run(folders))
+        if tables:
+            decisions, missing = decide_run(of_run([tables / chapter for chapter in chapters()]))
             wrong = [*missing.values()]
         else:
             decisions = decide_committed()
@@ -806,9 +810,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ClaimError, full_run.EvidenceError) as error:
         print(visible_lines(error), file=sys.stderr)
         return 1
-    chosen = [d for d in decisions.values() if options.paper in (None, d.claim.paper)]
-    if options.json:
-        print(json.dumps([as_json(decision) for decision in chosen], indent=1, ensure_ascii=False))
+    chosen = [d for d in decisions.values() if paper in ("", d.claim.paper)]
+    if as_json:
+        print(json.dumps([_json(d) for d in chosen], indent=1, ensure_ascii=False))
     else:
         print(*map(line, chosen), sep="\n")
         of_papers = [d for d in chosen if d.claim.id[0] in PLACES]
@@ -822,7 +826,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def visible_lines(error: Exception) -> str:
     """The lines of a message, control characters made visible."""
     return "\n".join(map(visible, str(error).splitlines()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,19 @@ from corea.tasks.suites import MICROWORLD, Suite
 
 CONTRAST = ("system", "baseline", "dataset", "metric", "statistic")
 """Labels of a contrast, as chapters write it to ``contrasts.csv``; some have more."""
+
+HEADINGS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "pass_at_1": ("Pass@1%", ".1f"),
+        "ece_per_run": ("ECE per run", ".3f"),
+        "ece": ("ECE of all answers", ".3f"),
+        "auroc": ("AUROC", ".3f"),
+    }
+)
+"""Metrics of models alone, with heading and format, in the order of the paper's tables."""
+
+NOT_TRAINED = "not trained"
+"""What stands for a number of this run where it trained no such model."""
 
 _REPLICATION = (
     "Inside or outside: where the value of this run, a replication, lies relative to the interval "
@@ -136,7 +150,7 @@ def own_columns(beside: pd.DataFrame) -> pd.DataFrame:
     return beside.loc[beside["value"].notna()].drop(columns=theirs)
 
 
-def _both_cells(rows: pd.DataFrame) -> dict[str, list[Any]]:
+def _both_cells(rows: pd.DataFrame, trained: Collection[str]) -> dict[str, list[Any]]:
     """Cells of the committed full run, if there is one, and of this run beside it."""
     runs = rows.to_dict("records")
     cells: dict[str, list[Any]] = {}
@@ -144,7 +158,7 @@ def _both_cells(rows: pd.DataFrame) -> dict[str, list[Any]]:
         ends = {"value": "full_run", "low": "full_run_low", "high": "full_run_high"}
         there = [{name: row[column] for name, column in ends.items()} for row in runs]
         cells["committed full run"] = [_cell(row) for row in there]
-    cells["this run"] = [_cell(row) for row in runs]
+    cells["this run"] = [_cell(row) if row["system"] in trained else NOT_TRAINED for row in runs]
     if "committed full run" in cells:
         cells["this run is"] = rows["replicates"].to_list()
     return cells
@@ -169,13 +183,13 @@ def show_beside(
         >>> ">0.57</td>" in show_beside(beside, {"ece_per_run": ("ECE", ".2f")}, "ECE.").data
         True
     """
-    parts = []
+    parts, trained = [], set(beside.loc[beside["value"].notna(), "system"])
     for metric, (heading, spec) in metrics.items():
         rows = beside[beside["metric"] == metric]
         shown = rows[["dataset", "system"]].reset_index(drop=True)
         if rows["paper"].notna().any():
             shown["paper"] = rows["paper"].to_list()
-        shown = shown.assign(**_both_cells(rows))
+        shown = shown.assign(**_both_cells(rows, trained))
         if len(rows["dataset"].unique()) == 1:
             shown = shown.drop(columns="dataset")
         numbers = [n for n in ("paper", "committed full run", "this run") if n in shown]

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from corea.book.colours import GREY
-from corea.book.display import as_label
+from corea.book.decision_tables import level
+from corea.book.display import Html, as_label, figure
 from corea.book.figures import (
     PANEL,
     REFERENCE,
@@ -134,17 +135,21 @@ def plot_asked(option_counts: Sequence[int]) -> Figure:
 @style()
 def plot_correlations(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Correlation matrices, a panel each."""
+    import seaborn as sns  # takes two seconds to load
+
     drawing, _, used = wrapped(len(tables), 1, WIDE, 4.0)
     for axes, (title, table) in zip(used, tables.items(), strict=True):
         axes.set_title(as_label(title))
-        axes.imshow(table, vmin=-1, vmax=1, cmap="RdBu")
-        for (i, j), value in np.ndenumerate(table.to_numpy()):
-            color = "#fefefe" if abs(value) > 0.6 else "#010101"  # the cell is as it is when dark
-            text = axes.text(j, i, f"{value:.2f}", color=color, size=SMALLEST)
-            text.set(ha="center", va="center")
-        axes.set_xticks(range(len(table)), [as_label(c) for c in table], rotation=40, ha="right")
-        axes.set_yticks(range(len(table)), [as_label(c) for c in table])
-        axes.grid(visible=False)
+        names = [as_label(column) for column in table]
+        sns.heatmap(
+            table.set_axis(names).set_axis(names, axis=1), ax=axes, vmin=-1, vmax=1, cmap="RdBu",
+            annot=True, fmt=".2f", annot_kws={"size": SMALLEST}, cbar=False, square=True,
+        )  # fmt: skip
+        # a cell's text is as it is when dark, so it is neither of the theme's two inks
+        for text, value in zip(axes.texts, table.to_numpy().flat, strict=True):
+            text.set_color("#fefefe" if abs(value) > 0.6 else "#010101")
+        axes.set_xticklabels(names, rotation=40, ha="right")
+        axes.set_yticklabels(names, rotation=0)
     return drawing
 
 
@@ -157,7 +162,7 @@ def plot_level(points: pd.DataFrame) -> Figure:
     """
     tasks, systems = list(points["dataset"].unique()), list(points["system"].unique())
     shade = colors(systems)
-    drawing, grid = panels(1, len(tasks), 3.1 * len(tasks), 3.7, sharex=True, sharey=True)
+    drawing, grid = panels(1, len(tasks), PANEL * len(tasks), 3.2, sharex=True, sharey=True)
     label_edges(grid, columns=tasks, rows=["mean probability"], below="share right")
     for axes, task in zip(grid[0], tasks, strict=True):
         axes.plot([0, 1], [0, 1], **REFERENCE)
@@ -167,5 +172,17 @@ def plot_level(points: pd.DataFrame) -> Figure:
             axes.plot(row["right"], row["confidence"], "o", color=color, mfc=face, ms=8, mew=1.6)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
     marks = [Line2D([], [], marker="o", ls="", color=shade[name]) for name in systems]
-    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=3)
+    drawing.legend(marks, map(as_label, systems), loc="outside lower center", ncols=2)
     return drawing
+
+
+def show_level(table: pd.DataFrame, datasets: Sequence[str]) -> Html:
+    """:func:`plot_level` of one training's measured decisions, as its page shows it."""
+    return figure(
+        plot_level(level(table, datasets)),
+        "How sure the model is, and how often it is right. Mean probability of the decision "
+        "against the share of right ones. Filled: behind sampled reasoning. Hollow: without it. "
+        "Above the diagonal it is too sure.",
+        alt="Panels, one a dataset: filled and hollow marks beside a dashed diagonal.",
+        name="level",
+    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,6 +22,7 @@ from corea.book import display
 from corea.book.published import published_table
 from corea.decisions.measures import Pair
 from corea.decisions.recalibration import NAMES
+from corea.engines.evaluation import read_samples
 from corea.metrics.intervals import Interval, as_interval
 from corea.runs import FORMATS, own_format, read_model, read_settings, run_records
 from corea.tasks.suites import MICROWORLD, Suite
@@ -282,6 +284,12 @@ PAIRS = (
 def _own(system: str) -> str:
     """The format in which the paper has a system."""
     return own_format("sft" if system == "SFT" else "grpo")
+
+
+def samples_by_format(answers: Mapping[str, Path], *, system: str, seed: int) -> pd.DataFrame:
+    """All samples of :func:`corea.stages.decided_formats`, with ``reasoning, system, seed``."""
+    parts = [read_samples(folder).assign(reasoning=name) for name, folder in answers.items()]
+    return pd.concat(parts, ignore_index=True).assign(system=system, seed=seed)
 
 
 def level(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:

@@ -171,7 +171,10 @@ def table(
             return as_html(missing)
         if formatter is None:
             formatter = ".3f" if pd.api.types.is_float(value) else ""
-        text = formatter(value) if callable(formatter) else format(value, formatter)
+        if callable(formatter):
+            text = formatter(value)
+        else:  # a format is one of numbers: words between them are as they are
+            text = value if isinstance(value, str) else format(value, formatter)
         return as_html(short(text, longest))
 
     header, columns = "", []
@@ -296,8 +299,9 @@ def folded(summary: str, *parts: Html) -> Html:
     """
     inside = "\n".join(part.data for part in parts)
     return Html(
-        '<details class="corea-folded"><summary style="display: list-item; cursor: pointer">'
-        f"{as_html(summary)}</summary>\n{inside}\n</details>"
+        # a reader's JupyterLab would show no triangle
+        '<details class="corea-folded"><summary style="display: list-item; '
+        f'list-style: revert; cursor: pointer">{as_html(summary)}</summary>\n{inside}\n</details>'
     )
 
 

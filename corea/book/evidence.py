@@ -8,11 +8,14 @@ stand in its place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from corea.book import claims, display, full_run
+from corea.book.compare import NOT_TRAINED
+from corea.metrics import intervals
 from corea.metrics.intervals import COLUMNS, Interval, as_interval
 from corea.tasks.suites import MICROWORLD, Suite
 
@@ -41,6 +44,44 @@ def facts(run: str) -> dict[str, str]:
     return {f"full run: {name}": text for name, text in full_run.facts(run).items()}
 
 
+def parameters(run: str, **own: float) -> dict[str, Any]:
+    """The parameters that the shown tables were made with; the own ones where none are committed.
+
+    Example:
+        >>> parameters("sft_or_grpo", n_resamples=7), parameters("no_such_run", n_resamples=7)
+        ({'n_resamples': 100}, {'n_resamples': 7})
+    """
+    if not full_run.facts(run):
+        return dict(own)
+    there = full_run.parameters(run)
+    if lacking := [name for name in own if name not in there]:
+        raise full_run.EvidenceError(
+            f"{run} was published without its parameter(s) {', '.join(lacking)}; publish it anew"
+        )
+    return {name: there[name] for name in own}
+
+
+def interval_note(run: str, table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
+    """What a caption says of the intervals of a shown table.
+
+    ``n_resamples`` and ``seed`` are those of this run. In a table of
+    :func:`corea.book.compare.beside_paper` both runs have intervals.
+    """
+    own: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    if "full_run" not in table:
+        return intervals.interval_note(table, **parameters(run, **own))
+    here = table[table["value"].notna()]
+    there = table[["full_run_interval", "full_run_n_seeds"]][table["full_run"].notna()]
+    there = there.set_axis(["interval", "n_seeds"], axis="columns")
+    if there.empty:
+        return intervals.interval_note(here, **own)
+    of_both = (
+        intervals.interval_note(there, **parameters(run, **own), run="the committed full run"),
+        intervals.interval_note(here, **own, run="this run"),
+    )
+    return " ".join(of_both)
+
+
 def one(table: pd.DataFrame, **labels: object) -> Interval:
     """The value with its interval in the one row that has some labels.
 
@@ -61,6 +102,26 @@ def one(table: pd.DataFrame, **labels: object) -> Interval:
     return Interval.of(rows.iloc[0].to_dict())
 
 
+def bound(table: pd.DataFrame, *names: str, **labels: object) -> Callable[..., Interval]:
+    """:func:`one` of a table as a function of some labels, ``names`` and then those with a default.
+
+    Example:
+        >>> table = pd.DataFrame({"system": ["a", "b"], "metric": "ece", "value": [1.0, 2.0],
+        ...     "low": 0.0, "high": 3.0})
+        >>> of = bound(table, "system", metric="ece")
+        >>> of("b").estimate, of("a", "ece").estimate, of("a", metric="ece").estimate
+        (2.0, 1.0, 1.0)
+    """
+    order = [*names, *labels]
+
+    def of(*values: object, **more: object) -> Interval:
+        if len(values) > len(order):
+            raise TypeError(f"{len(values)} labels; expected at most {', '.join(order)}")
+        return one(table, **labels | dict(zip(order, values, strict=False)) | more)
+
+    return of
+
+
 def decided(chapter: str, own: Mapping[str, pd.DataFrame]) -> display.Html:
     """The claims of a chapter: their verdicts on the committed tables, and on the reader's own.
 
@@ -74,7 +135,7 @@ def decided(chapter: str, own: Mapping[str, pd.DataFrame]) -> display.Html:
             "verdict": decision.verdict,
             "decided by": claims.interval_text(decision.rows[0]) if decision.rows else "",
             "seeds": claims.seeds_text(decision),
-            "your run": here[name].reason or here[name].verdict if name in here else "",
+            "your run": here[name].reason or here[name].verdict if name in here else NOT_TRAINED,
         }
         for name, decision in verdicts.items()
         if decision.claim.chapter == chapter

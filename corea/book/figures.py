@@ -20,7 +20,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
@@ -40,6 +39,7 @@ PANEL = 2.2  # inches: two of these
 SMALLEST = 9.5  # points
 MOST_STOPS = 200
 FEW = 5  # answers in a bin, below which their accuracy says little
+_MARKS = ("circle", "square", "diamond", "triangle-up", "cross")
 _DASHES: tuple[Any, ...] = ((0, (1, 1)), (0, (5, 2)), "-.")
 
 # A method's place in the palette, under each of the names the papers and sources give it. There
@@ -64,11 +64,18 @@ def style() -> Iterator[None]:
 
     Text is never parsed as mathematics, since names come from strangers' files.
     """
-    look = sns.axes_style("whitegrid") | sns.plotting_context("paper")
+    look: Any = {**mpl.style.library["seaborn-v0_8-whitegrid"]}
     names = ("axes.titlesize", "axes.labelsize", "figure.titlesize", "font.size")
-    look |= dict.fromkeys(names, 10)
+    look |= dict.fromkeys((*names, "legend.title_fontsize"), 10)
     look |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), SMALLEST)
     look |= {
+        "lines.linewidth": 1.2,
+        "lines.markersize": 4.8,
+        "patch.edgecolor": "white",
+        "patch.force_edgecolor": True,
+        "patch.linewidth": 0.8,
+        "xtick.major.pad": 8,
+        "ytick.major.pad": 8,
         "text.parse_math": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -334,20 +341,40 @@ def threshold_explorer(
             ),
         ]
     )  # fmt: skip
+    stops = [{"x": point(i)[0], "y": point(i)[1], "text": readout(i)} for i in range(len(rows))]
+    labels = [f"{row['threshold']:.2f}" for row in rows]
+    drawing.update_layout(
+        xaxis={"title": "mean cost of a question", "rangemode": "tozero"},
+        yaxis={"title": "pass@1", "tickformat": ".0%"},
+    )
+    return _with_slider(drawing, title, "Threshold", stops, labels, active)
+
+
+def _with_slider(
+    drawing: go.Figure,
+    title: str,
+    label: str,
+    stops: list[dict[str, Any]],
+    labels: Iterable[str],
+    active: int,
+) -> go.Figure:
+    """A drawing whose last trace is moved: JupyterLab's slider, and what a page makes of it.
+
+    A stop has ``x`` and ``y`` of that trace and the ``text`` that is said of it.
+    """
     heading = as_plotly(short(title, 120))
-    shown = [readout(i) for i in range(len(rows))]
-    titles = [f"{heading}<br>{text.replace(', cost', ',<br>cost')}" for text in shown]
+    titles = [f"{heading}<br>{stop['text'].replace(', cost', ',<br>cost')}" for stop in stops]
     steps = [
         {
             "method": "update",
-            "label": f"{rows[i]['threshold']:.2f}",
+            "label": text,
             "args": [
-                {"x": [point(i)[0]], "y": [point(i)[1]]},
-                {"title.text": titles[i]},
+                {"x": [stop["x"]], "y": [stop["y"]]},
+                {"title.text": above},
                 [len(drawing.data) - 1],
             ],
         }
-        for i in range(len(rows))
+        for stop, text, above in zip(stops, labels, titles, strict=True)
     ]
     drawing.update_layout(
         template="plotly_white",
@@ -355,27 +382,77 @@ def threshold_explorer(
         title={
             "text": titles[active], "font": {"size": 14}, "x": 0.02, "y": 0.97, "yanchor": "top",
         },
-        xaxis={"title": "mean cost of a question", "rangemode": "tozero"},
-        yaxis={"title": "pass@1", "tickformat": ".0%"},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
         margin={"t": 170, "l": 70, "r": 20},
         height=580,
         sliders=[
             {
                 "active": active, "steps": steps, "pad": {"t": 45},
-                "currentvalue": {"prefix": "threshold "},
+                "currentvalue": {"prefix": f"{label.lower()} "},
             }
         ],
-        meta={
-            "heading": heading,
-            "label": "Threshold",
-            "active": active,
-            "stops": [
-                {"x": point(i)[0], "y": point(i)[1], "text": shown[i]} for i in range(len(rows))
-            ],
-        },
+        meta={"heading": heading, "label": label, "active": active, "stops": stops},
     )  # fmt: skip
     return drawing
+
+
+def tax_explorer(
+    points: pd.DataFrame, lines: Mapping[float, pd.DataFrame], router: pd.DataFrame, *, title: str
+) -> go.Figure:
+    """Cascades in the plane of price ratio and share deferred, and a slider over lines of one cost.
+
+    ``points`` has ``kind, name, price_ratio, deferred, cost``; ``lines`` are by their cost, a share
+    of the large model's alone, among them 1, with ``price_ratio`` and ``deferred``, as the line
+    ``router`` of what breaks even behind one. What a page makes of it is as for
+    :func:`threshold_explorer`.
+    """
+    import plotly.graph_objects as go
+
+    drawing = go.Figure()
+    kinds = points["kind"].unique()
+    for shade, mark, kind in zip(PALETTE[1:], _MARKS, kinds, strict=False):
+        rows = points[points["kind"] == kind]
+        drawing.add_scatter(
+            x=rows["price_ratio"], y=rows["deferred"], name=as_plotly(kind), mode="markers",
+            marker={"color": shade, "symbol": mark, "size": 9},
+            customdata=np.column_stack([rows["name"].map(as_plotly), rows["cost"]]),
+            hovertemplate="%{customdata[0]}<br>price ratio %{x:.1f}, deferred %{y:.0%}"
+            "<br>cost %{customdata[1]:.0%} of the large model's<extra></extra>",
+        )  # fmt: skip
+    drawing.add_scatter(
+        x=router["price_ratio"], y=router["deferred"], name="breaks even behind a router",
+        mode="lines", line={"color": GREY, "dash": "dash"}, hoverinfo="skip",
+    )  # fmt: skip
+    stops = []
+    for cost, line in lines.items():
+        below = int((points["cost"] <= cost).sum())
+        at = dict(zip(*_columns(line), strict=True))
+        spent = ", ".join(
+            f"{ratio:g} times the price up to {at[ratio]:.0%} deferred"
+            for ratio in (2.0, 5.0, 20.0)
+            if ratio in at
+        )
+        x, y = (values.tolist() for values in _columns(line))
+        text = f"cost {cost:.0%} of the large model's: {spent or 'no price ratio shown'}; "
+        stops.append({"x": x, "y": y, "text": f"{text}{below} of {len(points)} cost no more"})
+    active = list(lines).index(1.0)
+    drawing.add_scatter(
+        x=stops[active]["x"], y=stops[active]["y"], name="this cost", mode="lines",
+        line={"color": PALETTE[0], "width": 3}, hoverinfo="skip",
+    )  # fmt: skip
+    drawing.update_layout(
+        xaxis={
+            "title": "large model's cost over the small side's", "type": "log",
+            "tickvals": [1, 2, 5, 10, 20, 50, 100, 200],
+        },
+        yaxis={"title": "share deferred", "tickformat": ".0%", "range": [0, 1.02]},
+    )  # fmt: skip
+    labels = [f"{cost:.0%}" for cost in lines]
+    return _with_slider(drawing, title, "Cost", stops, labels, active)
+
+
+def _columns(line: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    return line["price_ratio"], line["deferred"]
 
 
 def _stops(curve: pd.DataFrame, threshold: float) -> tuple[list[dict[Hashable, Any]], int]:

@@ -5,8 +5,8 @@ A reader's own run is small. The chapters therefore show beside it what a full r
 numbers come from. :mod:`corea.workflow.publish` puts them there.
 
 1. Chapters may be published at different times and commits, each with its own provenance.
-2. The tables of one chapter come from one run: its provenance has the SHA-256 of each, and a
-   table that is not among them, or is not what it was, is refused by name.
+2. The tables of one chapter come from one run: its provenance has the run's parameters and the
+   SHA-256 of each table, and one that is not among them, or is not what it was, is refused by name.
 3. So is evidence of another profile than :data:`PROFILE`, or of another :data:`SCHEMA`.
 """
 
@@ -70,6 +70,17 @@ def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:
     return {name: value for name, value in _provenance(run).items() if isinstance(value, str)}
 
 
+def parameters(run: str) -> dict[str, float]:
+    """The parameters that are numbers, with which the published tables of a run were made.
+
+    Example:
+        >>> parameters("sft_or_grpo")["n_resamples"]
+        100
+    """
+    found: dict[str, float] = _provenance(run)["parameters"]
+    return found
+
+
 def tables() -> dict[str, list[str]]:
     """Names of the tables of each run that was published."""
     found: dict[str, list[str]] = {}
@@ -92,6 +103,7 @@ def _provenance(run: str) -> dict[str, Any]:
     for field, expected in (("profile", PROFILE), ("schema", SCHEMA)):
         if content.get(field) != expected:
             raise EvidenceError(f"{path}: {field} is {content.get(field)!r}; expected {expected!r}")
-    if not isinstance(content.get("tables"), dict):
-        raise EvidenceError(f"{path}: lacks tables; expected the SHA-256 of each")
+    for field, expected in (("tables", "the SHA-256 of each"), ("parameters", "those of the run")):
+        if not isinstance(content.get(field), dict):
+            raise EvidenceError(f"{path}: lacks {field}; expected {expected}")
     return content

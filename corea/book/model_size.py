@@ -102,10 +102,8 @@ def _slope(runs: Mapping[float, Sequence[Floats]], n_questions: int) -> dict[str
 
 def _ranks(runs: Mapping[float, Sequence[Floats]], seed: int) -> dict[str, float]:
     """Spearman's rank correlation over runs, and how often chance gives as much or more."""
-    from scipy.stats import rankdata
-
-    size = rankdata([size for size, seeds in runs.items() for _ in seeds])
-    value = rankdata([values[0] for seeds in runs.values() for values in seeds])
+    size = pd.Series([size for size, seeds in runs.items() for _ in seeds]).rank().to_numpy()
+    value = pd.Series([values[0] for seeds in runs.values() for values in seeds]).rank().to_numpy()
     if np.ptp(value) == 0:
         return {"rank_correlation": np.nan, "p_value": np.nan}
     size, value = (rank - rank.mean() for rank in (size, value))

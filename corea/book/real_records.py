@@ -14,12 +14,13 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from corea.confidence import support
 from corea.metrics import calibration
 from corea.metrics.cascade import (
     COLUMNS,
+    area_over_random,
     cheapest_threshold,
     deferral_curve,
     defers,
@@ -29,12 +30,14 @@ from corea.metrics.cascade import (
 from corea.metrics.intervals import (
     Interval,
     QuestionWeights,
+    bootstrap_interval,
     bootstrap_intervals,
     interval,
     verdict,
 )
 from corea.metrics.measure import calibration_metrics
 from corea.records import KEY, pair, select
+from corea.thresholds.certify import Promise, find_threshold
 
 Floats = NDArray[np.float64]
 
@@ -184,7 +187,7 @@ def judge_cascade(
         (0.4, 0.25)
     """
     rows = _outcome(paired, threshold)
-    mean = _means(rows, n_resamples, seed)
+    mean = question_means(rows, n_resamples, seed)
     small, large = mean("small_correct"), mean("large_correct")
     alone = mean("first_cost" if "first_cost" in rows else "small_cost")
     at_random = np.clip((mean("cost") - alone) / mean("large_cost"), 0, 1)
@@ -214,7 +217,7 @@ def _outcome(paired: pd.DataFrame, threshold: float) -> pd.DataFrame:
     )
 
 
-def _means(
+def question_means(
     rows: pd.DataFrame, n_resamples: int, seed: int
 ) -> Callable[[str | pd.Series[float]], Floats]:
     """Function to the mean of a column under every resample, the same for all columns."""
@@ -258,6 +261,55 @@ def judge_rules(
             found = judge_cascade(second, threshold, n_resamples=n_resamples, seed=seed)
             rows.append({"cascade": name, "rule": rule, "threshold": threshold, **found})
     return pd.DataFrame(rows)
+
+
+def area_gain(
+    paired: pd.DataFrame, finer: ArrayLike, *, n_resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """What another order of the same answers adds to the area over random, paired by question.
+
+    Example:
+        >>> paired = pd.DataFrame({"dataset": "d", "question_id": list("abcd"), "large_correct": 1,
+        ...     "confidence": [0.9, 0.9, 0.9, 0.2], "small_correct": [1, 1, 0, 0],
+        ...     "small_cost": 1, "large_cost": 10})
+        >>> area_gain(paired, [0.9, 0.8, 0.7, 0.2], n_resamples=10).estimate
+        0.0625
+    """
+
+    def gain(finer: Floats, *columns: Floats, weight: Floats | None) -> float:
+        before, after = (
+            area_over_random(deferral_curve(order, *columns[1:], weight=weight))
+            for order in (columns[0], finer)
+        )
+        return after - before
+
+    both = paired.assign(finer=np.asarray(finer, dtype=float))
+    return bootstrap_interval(
+        gain, both, columns=("finer", *COLUMNS), n_resamples=n_resamples, seed=seed,
+        bounds=(-1.0, 1.0),
+    )  # fmt: skip
+
+
+def certified_outcome(
+    first: pd.DataFrame, second: pd.DataFrame, promise: Promise
+) -> tuple[float, float]:
+    """What the threshold certified on some questions does on others, against the large model alone.
+
+    Its mean cost as a share of the large model's, and pass@1 lost. Where none is certified the
+    large model answers alone: 1 and 0.
+
+    Example:
+        >>> paired = pd.DataFrame({"confidence": [0.9, 0.2] * 200, "small_correct": [1, 0] * 200,
+        ...     "large_correct": 1, "small_cost": 1.0, "large_cost": 10.0})
+        >>> certified_outcome(paired, paired, Promise("within", 0.02))
+        (0.6, 0.0)
+    """
+    threshold = find_threshold(first, promise)
+    if threshold is None:
+        return 1.0, 0.0
+    means = _outcome(second, threshold)[["cost", "large_cost", "large_correct", "right"]].mean()
+    lost = means["large_correct"] - means["right"]
+    return float(means["cost"] / means["large_cost"]), float(lost)
 
 
 def median_seconds(
@@ -448,7 +500,7 @@ def against_single(
     system, asked = found[max(found)]
     single = asked.loc[second["question_id"]]
     beside = second.assign(single=single["correct"].to_numpy())
-    mean = _means(beside, n_resamples, seed)
+    mean = question_means(beside, n_resamples, seed)
     gap = mean("right") - mean("single")
     return {
         "single model": system,

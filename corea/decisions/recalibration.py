@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from corea import checks
 from corea.decisions.evaluation import OPTIONS
-from corea.metrics.calibration import (
-    expected_calibration_error,
-)
+from corea.metrics.calibration import expected_calibration_error
 from corea.tasks import suites
 from corea.tasks.decision_questions import LETTERS, VERDICTS
+from corea.thresholds.recalibration import Recalibration
 
 Floats = NDArray[np.float64]
 
@@ -32,7 +31,6 @@ NAMES: Mapping[str, str] = MappingProxyType({name: name.capitalize() for name in
 """What they are called in tables."""
 
 
-_TINY = 1e-6
 _OF_QUESTION = ["system", "seed", "dataset", "question_id"]
 
 
@@ -109,10 +107,7 @@ def recalibrated(method: str, fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
     - ``"none"``: :math:`p`;
     - ``"temperature"``: the decided option's share of :math:`\exp(z_k / T)`, with the T of least
       cross-entropy to the right options. It needs the options, and is over them alone;
-    - ``"platt"``: :math:`\sigma(a \operatorname{logit} p + b)`, a and b by logistic regression
-      without a penalty;
-    - ``"isotonic"``: the non-decreasing step function of least squares, constant beyond the
-      confidences it was fitted to.
+    - ``"platt"`` and ``"isotonic"``: a :class:`corea.thresholds.recalibration.Recalibration` of p.
 
     Source: paper B, appendix B.1 (Platt scaling and isotonic regression); Guo et al. (2017) for
     the temperature.
@@ -186,31 +181,17 @@ def _log_sum_exp(values: Floats) -> Floats:
     return total
 
 
-def _platt(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=np.inf).fit(_logit(fit["confidence"]), fit["correct"])
-    result: Floats = model.predict_proba(_logit(rows["confidence"]))[:, 1]
-    return result
-
-
-def _logit(confidence: ArrayLike) -> Floats:
-    p = np.clip(np.asarray(confidence, dtype=float), _TINY, 1 - _TINY)
-    result: Floats = np.log(p / (1 - p))[:, None]
-    return result
-
-
-def _isotonic(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
-    from sklearn.isotonic import IsotonicRegression
-
-    model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-    model.fit(fit["confidence"].to_numpy(float), fit["correct"].to_numpy(float))
-    result: Floats = model.predict(rows["confidence"].to_numpy(float))
-    return result
+def _mapped(
+    method: Literal["platt", "isotonic"],
+) -> Callable[[pd.DataFrame, pd.DataFrame], Floats]:
+    """A map of the confidence alone."""
+    return lambda fit, rows: Recalibration.fit(method, fit["confidence"], fit["correct"]).apply(
+        rows["confidence"]
+    )
 
 
 _METHODS: Mapping[str, Callable[[pd.DataFrame, pd.DataFrame], Floats]] = MappingProxyType(
-    {"temperature": _temperature, "platt": _platt, "isotonic": _isotonic}
+    {"temperature": _temperature, "platt": _mapped("platt"), "isotonic": _mapped("isotonic")}
 )
 
 

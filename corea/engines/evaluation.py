@@ -42,7 +42,7 @@ from corea.confidence import CONFIDENCE_GRID, average_probability
 from corea.engines.base import LONE_SURROGATE, MAX_TOKENS, Rollout
 from corea.records import Records, records_from_columns
 from corea.store import StoreError, check_seal, seal, write_atomically
-from corea.tasks.parsing import parse_completion
+from corea.tasks.parsing import ParsedCompletion, parse_completion
 from corea.tasks.questions import Question
 from corea.tasks.verify import KINDS, score_answers
 
@@ -127,7 +127,7 @@ def evaluate(
             samples=wanted,
         )
         require_rollouts(rollouts, [len(numbers) for numbers in wanted])
-        rollouts = [[_kept(rollout) for rollout in group] for group in rollouts]
+        rollouts = [[kept(rollout) for rollout in group] for group in rollouts]
         rows = pd.DataFrame(_rows(system, part, wanted, rollouts))
         if not pooled_states:
             return rows, None
@@ -295,6 +295,39 @@ def _require_questions(questions: Sequence[Question]) -> None:
                 raise ValueError(f"questions[{i}]: {name} has half of a surrogate pair")
 
 
+def kept(rollout: Rollout) -> Rollout:
+    """The rollout, or a failed one where it is such as no record could hold (rule 4)."""
+    wrong = [
+        f"{name} is {value!r}"
+        for name in ("prompt_tokens", "completion_tokens")
+        if not _is_count(value := getattr(rollout, name))
+    ]
+    completion: object = rollout.completion
+    if not isinstance(completion, str):
+        wrong.append(f"the completion is {type(completion).__name__}")
+    elif LONE_SURROGATE.search(completion):
+        wrong.append("the completion has half of a surrogate pair")
+    for name in ("expected_confidence", "expected_mass"):
+        value = _float(getattr(rollout, name))
+        if not (np.isnan(value) or 0 <= value <= 1):
+            wrong.append(f"{name} is {value!r}")
+    reason = f"the answer cannot be kept: {'; '.join(wrong)}" if wrong else str(rollout.error)
+    reason = "".join(c if c.isprintable() else "?" for c in reason[:_LONGEST_ERROR])
+    if not wrong:
+        return rollout if reason == rollout.error else dataclasses.replace(rollout, error=reason)
+    lost = Rollout("", None, None, finished=False, prompt_tokens=0, error=reason)
+    return dataclasses.replace(lost, pooled_state=rollout.pooled_state)
+
+
+def signals_of(rollout: Rollout, parsed: ParsedCompletion) -> dict[str, float]:
+    """The confidence signals of one answer, by column of the records; NaN where there is none."""
+    return {
+        "confidence": _float(parsed.confidence),
+        "expected_confidence": _float(rollout.expected_confidence),
+        "average_probability": _average(rollout),
+    }
+
+
 # --- parts --------------------------------------------------------------------------------------
 
 
@@ -357,30 +390,6 @@ def _unreadable(part: Path, *, whole: bool = False) -> str:
     return ""
 
 
-def _kept(rollout: Rollout) -> Rollout:
-    """The rollout, or a failed one where it is such as no record could hold."""
-    wrong = [
-        f"{name} is {value!r}"
-        for name in ("prompt_tokens", "completion_tokens")
-        if not _is_count(value := getattr(rollout, name))
-    ]
-    completion: object = rollout.completion
-    if not isinstance(completion, str):
-        wrong.append(f"the completion is {type(completion).__name__}")
-    elif LONE_SURROGATE.search(completion):
-        wrong.append("the completion has half of a surrogate pair")
-    for name in ("expected_confidence", "expected_mass"):
-        value = _float(getattr(rollout, name))
-        if not (np.isnan(value) or 0 <= value <= 1):
-            wrong.append(f"{name} is {value!r}")
-    reason = f"the answer cannot be kept: {'; '.join(wrong)}" if wrong else str(rollout.error)
-    reason = "".join(c if c.isprintable() else "?" for c in reason[:_LONGEST_ERROR])
-    if not wrong:
-        return rollout if reason == rollout.error else dataclasses.replace(rollout, error=reason)
-    lost = Rollout("", None, None, finished=False, prompt_tokens=0, error=reason)
-    return dataclasses.replace(lost, pooled_state=rollout.pooled_state)
-
-
 def _is_count(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return False
@@ -415,20 +424,21 @@ def _rows(
         [question.options for question in asked],
     )
     for i, (question, (sample, rollout)) in enumerate(zip(asked, answered, strict=True)):
+        signals = signals_of(rollout, parsed[i])
         yield {
             "dataset": question.dataset,
             "question_id": question.question_id,
             "system": system,
             "sample": sample,
             "correct": verdicts[i] is True,
-            "confidence": _float(parsed[i].confidence),
+            "confidence": signals["confidence"],
             "prompt_tokens": rollout.prompt_tokens,
             "completion_tokens": rollout.completion_tokens,
             "answer": parsed[i].answer,
             "gold": question.gold,
-            "expected_confidence": _float(rollout.expected_confidence),
+            "expected_confidence": signals["expected_confidence"],
             "expected_mass": _float(rollout.expected_mass),
-            "average_probability": _average(rollout),
+            "average_probability": signals["average_probability"],
             "kind": question.kind,
             "level": _float(question.level),
             "prompt": question.prompt,

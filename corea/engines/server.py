@@ -18,16 +18,19 @@ connection or a time-out, and heeds ``Retry-After``. What is decided here:
    (its ``logprobs-mode`` is ``raw_logprobs`` unless it is told otherwise). Those of an answer are
    missing as a whole if one of them is not a number from :data:`LOWEST_LOGPROB` to 0: ``null``,
    NaN, or minus infinity, which a token that was drawn cannot have. The answer counts without.
-6. The address and the key come from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` and are written
-   nowhere; OpenAI's client is not given the key. Where a server says the key, or the user and
-   password of an address, they are taken out of completions, errors and the log of httpx2; what
-   has fewer than six characters (``EMPTY``) is taken for no secret.
+6. The address and the key come from ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` (or the variable
+   ``key_from``) and are written nowhere; OpenAI's client is not given the key. Where a server says
+   the key, or the user and password of an address, they are taken out of completions, errors and
+   the log of httpx2; what has fewer than six characters (``EMPTY``) is taken for no secret.
 7. The server encodes prompts with the tokenizer it reads, and transformers' ``AutoTokenizer`` reads
    that of a Qwen2 model with a tokenizer of its own as Qwen2's. So for a model whose tokenizer is
    at hand, prompts can be sent to vLLM as the ids that our own tokenizer makes of them.
 8. Whatever a server does, a request ends within ``timeout``, its answer has at most
    :data:`MAX_BODY` bytes (unpacked, if it was packed), and a reason at most 300 characters.
    Cookies are not kept.
+9. A service asks one question at a time, for as long as it runs: :meth:`ServerEngine.ask` and
+   :meth:`ServerEngine.stream` give a failed rollout where :meth:`ServerEngine.generate` would end
+   all of it, and ask again a server that failed before. They take a whole conversation too.
 """
 
 from __future__ import annotations
@@ -42,13 +45,14 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
+from weakref import WeakKeyDictionary
 
 import httpx2
 import numpy as np
@@ -93,11 +97,18 @@ _WRONG = (ValueError, KeyError, IndexError, TypeError, AttributeError, Recursion
 
 Result = TypeVar("Result")
 
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""A user's message or a text, the ids of one, or the messages of a conversation."""
+
 _alone = threading.Lock()  # what two threads are not to do at once
 
 
 class ServerError(Exception):
     """A server cannot be used; says why, and what to do."""
+
+
+class AddressError(ValueError):
+    """An address or a key that no request can be sent with; does not show it."""
 
 
 class _Unusable(httpx2.RequestError):
@@ -130,6 +141,7 @@ class ServerEngine:
     body: Mapping[str, Any] = field(default_factory=lambda: VLLM_BODY)  # beside OpenAI's parameters
     # prompts are sent as its ids (choice 7), in its chat template if `chat`; only vLLM takes them
     tokenizer: PreTrainedTokenizerBase | None = None
+    key_from: str = "OPENAI_API_KEY"  # the environment variable that holds the key
 
     def __post_init__(self) -> None:
         """Check the values, the address and the key, without showing the key."""
@@ -140,10 +152,11 @@ class ServerEngine:
         if not 0 < self.timeout < np.inf:
             raise ValueError(f"timeout is {self.timeout!r}; expected seconds above 0")
         address = self._address
-        _require_sendable(self._key)
+        _require_sendable(self._key, self.key_from)
         if self._key and address.username:
-            raise ValueError(
-                "the address has a user, and OPENAI_API_KEY is set: a request can carry one of them"
+            raise AddressError(
+                f"the address has a user, and {self.key_from} is set: a request can carry one of "
+                "them"
             )
         if self.tokenizer and self.chat and not self.tokenizer.chat_template:
             raise ValueError("chat is True, but the tokenizer has no chat template")
@@ -154,7 +167,7 @@ class ServerEngine:
 
     @cached_property
     def _key(self) -> str:
-        return os.environ.get("OPENAI_API_KEY", "")
+        return os.environ.get(self.key_from, "")
 
     @property
     def fingerprint(self) -> str:
@@ -184,7 +197,20 @@ class ServerEngine:
         return _Secrets(self._key, self._address)
 
     @cached_property
+    def _clients(self) -> WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI]:
+        """Connections belong to an event loop, so each has a client of its own."""
+        return WeakKeyDictionary()
+
+    @property
     def _client(self) -> openai.AsyncOpenAI:
+        """That of the running event loop."""
+        loop = asyncio.get_running_loop()
+        with _alone:
+            if loop not in self._clients:
+                self._clients[loop] = self._new_client()
+            return self._clients[loop]
+
+    def _new_client(self) -> openai.AsyncOpenAI:
         user = ":".join(_user(self._address))
         authorization = f"Bearer {self._key}" if self._key else ""
         if self._address.username:
@@ -256,11 +282,78 @@ class ServerEngine:
         """Give up connections; the engine is not to be used again."""
         if running := vars(self).pop("_running", None):
             loop, thread = running
-            asyncio.run_coroutine_threadsafe(self._client.close(), loop).result()
+            asyncio.run_coroutine_threadsafe(self.close_here(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
         for name in _LOGGERS:
             logging.getLogger(name).removeFilter(self._secrets)
+
+    async def close_here(self) -> None:
+        """Give up the connections of the running event loop, which may open others."""
+        if client := self._clients.pop(asyncio.get_running_loop(), None):
+            await client.close()
+
+    async def ask(self, prompt: Prompt, sampling: Sampling, seed: int) -> Rollout:
+        """One completion, on the event loop that awaits it; choice 9.
+
+        How many are asked at once is for the caller to limit, and so is the time of all attempts.
+        """
+        try:
+            return await self._request(prompt, sampling, seed)
+        except (_Refused, openai.APIError) as caught:
+            return _failed(self._told(caught))
+
+    async def stream(
+        self, prompt: Prompt, sampling: Sampling, seed: int
+    ) -> AsyncGenerator[str | Rollout, None]:
+        """The text of one completion as it comes, and in the end its rollout; choice 9.
+
+        No log-probabilities are asked for. What may be the beginning of a secret is held back
+        until it is known to be none.
+        """
+        path, asked = self._body(prompt, sampling, seed)
+        asked.pop("logprobs", None)
+        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+        clock = asyncio.get_running_loop().time
+        deadline, answer = clock() + self.timeout, None
+        told, whole, pending = "", _Parts(), ""
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer = await self._client.post(
+                    path,
+                    cast_to=object,
+                    body=asked,
+                    stream=True,
+                    stream_cls=openai.AsyncStream[object],
+                )
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    part = await anext(answer, None)
+                if part is None:
+                    break
+                pending += whole.add(part)
+                held = self._secrets.begun(pending)
+                ready, pending = pending[: len(pending) - held], pending[len(pending) - held :]
+                if ready:
+                    yield self._secrets.hidden(ready)
+            if pending:
+                yield self._secrets.hidden(pending)
+            rollout = _read(whole.content(), chat=True)
+        except TimeoutError:
+            told = f"no whole answer within {self.timeout:g} s"
+        except (_Refused, openai.APIError) as caught:
+            told = self._told(caught)
+        except _WRONG as error:
+            told = self._secrets.told(
+                f"the answer is not what was expected ({type(error).__name__}: {error})"
+            )
+        finally:
+            if answer is not None:
+                await answer.close()
+        if told:
+            yield _failed(told)
+        else:
+            yield replace(rollout, completion=self._secrets.hidden(rollout.completion))
 
     def models(self) -> list[str]:
         """Names of the models that the server lists; none if it does not list them."""
@@ -317,7 +410,17 @@ class ServerEngine:
             self._health.require()
             return _failed(told)
 
-    async def _request(self, prompt: str | list[int], sampling: Sampling, seed: int) -> Rollout:
+    async def _request(self, prompt: Prompt, sampling: Sampling, seed: int) -> Rollout:
+        path, asked = self._body(prompt, sampling, seed)
+        # not `chat.completions.create`, which looks at each part of a body that is plain already
+        answer = await self._client.post(path, cast_to=httpx2.Response, body=asked)
+        rollout: Rollout = answer.extensions["rollout"]
+        return rollout
+
+    def _body(self, prompt: Prompt, sampling: Sampling, seed: int) -> tuple[str, dict[str, Any]]:
+        """Where a completion is asked for, and with what."""
+        if isinstance(prompt, str):
+            [prompt] = self._encoded([prompt])
         asked: dict[str, Any] = {
             "model": self.model,
             "temperature": sampling.temperature,
@@ -326,17 +429,16 @@ class ServerEngine:
             "seed": seed,
             **self.body,
         }
-        if self.chat and isinstance(prompt, str):
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            path, asked["messages"] = "/chat/completions", prompt
+        elif self.chat and isinstance(prompt, str):
             path = "/chat/completions"
             asked["messages"] = [{"role": "user", "content": prompt}]
         else:
             path, asked["prompt"] = "/completions", prompt
         if self.logprobs:
             asked["logprobs"] = True if "messages" in asked else 1
-        # not `chat.completions.create`, which looks at each part of a body that is plain already
-        answer = await self._client.post(path, cast_to=httpx2.Response, body=asked)
-        rollout: Rollout = answer.extensions["rollout"]
-        return rollout
+        return path, asked
 
     async def _models(self) -> list[str]:
         client = self._client.with_options(max_retries=0, timeout=min(30.0, self.timeout))
@@ -377,7 +479,7 @@ class ServerEngine:
             listed = ", ".join(await self._models())[:_LONGEST_REASON] or "none that it lists"
             return ServerError(f"{told}. It has these models: {listed}; asked for {self.model}")
         if status in (401, 403):
-            return ServerError(f"{told}. Set OPENAI_API_KEY to a key that the server accepts")
+            return ServerError(f"{told}. Set {self.key_from} to a key that the server accepts")
         return ServerError(
             f"{told}. Set OPENAI_BASE_URL to the address that answers itself, with its /v1"
         )
@@ -393,7 +495,9 @@ class _Limited(httpx2.AsyncClient):
         )
         self._authorization, self._secrets = authorization, secrets
 
-    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+    async def send(
+        self, request: httpx2.Request, *, stream: bool = False, **_: Any
+    ) -> httpx2.Response:
         request.headers.pop("Authorization", None)
         if self._authorization:
             request.headers["Authorization"] = self._authorization
@@ -402,6 +506,10 @@ class _Limited(httpx2.AsyncClient):
         try:
             async with asyncio.timeout(seconds):
                 answer = await super().send(request, stream=True, follow_redirects=False)
+                if stream and answer.status_code == 200:
+                    packed = answer.headers.get("Content-Encoding", "identity") != "identity"
+                    parts = _Counted(answer, packed)
+                    return httpx2.Response(200, stream=parts, request=request)
                 try:
                     content = await _limited(answer)
                 finally:
@@ -430,6 +538,55 @@ class _Limited(httpx2.AsyncClient):
         raise _Unusable(told)
 
 
+class _Counted(httpx2.AsyncByteStream):
+    """What a server streams, up to a bound."""
+
+    def __init__(self, answer: httpx2.Response, packed: bool) -> None:
+        self._answer, self._packed = answer, packed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._packed:
+            raise _Unusable("the answer is packed, though that was not asked for")
+        size = 0
+        async for part in self._answer.aiter_raw():
+            size += len(part)
+            _require_length(size)
+            yield part
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
+
+
+class _Parts:
+    """What a streamed completion says, put together as if it had come at once."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._reason: object = None
+        self._usage: object = None
+
+    def add(self, part: Any) -> str:
+        """Take in one event; the text in it, if any."""
+        self._usage = part.get("usage") or self._usage
+        if not part["choices"]:
+            return ""
+        [choice] = part["choices"]
+        self._reason = choice.get("finish_reason") or self._reason
+        text = choice["delta"].get("content") if "delta" in choice else choice["text"]
+        if not isinstance(text, str | None):
+            raise TypeError(f"a part of the completion is {type(text).__name__}")
+        if LONE_SURROGATE.search(text or ""):
+            raise ValueError("the completion has half of a surrogate pair")
+        self._texts.append(text or "")
+        return text or ""
+
+    def content(self) -> dict[str, Any]:
+        """The answer to a request that does not stream."""
+        message = {"content": "".join(self._texts)}
+        choice = {"message": message, "finish_reason": self._reason}
+        return {"choices": [choice], "usage": self._usage}
+
+
 class _Secrets(logging.Filter):
     """Takes a key, or an address's user and password, out of texts and of what is logged."""
 
@@ -448,6 +605,7 @@ class _Secrets(logging.Filter):
                 base64.b64encode(secret.encode()).decode(),
             )
         }
+        self._forms = tuple(forms)
         full = [re.escape(form) for form in sorted(forms, key=len, reverse=True)]
         # half of it, from its start, and what goes on: a server may cut it
         begun = [
@@ -459,6 +617,12 @@ class _Secrets(logging.Filter):
     def hidden(self, text: str) -> str:
         """The text without them."""
         return self._found.sub("[secret]", text)
+
+    def begun(self, text: str) -> int:
+        """How many characters at the end of a text may be the beginning of one of them."""
+        longest = min(max(map(len, self._forms), default=0), len(text))
+        ends = (n for n in range(longest, 0, -1) if text[-n] in {form[0] for form in self._forms})
+        return next((n for n in ends if any(f.startswith(text[-n:]) for f in self._forms)), 0)
 
     def told(self, text: str) -> str:
         """A reason: one printable line of bounded length, without them."""
@@ -507,7 +671,7 @@ def _split(address: str) -> SplitResult:
             parts = urlsplit(address)
             if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
                 return parts
-    raise ValueError(
+    raise AddressError(
         "no address of a server: set OPENAI_BASE_URL, such as http://localhost:8000/v1 (without ?, "
         "# and white space)"
     )
@@ -517,12 +681,12 @@ def _user(address: SplitResult) -> tuple[str, str]:
     return unquote(address.username or ""), unquote(address.password or "")
 
 
-def _require_sendable(key: str) -> None:
+def _require_sendable(key: str, name: str) -> None:
     """Refuse a key that no header can carry, without showing it."""
     if wrong := re.search(r"[^!-~]", key):
         found = "white space" if wrong[0].isspace() else "not printable ASCII"
-        raise ValueError(
-            f"OPENAI_API_KEY cannot be sent: U+{ord(wrong[0]):04X} in it ({found}). Set it without "
+        raise AddressError(
+            f"{name} cannot be sent: U+{ord(wrong[0]):04X} in it ({found}). Set it without "
             "what does not belong to the key"
         )
 

@@ -325,6 +325,34 @@ def query_cost(
     return size_ratio * (prompt + output_price * completion)
 
 
+def cost_ratio(
+    small: ArrayLike, deferred: ArrayLike, router: float | None = None
+) -> NDArray[np.float64]:
+    r"""What a cascade costs, as a share of its large model alone.
+
+    .. math:: s + d, \qquad\text{behind a router}\qquad r + (1 - d)\, s + d
+
+    Source: paper A, section 4.3.
+
+    Args:
+        small: :math:`s`, what the small side costs on every question, as a share of what the large
+            model does, any shape.
+        deferred: :math:`d`, the share of the large model's cost that deferred questions make up,
+            which is the deferral rate where all questions cost alike; in [0, 1].
+        router: :math:`r`, what a router costs that spares the small model what it sends on.
+
+    Above 1 the cascade loses. A router that is free loses only where the small model is dearer.
+
+    Example:
+        >>> float(cost_ratio(0.4, 0.7)), float(cost_ratio(0.4, 0.7, router=0.05))
+        (1.1, 0.87)
+    """
+    s, d = np.asarray(small, dtype=np.float64), np.asarray(deferred, dtype=np.float64)
+    if not ((s >= 0).all() and (d >= 0).all() and (d <= 1).all()):
+        raise ValueError("small must be from 0 and deferred in [0, 1]")
+    return np.asarray(s + d if router is None else router + (1 - d) * s + d)
+
+
 def _token_counts(tokens: ArrayLike, name: str) -> NDArray[np.float64]:
     return checks.not_negative(np.atleast_1d(tokens), name).reshape(np.shape(tokens))
 

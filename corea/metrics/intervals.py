@@ -196,7 +196,7 @@ def combination(
         >>> print(combination([np.array([[1.0], [3.0]]), np.array([[5.0]])], [-1.0, 1.0]))
         3.000 [-19.008, 25.008]
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes a second to load
 
     values = sum(c * group.mean(axis=0) for c, group in zip(factors, groups, strict=True))
     values = np.asarray(values)
@@ -226,7 +226,7 @@ def combination(
         reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
         return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
     many = max(n_questions - 1, 1) if n_questions else np.inf
-    of_common, of_spread = t.ppf((1 + level) / 2, [many, freedom or many])
+    of_common, of_spread = stdtrit([many, freedom or many], (1 + level) / 2)
     half = np.sqrt(of_common**2 * common + of_spread**2 * by_seeds)
     corrected = 2 * estimate - float(resampled.mean()) if len(resampled) else estimate
     ends = (min(estimate, corrected) - half, max(estimate, corrected) + half)
@@ -257,7 +257,7 @@ def mean_interval(
         >>> print(mean_interval([0.0, 1.0, 1.0, 0.0], bounds=(0, 1)))
         0.500 [0.000, 1.000]
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     given = checks.numbers(values, "values", boolean=True).astype(float)
     base = np.ones_like(given) if over is None else checks.not_negative(over, "over", given.size)
@@ -271,7 +271,7 @@ def mean_interval(
         unseen = 1 - ((1 - level) / 2) ** (1 / n)
         reached = [estimate + unseen * (end - estimate) for end in bounds if np.isfinite(end)]
         return Interval(estimate, min([estimate, *reached]), max([estimate, *reached]), *facts)
-    half = float(t.ppf((1 + level) / 2, n - 1)) * float(errors.std(ddof=1)) / np.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(errors.std(ddof=1)) / np.sqrt(n)
     low, high = np.clip((estimate - half, estimate + half), *bounds)
     return Interval(estimate, float(low), float(high), *facts)
 
@@ -721,8 +721,8 @@ def claim(
     }
 
 
-def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
-    """The sentence a caption needs about the intervals of a table.
+def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int, run: str = "") -> str:
+    """The sentence a caption needs about the intervals of a table, and of which ``run`` it is.
 
     Example:
         >>> table = pd.DataFrame({"interval": [ONE_SEED], "n_seeds": [1]})
@@ -740,4 +740,5 @@ def interval_note(table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
         elif method in (SEEDS, FEW_SEEDS):
             few = ", few, so it is wide" if method == FEW_SEEDS else ""
             kinds.append(f"{ONE_SEED} {resamples} and Student's t over {seeds}{few}")
-    return f"95 % intervals: {'; elsewhere '.join(sorted(kinds)) or 'none'}."
+    of = f" of {run}" if run else ""
+    return f"95 % intervals{of}: {'; elsewhere '.join(sorted(kinds)) or 'none'}."

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from corea.confidence import with_signal
 from corea.metrics.cascade import defers
 from corea.records import json_object, quoted, quoted_names
+from corea.thresholds.recalibration import Recalibration
 
 VERSION: Literal[1] = 1
 MAX_BYTES = 2**20
@@ -78,11 +79,14 @@ class Card(_Strict):
         expected: Accuracy, cost and deferral on the calibration questions, which also chose the
             threshold; costs in ``cost_unit``.
         cost_unit: What a cost is counted in.
+        prices: ``size_ratio`` and ``output_price`` that the costs were counted with.
         questions: How many calibrated it.
         smallest_questions: Fewest that could certify the promise, were nothing lost.
         least_deferral: Least share to defer, whatever the confidence; None for a budget.
         datasets: Questions by dataset: the promise is about this mix.
         table: The thresholds tested, a choice of them.
+        recalibration: From the small system's confidence to its probability of being right, fitted
+            to the same questions; None where nothing could be fitted.
         provenance: Where the questions came from.
     """
 
@@ -95,11 +99,13 @@ class Card(_Strict):
     guarantee: Guarantee
     expected: dict[str, Estimate]
     cost_unit: str = ""
+    prices: dict[Literal["size_ratio", "output_price"], Annotated[float, Field(gt=0)]] = {}
     questions: Annotated[int, Field(ge=1)]
     smallest_questions: int
     least_deferral: Share | None
     datasets: dict[str, int]
     table: list[Tested]
+    recalibration: Recalibration | None = None
     provenance: dict[str, str] = {}
 
     def save(self, path: str | Path) -> None:
@@ -154,6 +160,8 @@ class Card(_Strict):
     def route(self, table: pd.DataFrame) -> pd.DataFrame:
         """Which records of the small model go to the large one, in columns deferred and reason.
 
+        Where the card has a recalibration, ``probability`` is what the confidence comes to.
+
         Args:
             table: Records; only those of the card's small system are routed, and others are refused
                 unless they are the large system's.
@@ -190,7 +198,10 @@ class Card(_Strict):
         confidence = rows["confidence"].to_numpy(dtype=float)
         deferred = defers(confidence, threshold)
         reason = [self.reason(value) for value in confidence]
-        return rows.assign(deferred=deferred, reason=reason).reset_index(drop=True)
+        routed = rows.assign(deferred=deferred, reason=reason).reset_index(drop=True)
+        if self.recalibration:
+            routed["probability"] = self.recalibration.apply(confidence)
+        return routed
 
     def reason(self, confidence: float) -> str:
         """Why a question with this confidence is kept or deferred."""

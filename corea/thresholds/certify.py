@@ -38,6 +38,7 @@ from corea.metrics.cascade import DEFER_ALL, defers, priced_pair
 from corea.metrics.intervals import Interval, mean_interval
 from corea.records import select
 from corea.thresholds.card import Card, Estimate, Guarantee, Tested
+from corea.thresholds.recalibration import Recalibration
 
 Floats = NDArray[np.float64]
 Kind = Literal["within", "at_least", "disagreement", "budget"]
@@ -334,6 +335,8 @@ def certify(
     threshold = None if refusal or chosen is None else float(counted.thresholds[chosen])
     focus = next((i for i in (chosen, stopped) if i is not None), 0)
     n_small = smallest_n(promise)
+    stated, right = paired["confidence"], paired["small_correct"].astype(bool)
+    both = right[stated.notna()].nunique() == 2
     return Card(
         small=small,
         large=large,
@@ -357,6 +360,7 @@ def certify(
             )
             for i in _spread(len(counted.thresholds), focus)
         ],
+        recalibration=Recalibration.fit("platt", stated, right) if both else None,
         provenance=dict(provenance or {}),
     )  # fmt: skip
 

@@ -42,7 +42,8 @@ _NO_WORDS = re.compile(
 def finish(notebook: Mapping[str, Any], where: str, label: str = "") -> None:
     """Put into the prose what was computed for it, and a label behind the title.
 
-    What is downloaded from a page is the notebook as it is then.
+    What is downloaded from a page is the notebook as it is then. It writes no tables: a reader has
+    no folder for them.
     """
     values: dict[str, str] = {}
     for cell in notebook["cells"]:
@@ -55,6 +56,9 @@ def finish(notebook: Mapping[str, Any], where: str, label: str = "") -> None:
                 raise PipelineError(
                     f"{where}, cell {number}: nothing was said under the name {error}"
                 ) from error
+        elif "injected-parameters" in cell["metadata"].get("tags", []):
+            source = "".join(cell["source"])
+            cell["source"] = re.sub(r"^output_dir = .*\n?", "", source, flags=re.MULTILINE)
     if label:
         _behind_title(notebook, lambda title: f"{title} · {label}")
 

@@ -17,7 +17,6 @@ model is loaded, nothing is downloaded, and only parameter files are written.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -41,7 +40,7 @@ from corea.workflow.estimate import (
     run_jobs,
 )
 from corea.workflow.execute import check_kernel, damage, plain_lines
-from corea.workflow.profiles import KERNEL, Profile, load_profile, without_seed
+from corea.workflow.profiles import KERNEL, Profile, without_seed
 from corea.workflow.publish import join_notes, read_notes
 from corea.workflow.work import declared, flat
 
@@ -396,30 +395,3 @@ def write_plan(profile: Profile, device: str = "") -> str:
     ):
         lines += ["", heading, *(f"  {text}" for text in told)] if told else []
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: print a plan; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m corea plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("profile")
-    parser.add_argument("--device", choices=DEVICES, default="")
-    parser.add_argument("--publish", action="store_true", help="keep in the package what it took")
-    options = parser.parse_args(arguments)
-    try:
-        profile = load_profile(options.profile)
-        if options.publish:
-            publish(profile)
-        else:
-            print(write_plan(profile, options.device))
-    except PipelineError as error:
-        print(error)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

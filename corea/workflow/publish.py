@@ -10,8 +10,8 @@ Runs may be named; by default they are those of the notebooks that import
 (:data:`corea.book.full_run.PROFILE`).
 
 1. What is published of a notebook replaces all that was of it: one chapter never shows tables of
-   two full runs, and its provenance has the SHA-256 of each. Those of other notebooks stay, also
-   of other commits.
+   two full runs, and its provenance has the SHA-256 of each and those of its parameters that are
+   numbers. Those of other notebooks stay, also of other commits.
 2. The commit and the versions are those with which the notebooks were executed, the runs that
    the published ones read included, not those of the moment of publishing. A commit that ends
    in ``+changes`` was not clean; several commits are all named.
@@ -21,10 +21,8 @@ Runs may be named; by default they are those of the notebooks that import
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -38,7 +36,7 @@ from corea.book.display import visible
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
 from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
-from corea.workflow.profiles import Profile, load_profile
+from corea.workflow.profiles import Profile
 
 
 def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
@@ -81,8 +79,10 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
+            given = notes[run]["papermill"]["parameters"].items()
             told = join_notes(read) | {
                 "schema": full_run.SCHEMA,
+                "parameters": {name: v for name, v in given if isinstance(v, int | float)},
                 "tables": {path.name: full_run.digest(path) for path in paths},
             }
             content = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
@@ -151,32 +151,14 @@ def _unfit(tables: Mapping[str, Sequence[Path]]) -> Iterator[str]:
                 yield f"{path} is not readable as CSV: {visible(error)}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: publish tables of a profile's runs; 1 if nothing was published."""
-    parser = argparse.ArgumentParser(
-        prog="python -m corea publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("profile")
-    parser.add_argument("run", nargs="*")
-    options = parser.parse_args(arguments)
-    try:
-        written = publish(load_profile(options.profile), options.run)
-    except PipelineError as error:
-        print(error)
-        return 1
-    print(*written, sep="\n")
+def tell(written: Sequence[Path]) -> Iterator[str]:
+    """What was published, and of which run, in lines."""
+    yield from map(str, written)
     commits = set()
     for run in dict.fromkeys(path.parent.name for path in written):
         told = full_run.facts(run)
         commits.add(told["commit"])
         kept = ("commit", "seed", "device", "wall time")
-        print(f"{run}:", ", ".join(f"{name} {told[name]}" for name in kept if name in told))
+        yield f"{run}: " + ", ".join(f"{name} {told[name]}" for name in kept if name in told)
     if any("+changes" in commit or "unknown" in commit for commit in commits):
-        print("Nobody else has that source: better commit it and make the full run from it.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield "Nobody else has that source: better commit it and make the full run from it."

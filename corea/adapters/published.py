@@ -22,7 +22,7 @@ from corea.records import (
     records_from_columns,
 )
 
-SHIPPED = Path(__file__).parent / "data" / "records"
+SHIPPED = Path(__file__).parents[1] / "data" / "records"
 RLCR_GPQA = SHIPPED / "rlcr_gpqa.csv.gz"
 
 
