@@ -8,8 +8,8 @@ unescaped, and nothing in the page is loaded from elsewhere or can run.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -105,6 +105,29 @@ def say_ranking(found: dict[str, Interval]) -> Html:
     )
 
 
+def say_all(stated: pd.DataFrame, areas: pd.DataFrame) -> Html:
+    """Of several systems, for how many level and ranking are shown to be off or right."""
+    levels = [
+        verdict(mean_interval(rows["confidence"] - rows["correct"], bounds=(-1, 1)), above=0)
+        for _, rows in stated.groupby("system", sort=False)
+    ]
+    ranks = [
+        verdict(Interval.of(_as_value(row)), above=0.5)
+        for row in areas[areas["estimate"].notna()].to_dict("records")
+    ]
+    return display.reading(
+        "Of {n} systems that state a confidence {high} state too much and {low} too little; for "
+        "the others no difference can be shown.",
+        "In {ranks} of {cells} cases, a system on a dataset, the confidence tells right answers "
+        "from wrong ones.",
+        n=len(levels),
+        high=levels.count("holds"),
+        low=levels.count("fails"),
+        ranks=ranks.count("holds"),
+        cells=len(ranks),
+    )
+
+
 def say_card(card: Card) -> Html:
     """What a card promises and what it saves, or why it promises nothing."""
     small, large = display.short(card.small), display.short(card.large)
@@ -135,6 +158,8 @@ def say_card(card: Card) -> Html:
 def say_what_to_do(found: dict[str, Interval], card: Card | None) -> Html:
     """What follows from level, ranking and card."""
     steps = []
+    if not found and card is None:
+        return display.reading("Name a small and a large system to see what deferring would buy.")
     if not found:
         return display.reading("Record a confidence with each answer: without one nothing defers.")
     if verdict(found["AUROC"], above=0.5) != "holds":
@@ -245,6 +270,8 @@ def report(
     if n_systems > 2 and not (small and large):
         notes.append(f"{n_systems} systems: name the small and the large one to see a cascade")
     else:
+        if n_systems > 1 and not (small and large):
+            notes.append("the small and the large system were not named: taken by who states more")
         small, large = cascade.small_and_large(table, small, large)
         table = table[table["system"].isin([small, large])]
     if small and large:
@@ -270,25 +297,35 @@ def report(
             of_small.assign(dataset="all"), ["AUROC"], n_resamples=resamples, seed=seed
         )
         found = level_and_ranking(
-            of_small["correct"], of_small["confidence"], Interval.of(_as_value(areas))
+            of_small["correct"],
+            of_small["confidence"],
+            Interval.of(_as_value(areas.iloc[0].to_dict())),
         )
     answer = [say_level(found, small), say_ranking(found)] if found else []
+    if not small and len(stated):
+        answer = [say_all(stated, metrics[metrics["metric"] == "AUROC"])]
     answer += [say_card(card)] if card else []
     shown = dict(groups[:MOST_SYSTEMS])
     parts: list[Html] = [
         _section("What to do", say_what_to_do(found, card)),
         _section(
             "What the file holds",
-            display.table(summarize(table).rename(columns=_WRITTEN), "Answers and confidences."),
+            display.table(
+                _narrow(summarize(table).rename(columns=_WRITTEN)),
+                "Answers and confidences.",
+                formats={"right": ".1%", "with confidence": ".1%", "mean confidence": ".2f"},
+            ),
             display.paragraphs(*str(records).split("\n")[:1], *notes),
         ),
         _section(
             "Is the confidence right, and does it rank?",
             display.table(
-                measure.with_intervals(metrics, list(_COLUMNS)),
+                _narrow(measure.with_intervals(metrics, list(_COLUMNS))).rename(
+                    columns={"ECE (equal width)": "ECE", "mean confidence": "stated"}
+                ),
                 f"ECE with {n_bins} bins; AUROC 0.5 ranks nothing. 95 % intervals from {resamples} "
                 f"bootstrap resamples by question, seed {seed}. A dash: no confidence.",
-                formats=dict.fromkeys(_COLUMNS, ".3f"),
+                formats=dict.fromkeys(["pass@1", "stated", "ECE", "AUROC"], ".2f"),
             ),
             *_calibration_figures(shown, n_bins),
         ),
@@ -333,9 +370,13 @@ def report(
     return _page(records.source, answer or [say_what_to_do(found, card)], parts), card
 
 
-def _as_value(areas: pd.DataFrame) -> dict[str, float]:
-    row = areas.iloc[0]
+def _as_value(row: Mapping[Any, Any]) -> dict[str, float]:
     return {"value": row["estimate"], "low": row["low"], "high": row["high"]}
+
+
+def _narrow(table: pd.DataFrame) -> pd.DataFrame:
+    """Without what is the same in all rows."""
+    return table.drop(columns=["dataset"]) if len(set(table["dataset"])) == 1 else table
 
 
 def thinned(curve: pd.DataFrame, most: int = _POINTS) -> pd.DataFrame:

@@ -80,13 +80,17 @@ def test_a_report_without_a_second_system_or_a_confidence_says_so(folder):
     page = (folder / "report.html").read_text("utf-8")
     assert "no question has a confidence" in page
     assert "Record a confidence" in page
+    assert "were not named" in page
 
 
 def test_more_than_two_systems_are_all_shown_and_a_pair_is_asked_for(folder):
     three = pd.concat([rows(), rows(systems=("t",), seed=1)])
     three.to_csv("three.csv", index=False)
     assert main(["report", "three.csv"]) == 0
-    assert "3 systems: name the small and the large one" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "3 systems: name the small and the large one" in page
+    assert "Of 2 systems that state a confidence 0 state too much" in page
+    assert "In 1 of 2 cases" in page
     assert main(["report", "three.csv", "--small", "t", "--large", "l"]) == 0
     assert "always large" not in (folder / "report.html").read_text()  # it is inside the figure
 
