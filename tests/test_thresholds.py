@@ -530,3 +530,11 @@ def test_a_card_says_how_probable_it_is_that_an_answer_is_right():
     routed = card.route(rows)
     assert abs(routed["probability"].mean() - world["small_correct"].mean()) < 0.01
     assert certify(world.assign(small_correct=True), Promise("at_least", 0.5)).recalibration is None
+
+
+def test_a_card_says_where_it_costs_more_than_the_large_model_alone():
+    world = draw(2000, 1).assign(small_cost=9.0)
+    card = certify(world, Promise("within", 0.02), large="theirs")
+    assert card.expected["cost_saving"].estimate < 0
+    assert "This costs more than theirs alone would." in card.describe()
+    assert "costs more" not in certify(draw(2000, 1), Promise("within", 0.02)).describe()

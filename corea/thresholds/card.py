@@ -230,6 +230,8 @@ class Card(_Strict):
             f"saved {share('cost_saving')} of its cost.",
             f"Questions: {mix}. Fewest that could certify this: {self.smallest_questions:,}.",
         ]
+        if expected["cost_saving"].estimate < 0:
+            lines.append(f"This costs more than {self.large} alone would.")
         if self.least_deferral is not None:
             lines.append(f"No confidence at all could defer less than {self.least_deferral:.1%}.")
         return "\n".join(lines)

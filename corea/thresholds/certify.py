@@ -262,9 +262,11 @@ def _search(counted: _Counted, promise: Promise) -> tuple[int | None, int | None
     chosen = None
     sequence = range(len(counted.thresholds))
     for i in reversed(sequence) if promise.kind == "budget" else sequence:
-        # to defer everything loses nothing against the large model, whatever the questions
-        always = promise.kind in ("within", "disagreement") and counted.kept[i] == 0
-        if not always and counted.p_value(i, promise, promise.risk) > promise.delta:
+        # to defer everything loses nothing against the large model, whatever the questions; but
+        # thresholds that keep none of these questions may keep others, and are tested too
+        if promise.kind in ("within", "disagreement") and counted.kept[i] == 0:
+            chosen = i
+        if counted.p_value(i, promise, promise.risk) > promise.delta:
             return chosen, i
         chosen = i
     return chosen, None
