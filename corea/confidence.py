@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from corea.records import KEY, RecordsError, select
+from corea.records import KEY, RecordsError, read_confidences, select
 
 CONFIDENCE_GRID = tuple(f"{tenths / 10:.1f}" for tenths in range(11))
 """The texts ``0.0``, ``0.1``, ... ``1.0``."""
@@ -118,6 +118,10 @@ def expectation_on_grid(
 def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:
     """Records of the same completions whose confidence is another signal.
 
+    Raises:
+        ValueError: If the records are of several systems.
+        RecordsError: If the column is not there, or holds what is no confidence.
+
     Example:
         >>> records = pd.DataFrame({"dataset": "d", "question_id": ["1"], "system": "L1-SLM",
         ...     "sample": 0, "correct": [True], "confidence": [1.0], "expected_confidence": [0.8]})
@@ -130,6 +134,8 @@ def with_signal(table: pd.DataFrame, column: str, system: str) -> pd.DataFrame:
     if column not in table.columns:
         found = ", ".join(map(str, table.columns))
         raise RecordsError(system, [f"no column {column}; there are {found}"])
+    if pd.api.types.is_string_dtype(table[column]):  # as it stands in a text file
+        table = table.assign(**{column: read_confidences(table[column], column, source=system)})
     if not pd.api.types.is_float_dtype(table[column]):
         raise RecordsError(
             system, [f"field {column}: found type {table[column].dtype}, expected float"]

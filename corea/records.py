@@ -384,6 +384,27 @@ def _typed_column(
     return pd.Series(parsed if not problems else [], dtype=column.dtype, name=name), problems
 
 
+def read_confidences(cells: Iterable[object], name: str, *, source: str) -> list[float]:
+    """Another column of a text file, read as confidences are (rule 2); NaN where missing.
+
+    Raises:
+        RecordsError: Naming every cell that is none.
+
+    Example:
+        >>> read_confidences(["0.5", "n/a"], "probe", source="my.csv")
+        [0.5, nan]
+    """
+    values, problems = [], []
+    for row, cell in enumerate(cells, start=1):
+        try:
+            values.append(_confidence(cell, text=True))
+        except (ValueError, TypeError):
+            problems.append(_sentence(row, "confidence", cell).replace("confidence", name, 1))
+    if problems:
+        raise RecordsError(source, problems)
+    return values
+
+
 def _missing_note(name: str, values: Sequence[object]) -> list[str]:
     """A sentence on the words that were taken as missing, if there are any."""
     if name not in _NUMBERS:

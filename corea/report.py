@@ -17,9 +17,10 @@ import pandas as pd
 import corea
 from corea.book import display
 from corea.book.display import Html
+from corea.confidence import with_signal
 from corea.metrics import calibration, cascade, measure
 from corea.metrics.intervals import Interval, mean_interval, verdict
-from corea.records import Records, summarize
+from corea.records import Records, select, summarize
 from corea.thresholds.card import Card
 from corea.thresholds.certify import Promise, calibration_questions, certify
 
@@ -274,9 +275,14 @@ def report(
             notes.append("the small and the large system were not named: taken by who states more")
         small, large = cascade.small_and_large(table, small, large)
         table = table[table["system"].isin([small, large])]
+    if small and signal != "confidence":
+        of_small = with_signal(select(table, system=small), signal, small)
+        table = pd.concat([of_small, table[table["system"] != small]])
     if small and large:
         prices = {"size_ratio": size_ratio, "output_price": output_price}
-        paired, unit, more = calibration_questions(table, small, large, signal=signal, **prices)
+        paired, unit, more = calibration_questions(
+            table, small, large, size_ratio=size_ratio, output_price=output_price
+        )
         notes += more
         card = certify(
             paired, promise or Promise("within", 0.02), small=small, large=large, signal=signal,

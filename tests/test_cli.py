@@ -177,6 +177,24 @@ def test_errors_are_one_line_that_says_what_to_do(folder, capsys, words, status,
     assert "Traceback" not in captured.err
 
 
+def test_another_column_can_be_the_confidence(folder, capsys):
+    mine = rows(2000)
+    mine["probe"], mine["confidence"] = mine["confidence"], 0.5
+    mine.loc[3, "probe"] = np.nan
+    mine.to_csv("mine.csv", index=False)
+    assert main(["fit", "mine.csv", "--signal", "probe", "--small", "s", "--large", "l"]) == 0
+    assert Card.load("card.json").signal == "probe"
+    assert "Ask l where s's probe is below" in capsys.readouterr().out
+    assert main(["route", "card.json", "mine.csv"]) == 0
+    assert pd.read_csv("routed.csv")["reason"][3] == "no confidence"
+    assert main(["report", "mine.csv", "--signal", "probe", "--small", "s", "--large", "l"]) == 0
+    page = (folder / "report.html").read_text()
+    assert "tells right answers from wrong ones" in page
+    mine.assign(probe=mine["probe"].astype(str).replace("0.5", "50%")).to_csv("bad.csv")
+    assert main(["fit", "bad.csv", "--signal", "probe", "--small", "s", "--large", "l"]) == 1
+    assert "field probe: found '50%', expected a number in [0, 1]" in capsys.readouterr().err
+
+
 DATA = Path(__file__).parent / "data"
 
 
