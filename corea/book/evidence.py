@@ -21,6 +21,9 @@ from corea.metrics import intervals
 from corea.metrics.intervals import COLUMNS, Interval, as_interval
 from corea.tasks.suites import MICROWORLD, Suite
 
+LEFT_OUT = display.paragraphs("Left out: it is of your own run, and none is there.")
+"""What stands for a figure or a table that only the reader's own run has."""
+
 
 def there(run: str, *folders: str | Path) -> bool:
     """Whether the reader's own runs, from which a chapter makes its own tables, are there.
@@ -46,8 +49,8 @@ def there(run: str, *folders: str | Path) -> bool:
         )
     display.show(
         display.paragraphs(
-            f"This page shows the committed evidence: no run of yours is there{where}. `make book`, "
-            "in the repository, trains your own."
+            f"This page shows the committed evidence: no run of yours is there{where}. `make "
+            "book`, in the repository, trains your own."
         )
     )
     return False
