@@ -126,7 +126,7 @@ def show(shown: Html | Interactive) -> None:
     """Display something now: of a block, such as an ``if``, IPython displays nothing by itself."""
     from IPython.display import display
 
-    display(shown)
+    display(shown)  # type: ignore[no-untyped-call]
 
 
 def paragraphs(*texts: object) -> Html:
