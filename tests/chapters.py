@@ -5,8 +5,9 @@ import json
 import re
 from html import unescape
 from pathlib import Path
+from unittest.mock import patch
 
-from corea.book import prose
+from corea.book import display, prose
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,19 +16,26 @@ def execute(name, parameters, *, with_prose=False):
     """Run a notebook's code here; the HTML it shows, cell by cell, and if asked for the prose."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
     namespace, shown, said = {}, [], {}
+
+    def show(value):
+        bundle = getattr(value, "_repr_mimebundle_", dict)()
+        said.update(bundle.get(prose.MIME, {}))
+        shown.append(bundle["text/html"] if bundle else value._repr_html_())
+
     for cell in cells:
         if cell["cell_type"] == "code":
             code = ast.parse("".join(cell["source"]))
             last = code.body.pop() if isinstance(code.body[-1], ast.Expr) else None
-            exec(compile(code, name, "exec"), namespace)
+            with patch.object(display, "show", show):  # what a block shows
+                exec(compile(code, name, "exec"), namespace)
             if "parameters" in cell["metadata"].get("tags", []):
                 assert set(parameters) <= set(namespace)
                 namespace |= parameters
             if last:
-                value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-                bundle = getattr(value, "_repr_mimebundle_", dict)()
-                said |= bundle.get(prose.MIME, {})
-                shown.append(bundle["text/html"] if bundle else value._repr_html_())
+                with patch.object(display, "show", show):
+                    value = eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+                if value is not None:
+                    show(value)
     texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     filled = [prose.fill(text, said) for text in texts]
     return shown + filled if with_prose else shown

@@ -87,7 +87,7 @@ def paper_rows(
 
 
 def beside_paper(
-    measurements: pd.DataFrame,
+    measurements: pd.DataFrame | None,
     paper: pd.DataFrame,
     *,
     metrics: Sequence[str],
@@ -96,7 +96,7 @@ def beside_paper(
     """The paper's number, the committed full run's, and this run's, of every system of either run.
 
     Args:
-        measurements: Of this run.
+        measurements: Of this run; None where there is none.
         paper: From :func:`paper_rows`.
         metrics: Those to keep, in their order.
         committed: The table that the full run of this chapter wrote; None where there is none.
@@ -111,7 +111,9 @@ def beside_paper(
         ValueError: If neither run has a metric.
     """
     at = ["dataset", "metric", "system"]
-    here = summarize(measurements[measurements["metric"].isin(metrics)])
+    here = pd.DataFrame(columns=[*at, *COLUMNS])
+    if measurements is not None:
+        here = summarize(measurements[measurements["metric"].isin(metrics)])
     both = _beside(here, committed, at)
     if unknown := [name for name in metrics if name not in set(both["metric"])]:
         raise ValueError(f"not measured: {', '.join(unknown)}")

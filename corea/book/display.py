@@ -7,7 +7,7 @@ visible, and ``$`` and backslashes are kept away from MathJax, which would
 otherwise typeset -- and follow links in -- the output of a cell. Long names and
 cells lose their middle in what is shown, never in the data.
 
-All functions return objects that IPython displays; none prints.
+All functions but :func:`show` return objects that IPython displays; none prints.
 """
 
 from __future__ import annotations
@@ -120,6 +120,13 @@ class _EscapingFormatter(string.Formatter):
 
     def format_field(self, value: Any, format_spec: str) -> str:
         return as_html(super().format_field(value, format_spec))
+
+
+def show(shown: Html | Interactive) -> None:
+    """Display something now: of a block, such as an ``if``, IPython displays nothing by itself."""
+    from IPython.display import display
+
+    display(shown)  # type: ignore[no-untyped-call]
 
 
 def paragraphs(*texts: object) -> Html:

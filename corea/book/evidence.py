@@ -2,13 +2,15 @@
 
 The prose and the figures of such a chapter are about the committed tables
 (:mod:`corea.book.full_run`). The reader's own run is a replication: it is folded, and marked where
-it lies inside or outside the committed intervals. Only while nothing is committed does the own run
-stand in its place.
+it lies inside or outside the committed intervals. Where the own run is not there (:func:`there`),
+as for a notebook that was downloaded, the chapter shows the committed tables alone; only while
+nothing is committed does the own run stand in their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,11 +21,63 @@ from corea.metrics import intervals
 from corea.metrics.intervals import COLUMNS, Interval, as_interval
 from corea.tasks.suites import MICROWORLD, Suite
 
+LEFT_OUT = display.paragraphs("Left out: it is of your own run, and none is there.")
+"""What stands for a figure or a table that only the reader's own run has."""
 
-def shown(run: str, table: str, own: pd.DataFrame) -> pd.DataFrame:
-    """The committed table of a chapter; its own where none is committed."""
+
+def there(run: str, *folders: str | Path) -> bool:
+    """Whether the reader's own runs, from which a chapter makes its own tables, are there.
+
+    They are if one of their folders is: one that then lacks is named when it is read. If none is,
+    a sentence on the page says so, and how to get them.
+
+    Raises:
+        EvidenceError: If nothing is committed that the chapter could show instead.
+
+    Example:
+        >>> there("sft_or_grpo", "corea")
+        True
+    """
+    if any(Path(folder).is_dir() for folder in folders):
+        return True
+    lacking = ", ".join(dict.fromkeys(Path(folder).parent.as_posix() for folder in folders))
+    where = f" in {lacking}" if lacking else ""
+    if not full_run.facts(run):
+        raise full_run.EvidenceError(
+            f"{run}: nothing is committed, and no run is there{where}; `make book` makes them, in "
+            "the repository"
+        )
+    display.show(
+        display.paragraphs(
+            f"This page shows the committed evidence: no run of yours is there{where}. `make "
+            "book`, in the repository, trains your own."
+        )
+    )
+    return False
+
+
+def show_own(*parts: display.Html) -> None:
+    """Show the reader's own run, folded; for the ``if`` of those that are :func:`there`."""
+    display.show(display.folded("Your run", *parts))
+
+
+def shown(run: str, table: str, own: pd.DataFrame | None) -> pd.DataFrame:
+    """The committed table of a chapter; its own where none is committed.
+
+    Raises:
+        EvidenceError: If there is neither.
+    """
     committed = full_run.published(run, table)
-    return own if committed is None else committed
+    found = own if committed is None else committed
+    if found is None:
+        raise full_run.EvidenceError(f"{run}: no table {table} is committed, and no run is there")
+    return found
+
+
+def all_shown(run: str, own: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Every committed table of a chapter, and its own tables that are not committed, by name."""
+    names = dict.fromkeys([*full_run.tables().get(run, []), *own])
+    return {name: shown(run, name, own.get(name)) for name in names}
 
 
 def standing(run: str) -> str:
@@ -53,12 +107,12 @@ def parameters(run: str, **own: float) -> dict[str, Any]:
     """
     if not full_run.facts(run):
         return dict(own)
-    there = full_run.parameters(run)
-    if lacking := [name for name in own if name not in there]:
+    committed = full_run.parameters(run)
+    if lacking := [name for name in own if name not in committed]:
         raise full_run.EvidenceError(
             f"{run} was published without its parameter(s) {', '.join(lacking)}; publish it anew"
         )
-    return {name: there[name] for name in own}
+    return {name: committed[name] for name in own}
 
 
 def interval_note(run: str, table: pd.DataFrame, *, n_resamples: int, seed: int) -> str:
@@ -75,11 +129,10 @@ def interval_note(run: str, table: pd.DataFrame, *, n_resamples: int, seed: int)
     there = there.set_axis(["interval", "n_seeds"], axis="columns")
     if there.empty:
         return intervals.interval_note(here, **own)
-    of_both = (
-        intervals.interval_note(there, **parameters(run, **own), run="the committed full run"),
-        intervals.interval_note(here, **own, run="this run"),
-    )
-    return " ".join(of_both)
+    full = intervals.interval_note(there, **parameters(run, **own), run="the committed full run")
+    if here.empty:
+        return full
+    return f"{full} {intervals.interval_note(here, **own, run='this run')}"
 
 
 def one(table: pd.DataFrame, **labels: object) -> Interval:
