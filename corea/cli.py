@@ -46,7 +46,7 @@ Rename = Annotated[
 Within = Annotated[
     float | None, typer.Option(help="Points of accuracy that may be lost against the large one.")
 ]
-AtLeast = Annotated[float | None, typer.Option(help="Accuracy to keep, in percent.")]
+Accuracy = Annotated[float | None, typer.Option(help="Accuracy to keep, in percent.")]
 Disagreement = Annotated[
     float | None,
     typer.Option(help="Percent of answers that may differ from the large one's: needs no golds."),
@@ -139,7 +139,7 @@ def report(
     dataset: Dataset = "",
     signal: Signal = "confidence",
     within: Within = None,
-    at_least: AtLeast = None,
+    at_least: Accuracy = None,
     disagreement: Disagreement = None,
     budget: Budget = None,
     max_cost: MaxCost = None,
@@ -172,7 +172,7 @@ def fit(
     dataset: Dataset = "",
     signal: Signal = "confidence",
     within: Within = None,
-    at_least: AtLeast = None,
+    at_least: Accuracy = None,
     disagreement: Disagreement = None,
     budget: Budget = None,
     max_cost: MaxCost = None,
