@@ -185,7 +185,8 @@ def site(book):
         yield address
 
 
-@pytest.fixture(scope="session")
+# of a module: while it is open an event loop runs, beside which no other test could start one
+@pytest.fixture(scope="module")
 def chromium():
     """The system's Chromium, headless."""
     names = ("chromium", "chromium-browser", "google-chrome")

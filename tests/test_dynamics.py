@@ -569,7 +569,7 @@ def test_the_page_shows_the_evidence_and_the_run_beside_it(name, folders, tmp_pa
 
     of = {row["system"]: row for row in rows_of(caption)}
     assert of[theirs]["committed full run"] != "–"
-    assert (of[theirs]["this run"], of[theirs]["this run is"]) == ("–", "")
+    assert (of[theirs]["this run"], of[theirs]["this run is"]) == ("not trained", "")
     if ours:
         assert of[ours]["committed full run"] == "–"
         assert of[ours]["this run"] != "–"
@@ -600,7 +600,7 @@ def test_evidence_decides_what_the_run_cannot(folders, tmp_path):
     committed = claims.decide_committed()
     assert verdicts.keys() == {"A16", "A17", "A18"}
     assert all(row["verdict"] == committed[name].verdict for name, row in verdicts.items())
-    assert all(row["your run"] == "" for row in said)
+    assert all(row["your run"] == "not trained" for row in said)
 
 
 def test_what_models_write_is_shown_as_text(folders, tmp_path):

@@ -44,7 +44,8 @@ time.sleep(0.2)
 text = run_file("build/tiny/tables/model", "steps.csv").read_text()
 Path(output_dir, "read.csv").write_text(text);"""
 # pages as soon as there are results: a real book would take most of the time
-RENDER = """\
+RENDER = """
+
 def render(profile):
     from corea.store import seal
     from corea.workflow.render import assemble
@@ -55,9 +56,7 @@ def render(profile):
         (profile.index.parent / f"{run}.html").write_text(table.read_text())
     profile.index.write_text("rendered")
     seal(profile.index.parents[1])
-
-
-if __name__ =="""
+"""
 
 
 @pytest.fixture
@@ -69,8 +68,8 @@ def repository(tmp_path, make_repository):
     )
     notebook = path / "notebooks/reader.ipynb"
     notebook.write_text(notebook.read_text().replace("size = 3", "of = ''"))
-    commands = path / "corea/__main__.py"
-    commands.write_text(commands.read_text().replace("if __name__ ==", RENDER, 1))
+    pages = path / "corea/workflow/render.py"
+    pages.write_text(pages.read_text() + RENDER)
     return path
 
 
