@@ -57,13 +57,12 @@ for job in pathlib.Path(__file__).parent.glob("*.job"):
     "scancel": "",
     "sacct": "",  # of which the account is guessed
 }
-RENDER = """\
+RENDER = """
+
 def render(profile):
     profile.index.parent.mkdir(parents=True, exist_ok=True)
     profile.index.write_text("rendered")
-
-
-if __name__ =="""
+"""
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +78,8 @@ def repository(tmp_path_factory, make_repository, write_notebook):
     model.write_text(json.dumps(content), "utf-8")
     shutil.copytree(ROOT / "profiles" / "slurm", path / "profiles" / "slurm")
     (path / "profiles/tiny.yaml").write_text(PROFILE)
-    commands = path / "corea/__main__.py"
-    commands.write_text(commands.read_text("utf-8").replace("if __name__ ==", RENDER), "utf-8")
+    pages = path / "corea/workflow/render.py"
+    pages.write_text(pages.read_text("utf-8") + RENDER, "utf-8")
     return path
 
 
