@@ -151,6 +151,7 @@ def report(
 ) -> None:
     """Write one HTML page on a file of records: calibration, deferral, threshold, what to do."""
     from corea.report import report as report_on
+    from corea.store import write_atomically
 
     promise = _promise(within, at_least, disagreement, budget, max_cost, delta)
     found = _read(records, rename, dataset)
@@ -159,7 +160,7 @@ def report(
             found, small=small, large=large, promise=promise, signal=signal,
             size_ratio=size_ratio, output_price=output_price, seed=seed,
         )  # fmt: skip
-    _write(out, page)
+    write_atomically(out, page)
     typer.echo(out)
 
 
@@ -182,9 +183,8 @@ def fit(
     rename: Rename = None,
 ) -> None:
     """Certify the cheapest threshold that keeps a promise and write its card; 4 if none does."""
-    import corea
     from corea.metrics.cascade import small_and_large
-    from corea.thresholds.certify import calibration_questions, certify
+    from corea.thresholds.certify import certify_records
 
     promise = _promise(within, at_least, disagreement, budget, max_cost, delta)
     found = _read(records, rename, dataset)
@@ -194,14 +194,10 @@ def fit(
             f"{found.source}: one system only; a cascade needs a large model's records"
         )
     with _working("certifying"):
-        prices = {"size_ratio": size_ratio, "output_price": output_price}
-        paired, unit, notes = calibration_questions(
-            found.table, small, large, signal=signal, **prices
-        )
-        told = {"source": found.source, "corea": corea.__version__}
-        card = certify(
-            paired, promise, small=small, large=large, signal=signal, provenance=told
-        ).model_copy(update={"cost_unit": unit, "prices": prices})
+        card, _, notes = certify_records(
+            found, small, large, promise, signal=signal, size_ratio=size_ratio,
+            output_price=output_price,
+        )  # fmt: skip
     for note in [*found.notes, *notes]:
         _say(note, err=True)
     _say(card.describe())
@@ -222,14 +218,13 @@ def route(
 
     The records need no column correct.
     """
+    from corea.store import write_atomically
     from corea.thresholds.card import Card
 
     chosen = Card.load(card)
     routed = chosen.route(_read(records, rename, judged=False).table)
     routed = routed.drop(columns="correct")
-    partial = out.with_name(out.name + ".partial")
-    routed.to_csv(partial, index=False)
-    partial.replace(out)
+    write_atomically(out, routed.to_csv(index=False))
     share = routed["deferred"].mean()
     _say(
         f"{routed['deferred'].sum():,} of {len(routed):,} deferred ({share:.1%}), to {chosen.large}"
@@ -393,13 +388,6 @@ def _at_home() -> None:
     from corea.workflow.pipeline import writable_home
 
     writable_home()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, all or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _say(text: str, *, err: bool = False) -> None:

@@ -8,8 +8,8 @@ unescaped, and nothing in the page is loaded from elsewhere or can run.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,12 +17,13 @@ import pandas as pd
 import corea
 from corea.book import display
 from corea.book.display import Html
+from corea.book.real_records import level_and_ranking
 from corea.confidence import with_signal
 from corea.metrics import calibration, cascade, measure
 from corea.metrics.intervals import Interval, mean_interval, verdict
 from corea.records import Records, select, summarize
 from corea.thresholds.card import Card
-from corea.thresholds.certify import Promise, calibration_questions, certify
+from corea.thresholds.certify import Promise, certify_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,19 +61,6 @@ small { color: var(--soft); } img { max-width: 100%; height: auto; }
 summary { cursor: pointer; } code { overflow-wrap: anywhere; }
 @media print { details > * { display: block; } body { max-width: none; } }
 """
-
-
-def level_and_ranking(
-    correct: pd.Series[bool], confidence: pd.Series[float], auroc: Interval
-) -> dict[str, Interval]:
-    """Accuracy, mean confidence, their difference and the AUROC, with intervals by question."""
-    right = correct.astype(float)
-    return {
-        "accuracy": mean_interval(right, bounds=(0, 1)),
-        "stated": mean_interval(confidence, bounds=(0, 1)),
-        "overconfidence": mean_interval(confidence - right, bounds=(-1, 1)),
-        "AUROC": auroc,
-    }
 
 
 def say_level(found: dict[str, Interval], small: str) -> Html:
@@ -113,7 +101,7 @@ def say_all(stated: pd.DataFrame, areas: pd.DataFrame) -> Html:
         for _, rows in stated.groupby("system", sort=False)
     ]
     ranks = [
-        verdict(Interval.of(_as_value(row)), above=0.5)
+        verdict(Interval.of(row | {"value": row["estimate"]}), above=0.5)
         for row in areas[areas["estimate"].notna()].to_dict("records")
     ]
     return display.reading(
@@ -266,7 +254,7 @@ def report(
     from corea.book import figures
 
     table, notes = records.table, list(records.notes)
-    card, paired, unit = None, None, ""
+    card, paired = None, None
     n_systems = table["system"].nunique()
     if n_systems > 2 and not (small and large):
         notes.append(f"{n_systems} systems: name the small and the large one to see a cascade")
@@ -279,34 +267,19 @@ def report(
         of_small = with_signal(select(table, system=small), signal, small)
         table = pd.concat([of_small, table[table["system"] != small]])
     if small and large:
-        prices = {"size_ratio": size_ratio, "output_price": output_price}
-        paired, unit, more = calibration_questions(
-            table, small, large, size_ratio=size_ratio, output_price=output_price
-        )
+        card, paired, more = certify_records(
+            records, small, large, promise or Promise("within", 0.02), signal=signal,
+            size_ratio=size_ratio, output_price=output_price,
+        )  # fmt: skip
         notes += more
-        card = certify(
-            paired, promise or Promise("within", 0.02), small=small, large=large, signal=signal,
-            provenance={"source": records.source, "corea": corea.__version__}
-            | {f"records: {key}": str(value) for key, value in records.provenance.items()},
-        ).model_copy(update={"cost_unit": unit, "prices": prices})  # fmt: skip
     stated = table[table["confidence"].notna()]
     resamples = int(np.clip(_DRAWS // max(1, len(stated)), 20, n_resamples))
-    metrics = measure.calibration_table(
-        table, list(_COLUMNS), n_bins=n_bins, n_resamples=resamples, seed=seed
-    )
+    options = {"n_resamples": resamples, "seed": seed}
+    metrics = measure.calibration_table(table, list(_COLUMNS), n_bins=n_bins, **options)
     by = ["system", "dataset"] if len(set(table["dataset"])) > 1 else ["system"]
     groups = [(", ".join(map(str, key)), rows) for key, rows in stated.groupby(by, sort=False)]
     of_small = stated[stated["system"] == small] if small else stated.iloc[:0]
-    found: dict[str, Interval] = {}
-    if len(of_small):
-        areas = measure.calibration_table(
-            of_small.assign(dataset="all"), ["AUROC"], n_resamples=resamples, seed=seed
-        )
-        found = level_and_ranking(
-            of_small["correct"],
-            of_small["confidence"],
-            Interval.of(_as_value(areas.iloc[0].to_dict())),
-        )
+    found = level_and_ranking(of_small, n_bins=n_bins, **options) if len(of_small) else {}
     answer = [say_level(found, small), say_ranking(found)] if found else []
     if not small and len(stated):
         answer = [say_all(stated, metrics[metrics["metric"] == "AUROC"])]
@@ -360,7 +333,7 @@ def report(
                 "What would deferring buy?",
                 display.figure(
                     drawing,
-                    f"Right answers against mean cost, in {unit}, for every threshold. A "
+                    f"Right answers against mean cost, in {card.cost_unit}, for every threshold. A "
                     "confidence is worth what it has above random deferral.",
                 ),
                 *card_tables(card),
@@ -374,10 +347,6 @@ def report(
     }
     parts.append(display.provenance_table(facts))
     return _page(records.source, answer or [say_what_to_do(found, card)], parts), card
-
-
-def _as_value(row: Mapping[Any, Any]) -> dict[str, float]:
-    return {"value": row["estimate"], "low": row["low"], "high": row["high"]}
 
 
 def _narrow(table: pd.DataFrame) -> pd.DataFrame:

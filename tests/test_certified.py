@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from corea.book import certified
 from corea.book.certified import WORLDS, World
 from corea.metrics.cascade import at_threshold, deferral_curve
+from corea.metrics.intervals import proportion
 from corea.thresholds.card import Card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +108,7 @@ def test_worlds_of_records_have_something_to_lose_and_something_to_save(name):
 def test_an_interval_of_a_share_is_that_of_scipy():
     for count, n in ((0, 30), (7, 100), (30, 30)):
         theirs = binomtest(count, n).proportion_ci()
-        found = certified.proportion(count, n)
+        found = proportion(count, n)
         assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
 
 

@@ -35,9 +35,14 @@ from corea import adapters
 from corea.book.real_records import Agreed, agreement_pair, choose_threshold
 from corea.confidence import agreement
 from corea.metrics.cascade import COLUMNS, DEFER_ALL, defers, priced_pair
-from corea.metrics.intervals import Interval
 from corea.records import select
-from corea.thresholds.certify import Kind, Promise, calibration_questions, find_threshold
+from corea.thresholds.certify import (
+    Kind,
+    Promise,
+    answers_differ,
+    calibration_questions,
+    find_threshold,
+)
 from corea.thresholds.sequential import DriftAlarm, certify_by_labels
 
 Floats = NDArray[np.float64]
@@ -67,21 +72,6 @@ def publish(tables: Mapping[str, pd.DataFrame], provenance: Mapping[str, str]) -
         table.to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.4g")
     text = json.dumps(dict(provenance), indent=1)
     (FOLDER / "provenance.json").write_text(text + "\n", encoding="utf-8")
-
-
-def proportion(count: int, n: int, level: float = 0.95) -> Interval:
-    """A share with its exact interval (Clopper and Pearson, 1934).
-
-    Example:
-        >>> f"{proportion(0, 1000):.4f}"
-        '0.0000 [0.0000, 0.0037]'
-    """
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    low = 0.0 if count == 0 else float(beta.ppf(tail, count, n - count + 1))
-    high = 1.0 if count == n else float(beta.ppf(1 - tail, count + 1, n - count))
-    return Interval(count / n, low, high)
 
 
 def margin(deviation: ArrayLike, n: ArrayLike, power: float = 0.9) -> Floats:
@@ -162,13 +152,7 @@ def _zeroeval(dataset: str, small: str, large: str, *others: str) -> World:
     billions = {str(name): float(size) for name, size in known.items()}
     records = adapters.zeroeval(systems=[small, large, *others]).table
     paired = agreement_pair(records, Agreed(dataset, small, large, others), billions)
-    answers = (
-        select(records, dataset=dataset, system=name).set_index("question_id")["answer"]
-        for name in (small, large)
-    )
-    of_small, of_large = (answer.loc[paired["question_id"]].to_numpy() for answer in answers)
-    same = pd.Series(of_small == of_large).fillna(False).to_numpy(dtype=bool)
-    return World(paired.assign(differ=~same))
+    return World(paired.assign(differ=answers_differ(records, paired, small, large)))
 
 
 def _mmlu_pro() -> World:
@@ -285,7 +269,7 @@ def worth_it(paired: pd.DataFrame, threshold: float | None) -> float:
     if threshold is None or np.isnan(threshold):
         return np.nan
     small, large = (paired[f"{side}_cost"].to_numpy(dtype=float) for side in ("small", "large"))
-    kept = paired["confidence"].to_numpy(dtype=float) >= threshold
+    kept = ~defers(paired["confidence"], threshold)
     return float(threshold) if small.sum() < large[kept].sum() else np.nan
 
 

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from scipy.stats import binomtest
 
 from corea.book import full_run
 from corea.book.display import as_label
 from corea.book.figures import PALETTE, REFERENCE, WIDE, legend_below, panels, style
-from corea.metrics.intervals import Interval
+from corea.metrics.intervals import Interval, proportion
 from corea.training.alarms import Limits, raised
 
 if TYPE_CHECKING:
@@ -121,14 +120,6 @@ def hits(runs: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def share(count: int, of: int) -> Interval | None:
-    """A share of runs with its exact 95 % interval; None of none."""
-    if not of:
-        return None
-    low, high = binomtest(count, of).proportion_ci(method="exact")
-    return Interval(count / of, low, high)
-
-
 def by_limit(curves: pd.DataFrame, runs: pd.DataFrame, limits: Iterable[Limits]) -> pd.DataFrame:
     """What any alarm catches, under other limits."""
     rows = [
@@ -201,3 +192,8 @@ def plot_timeline(runs: pd.DataFrame, first: pd.DataFrame) -> Figure:
     grid[-1, 0].set_xlabel("training step")
     legend_below(drawing, [grid[-1, 0]], ncols=2)
     return drawing
+
+
+def share(count: int, of: int) -> Interval | None:
+    """A share of runs; None of none."""
+    return proportion(count, of) if of else None

@@ -276,6 +276,19 @@ def mean_interval(
     return Interval(estimate, float(low), float(high), *facts)
 
 
+def proportion(count: int, n: int, level: float = LEVEL) -> Interval:
+    """A share of independent trials with its exact interval (Clopper and Pearson, 1934).
+
+    Example:
+        >>> f"{proportion(0, 1000):.4f}"
+        '0.0000 [0.0000, 0.0037]'
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(int(count), int(n)).proportion_ci(level, method="exact")
+    return Interval(count / n, float(found.low), float(found.high), level)
+
+
 def summarize(measurements: pd.DataFrame) -> pd.DataFrame:
     """Every measured value with its interval, by the rule of this module.
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from corea.confidence import with_signal
 from corea.metrics.cascade import defers
 from corea.records import json_object, quoted, quoted_names
+from corea.store import write_atomically
 from corea.thresholds.recalibration import Recalibration
 
 VERSION: Literal[1] = 1
@@ -110,10 +111,7 @@ class Card(_Strict):
 
     def save(self, path: str | Path) -> None:
         """Write the card as JSON, all or nothing."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_atomically(Path(path), self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Card:

@@ -32,11 +32,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+import corea
 from corea import checks
 from corea.confidence import with_signal
 from corea.metrics.cascade import DEFER_ALL, defers, priced_pair
 from corea.metrics.intervals import Interval, mean_interval
-from corea.records import select
+from corea.records import Records, select
 from corea.thresholds.card import Card, Estimate, Guarantee, Tested
 from corea.thresholds.recalibration import Recalibration
 
@@ -210,6 +211,18 @@ class _Counted:
         return high
 
 
+def distinct_thresholds(known: Floats, thresholds: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Of thresholds that keep the same questions the highest, from the top, and how many each.
+
+    The questions decide nothing between it and those below. ``known`` are confidences, -1 for a
+    missing one, in any order.
+    """
+    down = np.sort(thresholds)[::-1]
+    counts = np.searchsorted(np.sort(-known), -down, side="right")
+    kept, first = np.unique(counts, return_index=True)
+    return down[first], kept
+
+
 def _count(paired: pd.DataFrame, promise: Promise) -> _Counted:
     """Sums over the questions that each threshold keeps and defers."""
     confidence = checks.unit_interval(paired["confidence"], "confidence", missing=True)
@@ -234,13 +247,9 @@ def _count(paired: pd.DataFrame, promise: Promise) -> _Counted:
             )
         kept = paired["small_cost"].to_numpy(dtype=float) / promise.max_cost
         deferred = dearest.to_numpy(dtype=float) / promise.max_cost
-    order = np.argsort(-np.nan_to_num(confidence, nan=-1.0), kind="stable")
-    by_confidence = -np.nan_to_num(confidence, nan=-1.0)[order]
-    # how many questions each threshold keeps: those of a confidence from it
-    counts = np.searchsorted(by_confidence, -THRESHOLDS, side="right")
-    # of thresholds that keep the same questions the highest; the questions decide nothing below it
-    counts, first = np.unique(counts[::-1], return_index=True)
-    thresholds = THRESHOLDS[::-1][first]
+    known = np.nan_to_num(confidence, nan=-1.0)
+    order = np.argsort(-known, kind="stable")
+    thresholds, counts = distinct_thresholds(known, THRESHOLDS)
 
     def after(values: Floats) -> Floats:
         """Sums over the questions kept at each threshold."""
@@ -524,14 +533,7 @@ def calibration_questions(
     )
     notes = []
     if "answer" in table and table["answer"].notna().any():
-        key = ["dataset", "question_id", "sample"]
-        order = pd.MultiIndex.from_frame(paired[key])
-        answers = [
-            select(table, system=name).set_index(key)["answer"].loc[order]
-            for name in (small, large)
-        ]
-        same = (answers[0] == answers[1]).fillna(False).to_numpy(dtype=bool)
-        paired["differ"] = ~same
+        paired["differ"] = answers_differ(table, paired, small, large)
     first = paired.sort_values("sample", kind="stable").drop_duplicates(["dataset", "question_id"])
     if dropped := len(paired) - len(first):
         notes.append(
@@ -539,3 +541,42 @@ def calibration_questions(
             "question"
         )
     return first.sort_index().reset_index(drop=True), unit, notes
+
+
+def answers_differ(
+    table: pd.DataFrame, paired: pd.DataFrame, small: str, large: str
+) -> NDArray[np.bool_]:
+    """Whether the answers of two systems differ on paired questions, shape (n,).
+
+    One that is missing differs from all.
+    """
+    key = ["dataset", "question_id", "sample"]
+    order = pd.MultiIndex.from_frame(paired[key])
+    of_small, of_large = (
+        select(table, system=name).set_index(key)["answer"].loc[order] for name in (small, large)
+    )
+    return ~(of_small == of_large).fillna(False).to_numpy(dtype=bool)
+
+
+def certify_records(
+    records: Records,
+    small: str,
+    large: str,
+    promise: Promise,
+    *,
+    signal: str = "confidence",
+    size_ratio: float,
+    output_price: float = 4.0,
+) -> tuple[Card, pd.DataFrame, list[str]]:
+    """The card of two systems of a file with its prices, the questions it is of, and notes.
+
+    :func:`calibration_questions` and :func:`certify` say what is taken and refused.
+    """
+    prices = {"size_ratio": size_ratio, "output_price": output_price}
+    paired, unit, notes = calibration_questions(
+        records.table, small, large, signal=signal, size_ratio=size_ratio, output_price=output_price
+    )
+    told = {"source": records.source, "corea": corea.__version__}
+    told |= {f"records: {key}": str(value) for key, value in records.provenance.items()}
+    card = certify(paired, promise, small=small, large=large, signal=signal, provenance=told)
+    return card.model_copy(update={"cost_unit": unit, "prices": prices}), paired, notes

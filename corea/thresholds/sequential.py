@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from corea import checks
-from corea.thresholds.certify import THRESHOLDS
+from corea.thresholds.certify import THRESHOLDS, distinct_thresholds
 
 Floats = NDArray[np.float64]
 
@@ -31,9 +31,9 @@ _HOPELESS = 3.0  # standard errors above the risk at which labels are no longer 
 _LEAST_SEEN = 30
 
 
-def _log_mean_exp(logs: Floats, axis: int = 0) -> Floats:
-    top = logs.max(axis=axis, keepdims=True)
-    found: Floats = np.squeeze(top, axis) + np.log(np.exp(logs - top).mean(axis=axis))
+def _log_mean_exp(logs: Floats) -> Floats:
+    """Logarithm of the mean over the last axis."""
+    found: Floats = np.logaddexp.reduce(logs, axis=-1) - np.log(logs.shape[-1])
     return found
 
 
@@ -85,7 +85,7 @@ class DriftAlarm:
         unspent = 1 / (len(k) + 1)
         if not len(k):
             return unspent
-        logs = _log_mean_exp(self._wealth, axis=1) - np.log(k * (k + 1))
+        logs = _log_mean_exp(self._wealth) - np.log(k * (k + 1))
         with np.errstate(over="ignore"):
             return float(np.exp(logs).sum()) + unspent
 
@@ -167,11 +167,11 @@ def certify_by_labels(
         raise ValueError(f"within is {within} and delta {delta}; expected shares between 0 and 1")
     most = len(stated) if max_labels is None else max_labels
     known = np.nan_to_num(stated, nan=-1.0)
-    levels, kept = _distinct(known, thresholds)
+    levels, kept = distinct_thresholds(known, thresholds)
     stakes = _STAKES / (1 - within)
     wealth = np.zeros((len(levels), len(stakes)))
     # what no question is kept at loses nothing
-    passed = np.array([not any_kept for any_kept in kept > 0])
+    passed = kept == 0
     total, squares = np.zeros(len(levels)), np.zeros(len(levels))
     in_play, labels, asked = len(levels), 0, 0
     history: list[dict[str, float]] = []
@@ -187,7 +187,7 @@ def certify_by_labels(
         wealth[:in_play] += np.log1p(stakes * (within - loss[:, None]))
         total[:in_play] += loss
         squares[:in_play] += loss**2
-        passed[:in_play] |= _log_mean_exp(wealth[:in_play], axis=1) >= np.log(1 / delta)
+        passed[:in_play] |= _log_mean_exp(wealth[:in_play]) >= np.log(1 / delta)
         certified = int(np.logical_and.accumulate(passed).sum())
         if seen >= _LEAST_SEEN:
             mean = total[:in_play] / seen
@@ -205,11 +205,3 @@ def certify_by_labels(
     found = history[-1]["threshold"] if history else np.nan
     table = pd.DataFrame(history, columns=["labels", "questions", "threshold"])
     return Budgeted(None if np.isnan(found) else float(found), labels, asked, table)
-
-
-def _distinct(known: Floats, thresholds: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Of thresholds that keep the same questions the highest, from the top, and how many each."""
-    down = np.sort(thresholds)[::-1]
-    counts = np.searchsorted(-np.sort(known)[::-1], -down, side="right")
-    kept, first = np.unique(counts, return_index=True)
-    return down[first], kept
