@@ -135,6 +135,25 @@ def pretrained(
 
 
 @stage
+def warmed_up(
+    folder: Path,
+    base: str | Path,
+    questions: Sequence[Question],
+    settings: SFTSettings,
+    *,
+    accelerate: str = "",
+) -> None:
+    """A model that was shown how answers and confidences are written."""
+    from corea.engines.loading import load_tokenizer
+    from corea.rlcc.warm_up import warm_up_rows
+    from corea.training.launch import Job
+    from corea.training.sft import train_sft
+
+    rows = warm_up_rows(load_tokenizer(base), questions, settings.seed)
+    Job(train_sft, str(base), settings, rows).run(folder, accelerate)
+
+
+@stage
 def reinforced(
     folder: Path,
     base: str | Path,

@@ -17,7 +17,8 @@ silent:
 4. Multiple choice for paper A lists its options below the question, one a line (``A. bank``), and
    the answer is the letter. GPQA names the right answer first; its options are put in an order
    that is drawn from the text of the question.
-5. The answer of GSM8K is what follows ``####``, without the commas between thousands.
+5. The answer of GSM8K is what follows ``####``, without the commas between thousands. What is
+   before it is the solution, without the marks of its calculator (``<<2+3=5>>``).
 6. OlympiadBench: the gold is ``final_answer`` as it is; its ``unit`` is not asked for. The paper's
    675 questions are those of the release of Qwen2.5-Math; the hub has 674 of them.
 7. A message of OpenAI Moderation is unsafe if any of its eight categories is 1; one that is not
@@ -30,6 +31,7 @@ import csv
 import gzip
 import hashlib
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +76,7 @@ class Item:
     choices: tuple[str, ...] = ()  # what the letters stand for; empty but for "choice"
     fact: str = ""  # given with the question, or nothing
     level: float | None = None  # difficulty
+    solution: str = ""  # the way to the answer, or nothing
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ def _gsm8k(row: Row) -> Item:
     solution, mark, answer = _text(row, "answer").rpartition("####")
     if not mark or not solution or not answer.strip():
         raise _FieldError("answer has nothing behind '####'; expected the number")
-    return Item(_text(row, "question"), answer.strip().replace(",", ""), "math")
+    gold, worked = answer.strip().replace(",", ""), re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return Item(_text(row, "question"), gold, "math", solution=worked)
 
 
 def _olympiadbench(row: Row) -> Item:
@@ -311,7 +315,8 @@ def load_questions(
     if items and items[0][1].kind == "moderation":
         raise ValueError(f"{dataset!r} has messages to be judged: load_decisions reads them")
     return [
-        Question(dataset, name, _listed(i), i.gold, i.kind, i.level, i.choices) for name, i in items
+        Question(dataset, name, _listed(i), i.gold, i.kind, i.level, i.choices, i.solution)
+        for name, i in items
     ]
 
 

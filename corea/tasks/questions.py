@@ -35,6 +35,8 @@ class Question:
         level: Graded difficulty from 1, or None where the dataset has none.
         options: What the letters A, B, ... stand for in a question of kind ``"choice"``; empty
             where there are none.
+        solution: The way to the answer, worked out, where the dataset has one; it is shown in
+            warm-ups and examples only.
     """
 
     dataset: str
@@ -44,6 +46,7 @@ class Question:
     kind: str
     level: float | None = None
     options: tuple[str, ...] = ()
+    solution: str = ""
 
     @property
     def prompt(self) -> str:

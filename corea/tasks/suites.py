@@ -1,4 +1,4 @@
-"""Which datasets belong together: the microworld's, or the papers'.
+"""Which datasets belong together: the microworld's, the papers', or generated ones.
 
 A :class:`Suite` says what is asked, which dataset is trained on, and which of the papers'
 datasets each stands for. Notebooks take it from the runs they read, so the same chapter shows the
@@ -29,7 +29,7 @@ class Suite:
     """Datasets that belong together.
 
     Attributes:
-        name: ``"microworld"`` or ``"papers"``.
+        name: ``"microworld"``, ``"papers"`` or ``"generated"``.
         datasets: Test sets of paper A's experiments, the one that is trained on first.
         groups: Datasets behind each column group of Tables 1 and 11. Source: paper A, section 4.1.
         counterparts: Dataset or group of paper A to what stands in its place.
@@ -77,6 +77,10 @@ class Suite:
             from corea.tasks import microworld
 
             return microworld.questions(microworld.World(), dataset, part, n)
+        if self is GENERATED:
+            from corea.tasks import generated
+
+            return generated.load_questions(dataset, part, n)
         from corea.tasks import papers
 
         return papers.load_questions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
@@ -87,6 +91,10 @@ class Suite:
             from corea.tasks import decision_world
 
             return decision_world.questions(decision_world.DecisionWorld(), dataset, part, n)
+        if self is GENERATED:
+            from corea.tasks import generated
+
+            return generated.load_decisions(dataset, part, n)
         from corea.tasks import papers
 
         return papers.load_decisions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
@@ -173,7 +181,21 @@ PAPERS = Suite(
 )
 """The papers' own datasets (:mod:`corea.tasks.papers`)."""
 
-SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (MICROWORLD, PAPERS)}
+GENERATED = Suite(
+    name="generated",
+    datasets=("sums", "long_sums", "products"),
+    groups={"sums": ("sums",), "OOD": ("long_sums", "products")},
+    counterparts={
+        "DeepMath500": "sums",
+        "OOD Math": "OOD",
+        "all datasets": "all datasets",
+    },
+    tables={},
+    tasks={"choices": ("sum_choices", "product_choices")},
+)
+"""Easy questions that a package makes (:mod:`corea.tasks.generated`), for small real models."""
+
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (MICROWORLD, PAPERS, GENERATED)}
 """The suites by name."""
 
 
