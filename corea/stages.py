@@ -9,6 +9,7 @@ that of the modules it imports, and the versions of packages. How an argument en
 ``accelerate``       what the configuration says; nothing if it is empty
 questions            a digest of them in their order (:func:`digest`)
 settings             their fields
+a precision           what ``"auto"`` stands for on this machine; nothing if it is empty
 a folder of a stage  its name
 ==================  ============================================================================
 
@@ -73,13 +74,16 @@ def stage(build: Callable[Concatenate[Path, P], None]) -> Callable[P, Path]:
         bound = called.__signature__.bind(*args, **named)  # type: ignore[attr-defined]
         bound.apply_defaults()
         arguments = bound.arguments
+        # what is fast here is found once, for the key and for what is made
+        arguments.update({name: _resolved(name, value) for name, value in arguments.items()})
         engine = arguments.get("engine", "transformers")
         spec = {name: _specified(name, value, engine) for name, value in arguments.items()}
         tree = ast.parse(inspect.getsource(build))
         home = Path(__file__).parent.parent
         code = {path for path in imported_files(tree, ("corea",), home) if path != _OPENING}
         code |= {_ENGINES[engine]} if "engine" in arguments and engine in _ENGINES else set()
-        spec = {name: value for name, value in spec.items() if name != "accelerate" or value}
+        optional = ("accelerate", "precision")
+        spec = {name: value for name, value in spec.items() if name not in optional or value}
         keep = keep_up if engine == "server" else make
         return keep(
             build.__name__,
@@ -93,6 +97,17 @@ def stage(build: Callable[Concatenate[Path, P], None]) -> Callable[P, Path]:
         parameters=parameters, return_annotation="Path"
     )
     return called
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """An argument with the precision that is fast here in place of ``"auto"``."""
+    from corea.engines.loading import resolved_precision
+
+    if name == "precision":
+        return resolved_precision(value)
+    if getattr(value, "precision", "") == "auto":
+        return replace(value, precision=resolved_precision("auto"))
+    return value
 
 
 def _specified(name: str, value: Any, engine: str) -> Any:
@@ -180,12 +195,13 @@ def evaluated(
     batch_size: int,
     pooled_states: bool = False,
     engine: str = "transformers",
+    precision: str = "",
 ) -> None:
     """Answers of a model, with its confidence by every signal it states itself."""
     from corea.engines.evaluation import evaluate
     from corea.engines.opening import opened
 
-    with opened(engine, model, batch_size=batch_size) as answering:
+    with opened(engine, model, batch_size=batch_size, precision=precision) as answering:
         evaluate(
             answering,
             questions,
@@ -268,6 +284,7 @@ def decided(
     batch_size: int,
     decisions: str = "greedy",
     engine: str = "transformers",
+    precision: str = "",
 ) -> None:
     """The decisions of a model, with the probabilities of the options.
 
@@ -276,7 +293,7 @@ def decided(
     from corea.decisions.evaluation import evaluate_decisions
     from corea.engines.opening import opened_here
 
-    with opened_here(engine, model, batch_size=batch_size) as deciding:
+    with opened_here(engine, model, batch_size=batch_size, precision=precision) as deciding:
         evaluate_decisions(
             deciding,
             questions,
@@ -295,6 +312,7 @@ def decided_formats(
     *,
     batch_size: int,
     engine: str = "transformers",
+    precision: str = "",
 ) -> dict[str, Path]:
     """The decisions of a model in each of :data:`corea.runs.FORMATS`, by its name.
 
@@ -309,6 +327,7 @@ def decided_formats(
             reasoning=reasoning != "none",
             batch_size=batch_size,
             engine=engine,
+            precision=precision,
         )
         for reasoning in FORMATS
     }
@@ -326,6 +345,7 @@ def swapped(
     batch_size: int,
     seed: int,
     engine: str = "transformers",
+    precision: str = "",
 ) -> None:
     """What a model decides behind the reasoning of other questions.
 
@@ -336,7 +356,7 @@ def swapped(
     from corea.engines.evaluation import read_samples
     from corea.engines.opening import opened_here
 
-    with opened_here(engine, model, batch_size=batch_size) as deciding:
+    with opened_here(engine, model, batch_size=batch_size, precision=precision) as deciding:
         table = swap_reasoning(
             deciding,
             questions,

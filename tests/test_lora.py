@@ -19,6 +19,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP  # noqa: E402
 
 from corea.decisions.settings import DecisionSettings  # noqa: E402
 from corea.decisions.trainer import train_decisions  # noqa: E402
+from corea.engines import loading  # noqa: E402
 from corea.engines.base import Sampling  # noqa: E402
 from corea.engines.evaluation import evaluate, read_samples  # noqa: E402
 from corea.engines.loading import load_model, load_tokenizer  # noqa: E402
@@ -211,13 +212,36 @@ def test_a_model_trained_in_16_bits_is_stored_in_them(hub, adapter, tmp_path, ra
     assert load_model(tmp_path / "run" / "model", device="cpu")[0].dtype == torch.bfloat16
 
 
-def test_frozen_weights_are_loaded_in_16_bits_on_a_gpu_alone(monkeypatch):
+@pytest.mark.parametrize(
+    ("gpu", "fast", "expected"),
+    [
+        (False, False, "float32"),
+        (False, True, "bfloat16"),
+        (True, False, "bfloat16"),
+        (True, True, "bfloat16"),
+    ],
+)
+def test_frozen_weights_are_loaded_in_16_bits_where_those_are_fast(
+    monkeypatch, gpu, fast, expected
+):
     bits = {"precision": "bfloat16"}
-    assert loop.load_dtype(GRPOSettings(lora_rank=4, **bits)) == "float32"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert loop.load_dtype(GRPOSettings(lora_rank=4, **bits)) == "bfloat16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(loop, "fast_bfloat16", lambda: fast)
+    assert loop.load_dtype(GRPOSettings(lora_rank=4, **bits)) == expected
     for whole in (GRPOSettings(lora_rank=4), SFTSettings(steps=200, **bits)):
         assert loop.load_dtype(whole) == "float32"
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_what_is_fast_here_is_what_a_model_is_trained_and_kept_in(
+    hub, tmp_path, monkeypatch, fast, dtype
+):
+    monkeypatch.setattr(loading, "fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(loop, "fast_bfloat16", lambda: fast)
+    settings = SFTSettings(**small.SFT | LORA | {"steps": 6, "precision": "auto"})
+    tokenizer = load_tokenizer(hub)
+    train_sft(hub, tokenizer, sampled_rows(tokenizer), settings, tmp_path / "run")
+    assert {weight.dtype for weight in weights(tmp_path / "run" / "model").values()} == {dtype}
 
 
 def test_adapters_are_trained_beside_weights_in_16_bits(hub, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from corea import stages
+from corea.engines import loading
 from corea.engines.base import Sampling
 from corea.engines.evaluation import read_samples
 from corea.engines.loading import ModelError
@@ -143,6 +144,32 @@ def test_an_evaluation_and_a_router_are_made_once(root, base, questions):
     router = stages.router(base, questions, made, SETTINGS, root=root)
     assert (router / "model" / "model.safetensors").is_file()
     assert stages.router(base, questions, made, SETTINGS, root=root) == router
+
+
+def specified(made):
+    return json.loads((made / "request.json").read_text())["spec"]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_is_fast_here_is_named_in_the_key(root, base, questions, monkeypatch, fast):
+    monkeypatch.setattr(loading, "fast_bfloat16", lambda: fast)
+    named = "bfloat16" if fast else "float32"
+    asked = {"batch_size": 4, "root": root}
+    made = stages.evaluated(base, questions, SAMPLING, precision="auto", **asked)
+    assert specified(made)["precision"] == named
+    assert stages.evaluated(base, questions, SAMPLING, precision=named, **asked) == made
+    own = stages.evaluated(base, questions, SAMPLING, **asked)
+    assert own != made
+    assert "precision" not in specified(own)
+    with pytest.raises(ValueError, match="precision is 'float16'"):
+        stages.evaluated(base, questions, SAMPLING, precision="float16", **asked)
+    trained = {"preset": microworld.PRESETS["tiny"], "architecture": "qwen2", "root": root}
+    models = [
+        stages.pretrained(WORLD, settings=replace(SETTINGS, precision=precision), **trained)
+        for precision in ("auto", named)
+    ]
+    assert models[0] == models[1]
+    assert specified(models[0])["settings"]["precision"] == named
 
 
 def test_weights_are_counted_from_the_files(tmp_path, base):

@@ -270,6 +270,41 @@ def test_half_precision_works(tokenizer):
     assert (rollout.logprobs < 0).all()
 
 
+def test_tokens_do_not_tie_in_half_precision(tokenizer):
+    """Logits above 16 have steps of 1/8 in bfloat16; of float32 they have none to speak of."""
+    model = make_model().to(torch.bfloat16)
+    states, weight = [], model.lm_head.weight
+    with torch.no_grad():
+        weight.mul_(30)  # logits of some tens
+        model.lm_head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        rough = model(torch.tensor([[5, 7, 9]])).logits[0, -1]
+        exact = torch.nn.functional.linear(states[0][0, -1].float(), weight.float())
+    assert rough.dtype == torch.bfloat16
+    assert rough.abs().max() > 16
+    tokens = list(range(len(exact)))
+    found, _ = next_logprobs(model, [[5, 7, 9]], tokens)
+    assert np.allclose(found[0], exact.log_softmax(-1).numpy(), atol=1e-4)
+    distinct = len(np.unique(found))
+    assert distinct > len(tokens) * 0.95 > rough.unique().numel()
+    scored = candidate_logprobs(model, tokenizer, ["1"], [""], ["2", "3"])[0]
+    ids = tokenizer(["1", "2", "3"], add_special_tokens=False)["input_ids"]
+    (two,), (three,) = ids[1:]
+    again, _ = next_logprobs(model, [tokenizer("1")["input_ids"]], [two, three])
+    assert np.allclose(scored, again[0], atol=1e-5)
+    assert "forward" not in vars(model.lm_head)
+
+
+def test_rollouts_under_autocast_have_exact_logits_too(tokenizer):
+    """As in training, where accelerate casts the forward pass."""
+    model = make_model()
+    plain = TransformersEngine(model, tokenizer).generate(["1+1:"], Sampling(0.0, 4))[0][0]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = TransformersEngine(model, tokenizer).generate(["1+1:"], Sampling(0.0, 4))[0][0]
+    assert np.allclose(plain.logprobs, cast.logprobs, atol=0.05)
+    bits = np.frombuffer(cast.logprobs.tobytes(), np.uint32)
+    assert (bits & 0xFFFF).any()  # of bfloat16 they would be 0
+
+
 def test_all_end_tokens_of_the_model_end_a_completion(tokenizer):
     model = make_model()
     model.generation_config.eos_token_id = list(range(100, 300))

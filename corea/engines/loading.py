@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corea.checks import one_of
 from corea.engines.chat_template import PROBE, TemplateError, user_message
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ _READ_AS_JSON = (  # by transformers, as a whole
 # bytes of a file: several times the largest of published models
 _LARGEST = {"tokenizer.json": 2**27, ".jinja": 2**20, ".safetensors": 2**25}  # of the last: header
 _LARGEST_OTHER = 2**24
+
+
+PRECISIONS = ("", "auto", "float32", "bfloat16")
+"""Names of what a model may compute in."""
 
 
 class ModelError(Exception):
@@ -73,6 +78,33 @@ def _fetched(name: str, revision: str | None) -> Path:
                 f"{name}: cannot be fetched ({first_line(error)}). Connect to the network, or "
                 "name a folder with the model"
             ) from error
+
+
+def resolved_precision(name: str) -> str:
+    """A precision by its name, where ``"auto"`` is what is fast on this machine.
+
+    That is bfloat16 on a GPU that computes in it and on a CPU with instructions for it (AMX,
+    AVX512-BF16, or Arm's BF16), where it took a third of the time of float32; and else float32.
+    Any other of :data:`PRECISIONS` is itself; empty stands for that of a model's files.
+    """
+    one_of(name, "precision", PRECISIONS)
+    if name != "auto":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = fast_bfloat16()
+    return "bfloat16" if fast else "float32"
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply in bfloat16."""
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _display_name(path: str | Path, folder: Path) -> str:

@@ -26,20 +26,25 @@ ENGINES = ("transformers", "vllm", "server")
 
 
 @contextmanager
-def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[Engine]:
+def opened(
+    name: str, model: str | Path, *, batch_size: int = 64, precision: str = ""
+) -> Iterator[Engine]:
     """An engine (one of :data:`ENGINES`) for a model, which gives its memory back in the end.
 
     The model is a folder or hub name; for a server the name under which it has the model. A server
     that has the model of a folder here (``vllm serve FOLDER``) is sent its prompts as the ids that
     the folder's tokenizer makes of them, in its chat template if it has one. ``batch_size`` is how
-    many completions it works on at once.
+    many completions it works on at once; ``precision`` is as for
+    :func:`corea.engines.transformers_engine.open_model`, and a server's own.
     """
     if name not in ENGINES:
         raise ValueError(f"engine is {name!r}; expected one of {', '.join(ENGINES)}")
     if name != "server":
-        with opened_here(name, model, batch_size=batch_size) as engine:
+        with opened_here(name, model, batch_size=batch_size, precision=precision) as engine:
             yield engine
         return
+    if precision:
+        raise ValueError(f"precision is {precision!r}; expected none, for the server has its own")
     from corea.engines.loading import load_tokenizer
     from corea.engines.server import ServerEngine
 
@@ -58,14 +63,16 @@ def opened(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[En
 
 
 @contextmanager
-def opened_here(name: str, model: str | Path, *, batch_size: int = 64) -> Iterator[OpenEngine]:
+def opened_here(
+    name: str, model: str | Path, *, batch_size: int = 64, precision: str = ""
+) -> Iterator[OpenEngine]:
     """A model of this process, on transformers or vLLM, which gives its memory back."""
     if name == "transformers":
         import torch
 
         from corea.engines.transformers_engine import open_model
 
-        engine = open_model(model, batch_size=batch_size)
+        engine = open_model(model, batch_size=batch_size, precision=precision)
         try:
             yield engine
         finally:
@@ -74,9 +81,10 @@ def opened_here(name: str, model: str | Path, *, batch_size: int = 64) -> Iterat
                 gc.collect()
                 torch.cuda.empty_cache()
     elif name == "vllm":
+        from corea.engines.loading import resolved_precision
         from corea.engines.vllm_engine import VLLMEngine
 
-        running = VLLMEngine(model, batch_size)
+        running = VLLMEngine(model, batch_size, dtype=resolved_precision(precision) or "auto")
         try:
             yield running
         finally:

@@ -19,7 +19,9 @@ What is decided here:
    which the completion's tokens were predicted: T states for T tokens. (The states *at* the
    tokens are the same but for one: that of the last prompt token instead of the closing token's,
    which generation never computes.) No second pass is needed.
-6. Prompts are encoded as the tokenizer does it by default, with the special tokens it adds;
+6. The output layer is computed in float32 whatever the weights are kept in: logits in bfloat16
+   have steps of 1/8 from 16 on, so that tokens tie which the model tells apart.
+7. Prompts are encoded as the tokenizer does it by default, with the special tokens it adds;
    those of a chat model stand in its chat template, as the one message of a user.
 """
 
@@ -49,7 +51,7 @@ from corea.engines.base import (
     require_rows,
     wanted_samples,
 )
-from corea.engines.loading import end_ids, load_model
+from corea.engines.loading import end_ids, load_model, resolved_precision
 from corea.engines.prompts import chat_prompt, encode_candidates, encode_prompts
 
 if TYPE_CHECKING:
@@ -260,9 +262,15 @@ def next_logprobs(
     return scores, likeliest
 
 
-def open_model(path: str | Path, *, batch_size: int = 64) -> TransformersEngine:
-    """The engine for a model, which wraps prompts in its chat template where it has one."""
-    model, tokenizer = load_model(path)
+def open_model(
+    path: str | Path, *, batch_size: int = 64, precision: str = ""
+) -> TransformersEngine:
+    """The engine for a model, which wraps prompts in its chat template where it has one.
+
+    ``precision`` is ``"float32"``, ``"bfloat16"`` or ``"auto"``, which of them is fast here; when
+    empty, that of the weights' files.
+    """
+    model, tokenizer = load_model(path, dtype=resolved_precision(precision) or "auto")
     return TransformersEngine(model, tokenizer, batch_size, chat=bool(tokenizer.chat_template))
 
 
@@ -446,17 +454,40 @@ def _left_padded(
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    """Evaluation mode without gradients, logits in float32; afterwards all is as it was."""
     import torch
 
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _exact_logits(model):
             yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def _exact_logits(model: Any) -> Iterator[None]:
+    """An output layer that is computed in float32 (choice 6)."""
+    import torch
+
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, torch.nn.Linear):  # one of an adapter's
+        yield
+        return
+    weight = layer.weight.float()
+    bias = None if layer.bias is None else layer.bias.float()
+
+    def forward(states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return torch.nn.functional.linear(states.float(), weight, bias)
+
+    layer.forward = forward
+    try:
+        yield
+    finally:
+        del layer.forward
 
 
 @contextmanager

@@ -256,6 +256,7 @@ def reinforce(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    settings = loop.resolved(settings)
     loop.check_processes(settings)
     per_rollout = settings.batch * settings.steps_per_rollout // settings.group_size
     rollouts = -(-settings.steps // settings.steps_per_rollout)

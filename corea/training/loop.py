@@ -6,7 +6,7 @@
 2. A loss or gradient that is not finite ends the run before the weights are kept.
 3. All weights are trained, or adapters beside frozen ones (LoRA). Trained weights are kept in 32
    bits; with ``precision="bfloat16"`` the forward pass casts them (autocast), and weights that
-   are frozen on a GPU are in 16 bits from the start.
+   are frozen are in 16 bits from the start on a GPU, and on a CPU that is fast at them.
 4. Several processes are accelerate's (:mod:`corea.training.launch`). Weights that are sharded
    (ZeRO-3, FSDP) leave nothing for our engine to generate with; that is refused, and so are
    configurations whose checkpoints would not hold whole weights, before a model is loaded. We
@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,13 @@ from accelerate import PartialState
 from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 
+from corea.engines.loading import fast_bfloat16, resolved_precision
 from corea.store import write_atomically
 from corea.training.alarms import drop_alarms_after, report_alarm, tell
 from corea.training.checkpoints import last_checkpoint
 from corea.training.settings import Settings, TrainingError, WeightSettings, accumulation
+
+S = TypeVar("S", bound=WeightSettings)
 
 _SCHEDULES = {"constant": "constant_with_warmup"}  # transformers' names where others
 _LOGGED = {
@@ -90,8 +94,13 @@ def sharded_by() -> str:
 
 def load_dtype(settings: WeightSettings) -> str:
     """Dtype of the base weights; adapters are always float32."""
-    frozen = settings.lora_rank and settings.precision == "bfloat16" and torch.cuda.is_available()
-    return "bfloat16" if frozen else "float32"
+    frozen = settings.lora_rank and settings.precision == "bfloat16"
+    return "bfloat16" if frozen and (torch.cuda.is_available() or fast_bfloat16()) else "float32"
+
+
+def resolved(settings: S) -> S:
+    """Settings with the precision that is fast on this machine in place of ``"auto"``."""
+    return replace(settings, precision=resolved_precision(settings.precision))
 
 
 def adapter(settings: WeightSettings) -> LoraConfig | None:

@@ -62,7 +62,9 @@ class WeightSettings:
             none; queries and values in Qwen and Llama), or ``"all-linear"``.
         gradient_checkpointing: Recompute activations in the backward pass: the same step in
             less memory and more time.
-        precision: Of the forward pass, ``"float32"`` or ``"bfloat16"`` (autocast).
+        precision: Of the forward pass, ``"float32"`` or ``"bfloat16"`` (autocast); or
+            ``"auto"``, which of them is fast on the machine that trains
+            (:func:`corea.engines.loading.resolved_precision`).
     """
 
     lora_rank: int = from_zero(0)
@@ -70,7 +72,7 @@ class WeightSettings:
     lora_dropout: float = from_zero(0.1, below=1)
     lora_targets: str = one_of("default", ("default", "all-linear"))
     gradient_checkpointing: bool = False
-    precision: str = one_of("float32", ("float32", "bfloat16"))
+    precision: str = one_of("float32", ("float32", "bfloat16", "auto"))
 
     @property
     def needs_whole_weights(self) -> str:

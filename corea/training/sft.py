@@ -50,6 +50,7 @@ def train_sft(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    settings = loop.resolved(settings)
     loop.check_processes(settings)
     named = isinstance(model, str | Path)
     if settings.lora_rank and not named:

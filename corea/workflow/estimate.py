@@ -67,6 +67,11 @@ class Device:
     moved: tuple[float, float] = (0.0, 0.0)  # seconds a token, layer and width: trained, drawn
     launch_pass: float = 0.0  # seconds a layer and pass of training
 
+    def precision(self, name: str) -> str:
+        """A precision by its name; ``"auto"`` is bfloat16 on a GPU and, at worst, not on a CPU."""
+        fast = "bfloat16" if self.unit == "GPU-hours" else "float32"
+        return fast if name == "auto" else name
+
 
 def _gpu(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float) -> Device:
     """A GPU by its data sheet's peak rates, in Tera, and the memory that its driver reports."""
@@ -206,17 +211,19 @@ def find_model(profile: Profile, run: str, key: str = "") -> Model:
     name = next((parameters[k] for k in (key, "model", "base") if parameters.get(k)), "")
     if folder := TABLES.fullmatch(name):
         found = find_model(profile, folder["run"])
-        return replace(found, precision=parameters.get("precision", found.precision))
+        return replace(found, precision=parameters.get("precision") or found.precision)
     suite = parameters.get("suite", "papers")
     _one_of(run, "suite", suite, SUITES)
     if parameters.get("engine") == "server":  # which has a name of its own for it
         return Model(name, "server", None, SUITES[suite])
+    precision = parameters.get("precision") or "bfloat16"
     if Path(name, "config.json").is_file() and name:
-        return Model(name, "folder", _read_shape(Path(name, "config.json")), SUITES[suite])
+        shape = _read_shape(Path(name, "config.json"))
+        return Model(name, "folder", shape, SUITES[suite], precision)
     if hub := _HUB_NAME.fullmatch(name):
         shape, config = HUB.get(hub["name"]), cached_config(name)
         shape = _read_shape(config) if config and not shape else shape
-        return Model(name, "hub", shape, SUITES[suite])
+        return Model(name, "hub", shape, SUITES[suite], precision)
     if name or "role" not in parameters or "model" in parameters:
         raise PipelineError(f"{run}: {name!r} is neither a model's folder nor a name on the hub")
     _one_of(run, "role", role := parameters["role"], microworld.PRESETS)
@@ -277,10 +284,10 @@ class Training(NamedTuple):
         return (4 + again) * shape.multiplied + (6 + again) * adapter
 
 
-def read_training(settings: Mapping[str, Any]) -> Training:
+def read_training(settings: Mapping[str, Any], device: Device) -> Training:
     """How the settings of a training, and the accelerate file beside them, say it trains."""
     return Training(
-        settings["precision"],
+        device.precision(settings["precision"]),
         settings["lora_rank"],
         settings["lora_targets"],
         settings["gradient_checkpointing"],
@@ -450,7 +457,7 @@ def _supervise(job: Job, s: Settings, device: Device) -> Job:
     job = replace(job, trained_tokens=rows * length)
     if (shape := job.model.shape) is None:
         return job
-    how = read_training(s)
+    how = read_training(s, device)
     seconds = training_seconds(shape, rows * length, rows / s["micro_batch"], device, how)
     gib = training_gib(shape, device, how, s["micro_batch"], length)
     return replace(job, seconds=seconds, gib=gib, devices=how.processes)
@@ -471,7 +478,7 @@ def _reinforce(job: Job, s: Settings, device: Device) -> Job:
     )
     if (shape := job.model.shape) is None:
         return job
-    how, rollouts = read_training(s), s["rollouts"]
+    how, rollouts = read_training(s, device), s["rollouts"]
     steps_per_rollout, micro = s["steps_per_rollout"], s["micro_batch"]
     engine, stored = "transformers", how.stored
     if in_vllm := rollouts.startswith("vllm"):
@@ -513,7 +520,7 @@ def _generate(job: Job, s: Settings, device: Device, candidates: int = 0) -> Job
         prompt_tokens=sum(draw.rows * draw.prompt for draw in draws),
         sampled_tokens=sum(draw.rows * draw.completion for draw in draws),
     )
-    engine, precision = s.get("engine", "transformers"), job.model.precision
+    engine, precision = s.get("engine", "transformers"), device.precision(job.model.precision)
     if engine == "server":
         return replace(job, what=f"{job.what} by a server", seconds=0.0, gib=0.0, devices=0)
     if (shape := job.model.shape) is None:
@@ -534,7 +541,8 @@ def _evaluate(job: Job, s: Settings, device: Device) -> Job:
 
 def _read(job: Job, s: Settings, device: Device) -> Job:
     """Answers that are there already, read once more."""
-    drawn, precision = _generate(job, {**s, "engine": "transformers"}, device), job.model.precision
+    drawn = _generate(job, {**s, "engine": "transformers"}, device)
+    precision = device.precision(job.model.precision)
     if job.model.shape is None:
         return job
     tokens = drawn.prompt_tokens + drawn.sampled_tokens
