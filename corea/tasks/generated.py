@@ -12,6 +12,7 @@ ones, which are drawn near it, in an order that is drawn.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -125,7 +126,9 @@ def _part(dataset: str, part: str, n: int) -> list[tuple[int, dict[str, Any]]]:
 def _different(task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
     """Questions in their order, without those whose text came before."""
     try:
-        import reasoning_gym
+        with warnings.catch_warnings():  # of code that it needs, when Python first compiles it
+            warnings.simplefilter("ignore", SyntaxWarning)
+            import reasoning_gym
     except ImportError as error:
         raise TaskError(
             "reasoning-gym, which makes these questions, is not installed: "

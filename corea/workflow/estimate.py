@@ -416,6 +416,12 @@ TEXTS: Mapping[str, Text] = {
     "fact_choices": Text(14.5, 15.5),
     "messages": Text(6.5, 11.4),
     "lists": Text(12.0, 14.0),
+    # generated, with the chat template of SmolLM2, after a warm-up
+    "sums": Text(112, 36.0, tests=1000),
+    "long_sums": Text(118, 60.0, tests=1000),
+    "products": Text(112, 26.0, tests=1000),
+    "sum_choices": Text(170, 60.0, tests=1000),
+    "product_choices": Text(170, 60.0, tests=1000),
     # of the papers: characters / 4 with the instruction, and 30 tokens of a chat template
     "deepmath": Text(120, tests=500),  # its texts are not here: as math500
     "math500": Text(118, tests=500),
