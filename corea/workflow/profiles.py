@@ -28,7 +28,10 @@ the defaults::
    ``{tables}`` is ``build/<profile>/tables``, also where a notebook's default names that of
    another profile. A run with seeds that is named without one stands for the run of the same seed
    and, as an item of a list, for those of all seeds.
-4. ``kernel`` names the Jupyter kernel of the notebooks, python3 by default. ``resources`` is what
+4. With ``partial: true`` a folder that a notebook's default names, of a run that the profile lacks,
+   is left out (of a list) or not there: chapters then show the committed evidence alone. What the
+   profile itself names must be one of its runs.
+5. ``kernel`` names the Jupyter kernel of the notebooks, python3 by default. ``resources`` is what
    runs that train or generate ask of a cluster (their notebooks declare it,
    :mod:`corea.workflow.work`); an entry may ask otherwise, and any other run asks for what
    :class:`Resources` says.
@@ -137,6 +140,7 @@ class _Entry(_Strict):
 class _File(_Strict):
     profile: str
     seed: _Seed
+    partial: bool = False
     kernel: Annotated[str, Field(pattern=r"^[\w.-]+$")] = KERNEL
     resources: Resources = Resources()
     defaults: dict[str, Any] = {}
@@ -169,6 +173,7 @@ class Run:
     needs: tuple[str, ...] = ()  # runs whose folders its parameters name
     resources: Mapping[str, int] = field(default_factory=dict)  # those that its entry sets
     entry: str = ""  # of the profile
+    lenient: frozenset[str] = frozenset()  # parameters whose folders may be of no run
 
     @cached_property
     def trains(self) -> bool:
@@ -390,8 +395,15 @@ def _entry_runs(path: Path, key: str, entry: _Entry, file: _File) -> Iterator[Ru
         parameters = {"profile": file.profile, "seed": file.seed}
         parameters |= known | common | entry.parameters | changes
         words = [word.replace("_", " ") for word in words]
+        stated = common.keys() | entry.parameters.keys() | changes.keys()
         run = Run(
-            name, notebook, parameters, ", ".join(words), resources=_set(entry.resources), entry=key
+            name,
+            notebook,
+            parameters,
+            ", ".join(words),
+            resources=_set(entry.resources),
+            entry=key,
+            lenient=frozenset(known.keys() - stated if file.partial else ()),
         )
         if not seeds:
             yield run
@@ -451,7 +463,9 @@ def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
     def fill(where: str, value: Any) -> Any:
         match value:
             case str():
-                (text,) = folders(where, value, of_seed=run.parameters["seed"])
+                (text,) = folders(where, value, of_seed=run.parameters["seed"]) or [
+                    value.replace("{tables}", f"build/{profile}/tables")  # which is not there
+                ]
                 return text
             case dict():
                 return {key: fill(f"{where}.{key}", part) for key, part in value.items()}
@@ -474,11 +488,14 @@ def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
         if of_seed is not None and [*found] != [name]:
             found = [each for each in found if each == f"{name}_s{of_seed}"]
         if not found:
+            if where.removeprefix(prefix).partition(".")[0] in run.lenient:
+                return []
             raise PipelineError(f"{path}: {where} is {text!r}, but there is no such run")
         needs.update(dict.fromkeys(found))
         return [f"build/{profile}/tables/{each}{folder['file'] or ''}" for each in found]
 
-    parameters = fill(f"runs.{run.name}.parameters", run.parameters)
+    prefix = f"runs.{run.name}.parameters."
+    parameters = fill(prefix.removesuffix("."), run.parameters)
     return replace(run, parameters=parameters, needs=tuple(needs))
 
 
