@@ -11,7 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # A stamp per set of extras and per content of what decides what is installed: nothing is
 # reinstalled while that is the same. The folder counts, for .venv points to it.
 pins := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d' ' -f1)
-with_book := .venv/.book,train-$(pins)
+comma := ,
+with_book := .venv/.book,train$(if $(filter desk%,$(PROFILE)),$(comma)desk)-$(pins)
 with_cluster := .venv/.book,train,cluster-$(pins)
 with_test := .venv/.book,train,serve,cluster,test-$(pins)
 with_dev := .venv/.book,train,serve,dev-$(pins)
@@ -66,7 +67,7 @@ lint: $(with_dev) ## Check style, types, spelling and that notebooks hold no out
 	@$(python) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 constraints: $(with_dev) ## Pin what pyproject.toml now needs, keeping pins that still fit
-	@$(compile) --universal --python-version 3.11 $(foreach e,book train serve cluster test dev,--extra $(e)) \
+	@$(compile) --universal --python-version 3.11 $(foreach e,book train serve desk cluster test dev,--extra $(e)) \
 		-o constraints.txt
 	@$(compile) --python-version 3.13 --python-platform x86_64-manylinux_2_34 \
 		$(foreach e,book train cluster gpu,--extra $(e)) -o constraints-gpu.txt
