@@ -252,7 +252,7 @@ def decided(
 ) -> None:
     """The decisions of a model, with the probabilities of the options.
 
-    ``decisions`` says whether they are ``"greedy"`` or ``"sampled"``, after the reasoning.
+    ``decisions`` says how they are made: :data:`corea.decisions.evaluation.DECIDING`.
     """
     from corea.decisions.evaluation import evaluate_decisions
     from corea.engines.opening import opened_here
@@ -275,6 +275,7 @@ def decided_formats(
     sampling: Sampling,
     *,
     batch_size: int,
+    decisions: str = "greedy",
     engine: str = "transformers",
 ) -> dict[str, Path]:
     """The decisions of a model in each of :data:`corea.runs.FORMATS`, by its name.
@@ -289,6 +290,7 @@ def decided_formats(
             sampling if reasoning == "sampled" else drawn_once,
             reasoning=reasoning != "none",
             batch_size=batch_size,
+            decisions=decisions,
             engine=engine,
         )
         for reasoning in FORMATS

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from corea.tasks.decision_questions import END_OF_THINKING, THINK
+from corea.tasks.decision_questions import END_OF_THINKING, THINK, VERDICTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,8 @@ def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> li
                     f"option {option!r} is merged with the white space of {spacing!r}"
                 )
             if len(added) != 1:
-                raise OptionError(f"option {option!r} is {len(added)} tokens; expected one")
+                advice = ' (labels "letters" asks for A or B instead)' if option in VERDICTS else ""
+                raise OptionError(f"option {option!r} is {len(added)} tokens; expected one{advice}")
             if added[0] == tokenizer.unk_token_id:
                 raise OptionError(f"option {option!r} is not in the vocabulary")
             if k and found.get(added[0]) != option:
