@@ -219,6 +219,40 @@ def supervised(
 
 
 @stage
+def decisions_warmed_up(
+    folder: Path,
+    base: str | Path,
+    questions: Sequence[DecisionQuestion],
+    sampling: Sampling,
+    settings: SFTSettings,
+    *,
+    batch_size: int,
+    engine: str = "transformers",
+) -> None:
+    """A model that was shown the form of decisions (:mod:`corea.decisions.warm_up`).
+
+    ``sampling`` is how it reasons about the questions; what it wrote is left in
+    ``reasoning.parquet``.
+    """
+    import pandas as pd
+
+    from corea.decisions.warm_up import own_reasoning, warm_up_rows
+    from corea.engines.loading import load_tokenizer
+    from corea.engines.opening import opened_here
+    from corea.training.launch import Job
+    from corea.training.sft import train_sft
+
+    with opened_here(engine, base, batch_size=batch_size) as thinking:
+        reasoning = own_reasoning(thinking, questions, sampling)
+    names = {"dataset": [q.dataset for q in questions]}
+    names |= {"question_id": [q.question_id for q in questions]}
+    table = pd.DataFrame(names | {"reasoning": reasoning})
+    table.to_parquet(folder / "reasoning.parquet", index=False)
+    rows = warm_up_rows(load_tokenizer(base), questions, reasoning, seed=settings.seed)
+    Job(train_sft, str(base), settings, rows).run(folder)
+
+
+@stage
 def decisions_reinforced(
     folder: Path,
     base: str | Path,

@@ -103,9 +103,7 @@ class Suite:
             from corea.tasks import decision_world
 
             if longest:
-                raise ValueError(
-                    f"longest is {longest}; expected 0 for the microworld"
-                )
+                raise ValueError(f"longest is {longest}; expected 0 for the microworld")
             found = decision_world.questions(decision_world.DecisionWorld(), dataset, part, n)
         else:
             from corea.tasks import papers

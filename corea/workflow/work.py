@@ -5,6 +5,7 @@ only reads tables declares nothing. An item is a rule of :data:`corea.workflow.e
 a mapping with the key ``rule`` and any of
 
 - ``when``: parameters, and the values with which the item counts
+- ``unless``: parameters, and lists of values with any of which it does not
 - ``of``: parameters that name the runs whose models it uses; or ``model``: the one that names its
   own
 - ``dataset``: one of :data:`corea.workflow.estimate.TEXTS`, ``"answers"`` or ``"decisions"`` (all
@@ -46,6 +47,7 @@ TRAININGS: Mapping[str, type[Settings]] = {
     "supervise": SFTSettings,
     "reinforce": GRPOSettings,
     "reinforce_decisions": DecisionSettings,
+    "warm_up": SFTSettings,
 }
 """The rules that train, with the class of their settings."""
 
@@ -64,7 +66,9 @@ def items(notebook: Path, parameters: Mapping[str, Any]) -> Iterator[dict[str, A
     A KeyError names a parameter that the notebook lacks.
     """
     for item in declared(notebook)["work"]:
-        if all(parameters[key] == value for key, value in item.get("when", {}).items()):
+        wanted, refused = item.get("when", {}), item.get("unless", {})
+        counts = all(parameters[key] == value for key, value in wanted.items())
+        if counts and not any(parameters[key] in values for key, values in refused.items()):
             yield item
 
 
@@ -89,7 +93,8 @@ def training_settings(item: Mapping[str, Any], parameters: Mapping[str, Any]) ->
     """The settings with which a notebook trains, as :func:`item_settings` says."""
     kind: Any = TRAININGS[item["rule"]]
     given = {**parameters, **_named(item, parameters)}
-    values = {s.name: given[s.name] for s in fields(kind) if s.name in given}
+    # a setting that is empty is the default, as a precision may be
+    values = {s.name: given[s.name] for s in fields(kind) if given.get(s.name, "") != ""}
     batch = values["batch"]
     values["micro_batch"] = math.gcd(batch, 8) if item["rule"] == "pretrain" else batch
     settings: Settings = kind(**values | parameters.get("more", {}))
