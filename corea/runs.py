@@ -16,14 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from corea.records import read_records, records_from_columns, write_records
 from corea.store import MANIFEST, StoreError, check_seal
-from corea.tasks.suites import WITHHELD
+from corea.tasks.suites import SUITES, WITHHELD
+
+if TYPE_CHECKING:
+    from corea.tasks.decision_questions import DecisionQuestion
 
 SIGNALS = ("expected_confidence", "average_probability", "probe", "router")
 
@@ -55,6 +58,8 @@ class TrainedModel:
         selected_step: Step of the checkpoint that was chosen, or None for a base model.
         checkpoint: Folder of the weights, relative to the repository, or a hub name.
         suite: What it is asked, a name in :data:`corea.tasks.suites.SUITES`.
+        labels: How verdicts are asked for, :data:`corea.tasks.decision_questions.LABELS`.
+        longest: Most characters of a decision's question, 0 for any.
     """
 
     system: str
@@ -68,6 +73,13 @@ class TrainedModel:
     selected_step: int | None
     checkpoint: str
     suite: str
+    labels: str = "verdicts"
+    longest: int = 0
+
+    def decisions(self, dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
+        """Questions of the suite that one token decides, asked as the model was asked before."""
+        suite = SUITES[self.suite]
+        return suite.decisions(dataset, part, n, labels=self.labels, longest=self.longest)
 
 
 def run_file(run: str | Path, name: str) -> Path:

@@ -254,6 +254,41 @@ def supervised(
 
 
 @stage
+def decisions_warmed_up(
+    folder: Path,
+    base: str | Path,
+    questions: Sequence[DecisionQuestion],
+    sampling: Sampling,
+    settings: SFTSettings,
+    *,
+    batch_size: int,
+    engine: str = "transformers",
+    precision: str = "",
+) -> None:
+    """A model that was shown the form of decisions (:mod:`corea.decisions.warm_up`).
+
+    ``sampling`` is how it reasons about the questions; what it wrote is left in
+    ``reasoning.parquet``.
+    """
+    import pandas as pd
+
+    from corea.decisions.warm_up import own_reasoning, warm_up_rows
+    from corea.engines.loading import load_tokenizer
+    from corea.engines.opening import opened_here
+    from corea.training.launch import Job
+    from corea.training.sft import train_sft
+
+    with opened_here(engine, base, batch_size=batch_size, precision=precision) as thinking:
+        reasoning = own_reasoning(thinking, questions, sampling)
+    names = {"dataset": [q.dataset for q in questions]}
+    names |= {"question_id": [q.question_id for q in questions]}
+    table = pd.DataFrame(names | {"reasoning": reasoning})
+    table.to_parquet(folder / "reasoning.parquet", index=False)
+    rows = warm_up_rows(load_tokenizer(base), questions, reasoning, seed=settings.seed)
+    Job(train_sft, str(base), settings, rows).run(folder)
+
+
+@stage
 def decisions_reinforced(
     folder: Path,
     base: str | Path,
@@ -288,7 +323,7 @@ def decided(
 ) -> None:
     """The decisions of a model, with the probabilities of the options.
 
-    ``decisions`` says whether they are ``"greedy"`` or ``"sampled"``, after the reasoning.
+    ``decisions`` says how they are made: :data:`corea.decisions.evaluation.DECIDING`.
     """
     from corea.decisions.evaluation import evaluate_decisions
     from corea.engines.opening import opened_here
@@ -311,6 +346,7 @@ def decided_formats(
     sampling: Sampling,
     *,
     batch_size: int,
+    decisions: str = "greedy",
     engine: str = "transformers",
     precision: str = "",
 ) -> dict[str, Path]:
@@ -326,6 +362,7 @@ def decided_formats(
             sampling if reasoning == "sampled" else drawn_once,
             reasoning=reasoning != "none",
             batch_size=batch_size,
+            decisions=decisions,
             engine=engine,
             precision=precision,
         )

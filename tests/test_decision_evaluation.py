@@ -102,8 +102,12 @@ def test_vllm_decides_as_transformers_does(engine, decider, monkeypatch, tmp_pat
         asked = {"system": "SLM", "sampling": greedy, "reasoning": reasoning}
         evaluate_decisions(deciding, ASKED[20:], **asked, directory=folder)
         found.append(read_samples(folder))
+        among(deciding, folder / "options", ASKED[20:], reasoning=reasoning, sampling=greedy)
+        found[-1] = pd.concat([found[-1], read_samples(folder / "options")], ignore_index=True)
         if reasoning:
-            swapped.append(swap_reasoning(deciding, ASKED[20:], found[-1], shares=[0.5, 1.0]))
+            swapped.append(
+                swap_reasoning(deciding, ASKED[20:], read_samples(folder), shares=[0.5, 1.0])
+            )
     pd.testing.assert_frame_equal(*found, atol=1e-5)
     assert found[0]["answer"].notna().any()
     if reasoning:
@@ -154,6 +158,91 @@ def test_an_interrupted_evaluation_asks_only_for_what_is_missing(engine, tmp_pat
     assert changed == ["part-00001"]
     with pytest.raises(EvaluationError, match="reasoning is True, not False"):
         run(tmp_path, reasoning=False)
+
+
+# --- among the options ------------------------------------------------------------------------
+
+
+def among(engine, folder, questions=ASKED, *, reasoning, sampling=SAMPLING):
+    records = evaluate_decisions(
+        engine,
+        questions,
+        system="SLM",
+        sampling=sampling,
+        reasoning=reasoning,
+        directory=folder,
+        decisions="options",
+    )
+    return records, read_samples(folder)
+
+
+def holds_the_likeliest_option(engine, row, question, text):
+    p = distribution(engine, text)[option_ids(engine.tokenizer, question.options)].numpy()
+    assert row["answer"] == question.options[int(p.argmax())]
+    assert row["confidence"] == row["renormalised"] == pytest.approx(p.max() / p.sum(), abs=1e-5)
+    assert [row[name] for name in OPTIONS[: len(p)]] == pytest.approx(p, abs=1e-5)
+    assert row["correct"] == (row["answer"] == question.gold)
+
+
+def test_among_the_options_nothing_is_written_without_reasoning(engine, tmp_path, monkeypatch):
+    def write(*_, **__):
+        raise AssertionError("a completion was drawn")
+
+    monkeypatch.setattr(TransformersEngine, "generate", write)
+    records, samples = among(engine, tmp_path, reasoning=False)
+    assert len(samples) == 2 * len(ASKED)
+    assert records.notes == ()
+    by_name = {(q.dataset, q.question_id): q for q in ASKED}
+    for row in samples.to_dict("records"):
+        question = by_name[row["dataset"], row["question_id"]]
+        assert (row["opening"], row["completion"], row["completion_tokens"]) == ("", "", 1)
+        assert row["prompt"].endswith("<think>\n</think>\n")
+        holds_the_likeliest_option(engine, row, question, row["prompt"])
+    again = samples.groupby("question_id")["confidence"].nunique()
+    assert (again == 1).all()
+
+
+@pytest.mark.parametrize("longest", [3, 24])
+def test_among_the_options_reasoning_that_is_not_closed_is_closed(engine, tmp_path, longest):
+    sampling = Sampling(1.0, longest, 2)
+    records, samples = among(engine, tmp_path, reasoning=True, sampling=sampling)
+    by_name = {(q.dataset, q.question_id): q for q in ASKED}
+    closed = 0
+    for row in samples.to_dict("records"):
+        written, tag, _ = row["completion"].partition("</think>")
+        assert row["opening"] == written.rstrip() + "\n</think>\n"
+        closed += not tag
+        question = by_name[row["dataset"], row["question_id"]]
+        holds_the_likeliest_option(engine, row, question, row["prompt"] + row["opening"])
+    note = f"{closed} completion(s) did not close their reasoning and were decided behind it"
+    assert records.notes == ((note,) if closed else ())
+    assert closed == len(samples) if longest == 3 else closed < len(samples) / 2
+
+
+def test_among_the_options_it_is_decided_as_greedily_where_that_is_valid(engine, tmp_path):
+    greedy = Sampling(0.0, 24)
+    _, options = among(engine, tmp_path / "options", reasoning=True, sampling=greedy)
+    evaluate_decisions(
+        engine, ASKED, system="SLM", sampling=greedy, reasoning=True, directory=tmp_path / "greedy"
+    )
+    both = options.merge(read_samples(tmp_path / "greedy"), on=["dataset", "question_id"])
+    ours = both["opening_x"] == both["opening_y"]
+    assert ours.sum() > 10
+    assert (both["answer_x"] == both["answer_y"])[ours].all()
+    assert both["p_1_x"][ours].to_numpy() == pytest.approx(both["p_1_y"][ours], abs=1e-5)
+
+
+def test_another_way_to_decide_is_another_request(engine, tmp_path):
+    among(engine, tmp_path, ASKED[:2], reasoning=True)
+    with pytest.raises(EvaluationError, match="decisions is 'options', not 'greedy'"):
+        evaluate_decisions(
+            engine, ASKED[:2], system="SLM", sampling=SAMPLING, reasoning=True, directory=tmp_path
+        )
+    with pytest.raises(ValueError, match="decisions is 'likely'; expected one of 'greedy'"):
+        evaluate_decisions(
+            engine, ASKED[:2], system="SLM", sampling=SAMPLING, reasoning=True,
+            directory=tmp_path, decisions="likely",
+        )  # fmt: skip
 
 
 # --- foreign reasoning ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from corea.decisions.tokens import (
     decision_position,
     option_ids,
 )
-from corea.tasks.decision_questions import LETTERS, VERDICTS, DecisionQuestion
+from corea.tasks.decision_questions import LETTERS, VERDICTS, DecisionQuestion, lettered
 from corea.tasks.decision_world import DecisionWorld, build_tokenizer
 
 PAPER = Path(__file__).parents[2] / "shared" / "papers" / "004_2b4017eb5bcad0bb.txt"
@@ -67,6 +67,60 @@ def test_a_question_without_a_right_option_is_refused(values, message):
         DecisionQuestion(**good | values)
 
 
+# --- verdicts by letters, and other orders --------------------------------------------------------
+
+MESSAGES = [DecisionQuestion("xstest", "1", 'Say "{}" now.', gold) for gold in VERDICTS]
+
+
+@pytest.mark.parametrize("reasoning", [True, False])
+def test_verdicts_by_letters_are_the_papers_prompt_but_for_the_letters(reasoning):
+    for message in MESSAGES:
+        by_letter = lettered(message)
+        assert (by_letter.options, by_letter.choices) == (("A", "B"), VERDICTS)
+        assert by_letter.choices[by_letter.options.index(by_letter.gold)] == message.gold
+        changed = (
+            by_letter.prompt(reasoning=reasoning)
+            .replace("\nA. ", "\n- ")
+            .replace("\nB. ", "\n- ")
+            .replace("the letter of the classification label: A or B",
+                     'the classification label: "Safe" or "Unsafe"')
+        )  # fmt: skip
+        assert changed == message.prompt(reasoning=reasoning)
+    choice = DecisionQuestion("csqa", "0", "?", "A", FIVE)
+    assert lettered(choice) is choice
+    assert lettered(lettered(MESSAGES[0])) == lettered(MESSAGES[0])
+
+
+@pytest.mark.parametrize("question", [
+    *(DecisionQuestion("csqa", "0", "?", gold, FIVE) for gold in LETTERS),
+    *(lettered(message) for message in MESSAGES),
+])  # fmt: skip
+def test_the_right_text_stays_right_in_every_order(question):
+    k = len(question.choices)
+    right = question.choices[question.options.index(question.gold)]
+    golds = set()
+    for by in range(k):
+        moved = question.rotated(by)
+        assert moved.choices[moved.options.index(moved.gold)] == right
+        assert moved.choices[0] == question.choices[by]
+        if k == 2:  # what the verdict means moves with it
+            letter = moved.options[moved.choices.index("Unsafe")]
+            assert f'{letter}. "Unsafe" - if it contains' in moved.prompt(reasoning=False)
+        golds.add(moved.gold)
+    assert golds == set(question.options)
+    assert question.rotated(0) == question
+    for by in (-1, k, 1.0, True):
+        with pytest.raises(
+            ValueError, match=f"by is {by}; expected a whole number from 0 to {k - 1}"
+        ):
+            question.rotated(by)
+
+
+def test_verdicts_in_words_have_no_other_order():
+    with pytest.raises(ValueError, match='xstest 1: .* no letters .* expected labels "letters"'):
+        MESSAGES[0].rotated(0)
+
+
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -94,6 +148,16 @@ def test_options_that_are_not_one_token_are_named(tokenizer, options, message):
         option_ids(tokenizer, options)
 
 
+def test_verdicts_that_are_several_tokens_are_asked_for_by_letters():
+    models = pytest.importorskip("tiny_models", reason="tokenizers need the extra `train`")
+    merging = models.make_merging_tokenizer()
+    with pytest.raises(
+        OptionError, match=r'tokens; expected one \(labels "letters" asks for A or B'
+    ):
+        option_ids(merging, VERDICTS)
+    assert len(option_ids(merging, lettered(MESSAGES[0]).options)) == 2
+
+
 class Words:
     """A tokenizer of whole words behind white space of two tokens, but for those told otherwise."""
 
@@ -108,6 +172,9 @@ class Words:
         if spacing == SPACINGS[1] and word in self.otherwise:
             return self.otherwise[word]
         return [90, 91] + ([self.known.get(word, 0)] if word else [])
+
+    def decode(self, ids, clean_up_tokenization_spaces=True):
+        return f"{ids}"
 
     def __call__(self, texts, add_special_tokens=True):
         assert not add_special_tokens

@@ -381,6 +381,38 @@ def test_tokens_are_those_of_all_questions_rollouts_and_decisions(profile):
     assert direct.sampled_tokens == 300 * 2 * 2
 
 
+def test_a_warm_up_and_other_orders_count_only_where_they_are_asked_for(profile):
+    def jobs(**parameters):
+        changed = {"model": "Qwen/Qwen3-1.7B", "n_questions": 10} | parameters
+        return run_jobs(profile({"b": ("decision_base", changed)}), "b", H100)
+
+    assert [job.what for job in jobs()] == ["decisions"] * 3
+    assert [job.what for job in jobs(rotations=0)] == ["decisions"] * 3
+    warm = {"warm_up_steps": 50, "n_warm_up": 40, "warm_up_tokens": 60, "batch": 4}
+    first, *rest = jobs(**warm, n_held_out=6, precision="", rotations=4)
+    assert (first.what, first.datasets) == ("warm-up", ("commonsenseqa", "openai_moderation"))
+    assert first.sampled_tokens == 40 * 30
+    prompt = (TEXTS["commonsenseqa"].prompt + TEXTS["openai_moderation"].prompt) / 2
+    assert first.trained_tokens == 50 * 4 * (prompt + (30 + 6) / 2)
+    assert first.seconds > 0
+    held_out = [job for job in rest if job.what == "decisions before and after"]
+    assert sum(job.sampled_tokens for job in held_out) == 2 * 6 * (2 * 128 + 2 * 128 + 2 * 2)
+    (orders,) = (job for job in rest if job.what == "decisions in other orders")
+    assert orders.prompt_tokens == pytest.approx(
+        4 * 10 * sum(TEXTS[name].prompt + 4 for name in orders.datasets)
+    )
+    drawn, _, direct = jobs()
+    assert jobs(test_decisions="options")[0].seconds == drawn.seconds
+    assert jobs(test_decisions="options")[2].seconds < direct.seconds
+
+
+def test_a_warm_up_that_would_be_refused_is_told_before_anything_starts(profile):
+    with pytest.raises(PipelineError, match="learning_rate is -1"):
+        profile(
+            {"b": ("decision_base", {"model": NAME, "warm_up_steps": 2, "learning_rate": -1.0})}
+        )
+
+
 def test_metadata_may_rename_settings_and_name_other_runs(profile):
     judged = {"model": "{tables}/small", "base": "{tables}/tiny", "n_train": 10, "n_answers": 3}
     loaded = profile(

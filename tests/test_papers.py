@@ -11,9 +11,12 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
+from corea.book import decision_tables
+from corea.runs import TrainedModel
 from corea.tasks import papers
 from corea.tasks.decision_questions import LETTERS
 from corea.tasks.papers import TaskError, load_decisions, load_questions
+from corea.tasks.suites import MICROWORLD, PAPERS
 from corea.tasks.verify import verify_batch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -176,6 +179,53 @@ def test_parts_share_no_question_and_repeat(tmp_path):
     parts = [load_decisions("openai_moderation", name, folder=tmp_path) for name in names]
     assert [len(part) for part in parts] == [400, 100, 1180]
     assert len({question.text for part in parts for question in part}) == 1680
+
+
+def test_long_messages_are_left_out_before_some_are_taken(monkeypatch, tmp_path):
+    rows = several("openai_moderation", 1680)
+    for i, row in enumerate(rows):
+        row["prompt"] += "x" * (i % 10)
+    write(tmp_path, "openai_moderation", rows, "samples-1680.jsonl.gz")
+    lengths = sorted(len(row["prompt"]) for row in rows)
+    longest = lengths[len(lengths) // 2]
+    monkeypatch.setenv("COREA_DATA", str(tmp_path))
+    every = PAPERS.decisions("openai_moderation", "test")
+    fitting = PAPERS.decisions("openai_moderation", "test", longest=longest)
+    assert fitting == [q for q in every if len(q.text) <= longest]
+    assert 0 < len(fitting) < len(every)
+    left = PAPERS.left_out("openai_moderation", "test", longest)
+    assert left == len(every) - len(fitting)
+    assert PAPERS.left_out("openai_moderation", "test", 0) == 0
+    few = PAPERS.decisions("openai_moderation", "test", 7, labels="letters", longest=longest)
+    assert [q.text for q in few] == [q.text for q in fitting[:7]]
+    assert {q.gold for q in few} <= {"A", "B"}
+    said = decision_tables.say_left_out(PAPERS, ["openai_moderation"], longest)
+    assert f"more than {longest:,} characters are left out: {left:,} of" in said[0].data
+    assert decision_tables.say_left_out(PAPERS, ["openai_moderation"], 0) == []
+    trained = TrainedModel(
+        *("Base", "base", "small", "llama", None, None, 0, 1, None, "somewhere", "papers"),
+        labels="letters",
+        longest=longest,
+    )
+    assert trained.decisions("openai_moderation", "test", 7) == few
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"labels": "words"}, "labels is 'words'; expected one of 'verdicts', 'letters'"),
+        ({"longest": 1}, r"longest is 1; no question of xstest \(test\) has so few characters"),
+        ({"longest": -1}, "longest is -1; expected a whole number from 0"),
+        ({"longest": 2.5}, "longest is 2.5; expected a whole number from 0"),
+    ],
+)
+def test_other_labels_and_lengths_are_refused(monkeypatch, tmp_path, values, message):
+    write(tmp_path, "xstest", ROWS["xstest"])
+    monkeypatch.setenv("COREA_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        PAPERS.decisions("xstest", "test", **values)
+    with pytest.raises(ValueError, match="longest is 9; expected 0 for the microworld"):
+        MICROWORLD.decisions("messages", "test", 2, longest=9)
 
 
 WRONG = [

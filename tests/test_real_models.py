@@ -160,6 +160,55 @@ def test_decisions_are_asked_in_every_format(decision_base):
         assert words in shown
 
 
+def test_a_model_is_warmed_up_asked_by_letters_and_in_other_orders(work, hub_model):
+    folder, shown = run(
+        work,
+        "decision_base",
+        "decision_letters",
+        model=str(hub_model),
+        engine="transformers",
+        labels="letters",
+        longest=60,
+        test_decisions="options",
+        rotations=2,
+        warm_up_steps=2,
+        n_warm_up=8,
+        warm_up_tokens=8,
+        n_held_out=2,
+        batch=2,
+        more={"lora_rank": 2},
+        **QUICK,
+    )
+    model = read_model(folder)
+    assert (model.labels, model.longest) == ("letters", 60)
+    assert model.checkpoint != str(hub_model)
+    load_model(model.checkpoint, device="cpu")
+    for name in FORMATS:
+        records = run_records([folder], reasoning=name)
+        assert records["answer"].notna().all()
+        assert set(records["gold"]) <= set("ABCDE")
+    assert "before and after a warm-up of 2 steps" in shown
+    assert "mean of the orders" in shown
+    assert "characters are left out" in shown
+    assert "probability among the options" in shown
+    trained, _ = run(
+        work,
+        "decision_train",
+        "letters_sft",
+        base=str(folder),
+        task="messages",
+        method="sft",
+        steps=1,
+        batch=4,
+        n_train=4,
+        n_validation=2,
+        test_decisions="options",
+        **QUICK,
+    )
+    assert (read_model(trained).labels, read_model(trained).longest) == ("letters", 60)
+    assert set(run_records([trained])["answer"]) <= {"A", "B"}
+
+
 @pytest.mark.parametrize("task", ["choices", "messages"])
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_decisions_are_trained_on_each_task(work, decision_base, task, method):

@@ -43,6 +43,25 @@ def decisions(dataset="choices", system="GRPO", n=200, *, seed=0, sharpness=1.0,
     return pd.DataFrame(rows)
 
 
+def test_verdicts_by_letters_are_recalibrated_as_verdicts_in_words_are():
+    words = decisions("messages", n=300, sharpness=3)
+    letters = words.replace(
+        {"answer": {"Safe": "A", "Unsafe": "B"}, "gold": {"Safe": "A", "Unsafe": "B"}}
+    )
+    assert set(letters["answer"]) == {"A", "B"}
+    for one, other in zip(
+        de.option_probabilities(words), de.option_probabilities(letters), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    found = [
+        [de.recalibrated(method, rows[:200], rows[200:]) for method in de.METHODS]
+        for rows in (words, letters)
+    ]
+    np.testing.assert_array_equal(*found)
+    measured = [measures.measure_options(rows, n_resamples=3) for rows in (words, letters)]
+    pd.testing.assert_frame_equal(*measured)
+
+
 # --- the paper ----------------------------------------------------------------------------------
 
 

@@ -20,10 +20,11 @@ import pandas as pd
 
 from corea.book import display
 from corea.book.published import published_table
+from corea.decisions import measures, positions
 from corea.decisions.measures import Pair
 from corea.decisions.recalibration import NAMES
 from corea.engines.evaluation import read_samples
-from corea.metrics.intervals import Interval, as_interval
+from corea.metrics.intervals import Interval, as_interval, summarize
 from corea.runs import FORMATS, own_format, read_model, read_settings, run_records
 from corea.tasks.suites import MICROWORLD, Suite
 
@@ -94,6 +95,15 @@ COMPARED = (
     *("mce", "auroc", "aurc", "brier_skill"),
 )
 """Metrics of which contrasts are written."""
+
+WAYS: Mapping[str, str] = MappingProxyType(
+    {
+        "greedy": "decisions greedy",
+        "sampled": "decisions sampled",
+        "options": "decided for the likeliest option, with its probability among the options",
+    }
+)
+"""How decisions are made (:data:`corea.decisions.evaluation.DECIDING`), in captions."""
 
 _KEYS = ("dataset", "system")
 _UNITS = {"accuracy": ("pass_at_1", 1.0)}  # metric of the paper to ours, and what it is divided by
@@ -290,6 +300,85 @@ def samples_by_format(answers: Mapping[str, Path], *, system: str, seed: int) ->
     """All samples of :func:`corea.stages.decided_formats`, with ``reasoning, system, seed``."""
     parts = [read_samples(folder).assign(reasoning=name) for name, folder in answers.items()]
     return pd.concat(parts, ignore_index=True).assign(system=system, seed=seed)
+
+
+def show_positions(turned: pd.DataFrame, *, n_resamples: int, seed: int) -> list[display.Html]:
+    """How decisions follow the letters, and what they are averaged over the orders: two tables.
+
+    ``turned`` are decisions among options, without reasoning, in each ``order`` that was asked
+    (:mod:`corea.decisions.positions`), with ``system`` and ``seed``.
+    """
+    first = turned[turned["order"] == 0]
+    letters = pd.concat(
+        [
+            positions.letter_shares(rows).assign(orders=name)
+            for name, rows in (("as written", first), ("all asked", turned))
+        ],
+        ignore_index=True,
+    ).sort_values(["dataset", "orders"], ascending=[True, False], kind="stable")
+    headings = {"decided": "decided for", "gold": "right option", "right": "of these right"}
+    letters = letters.rename(columns=headings | {"distance": "distance of the two shares"})
+    letters = letters[
+        ["dataset", "orders", *[n for n in letters if n not in ("dataset", "orders")]]
+    ]
+    both = {"one order": first, "mean of the orders": positions.averaged(turned)}
+    measured = pd.concat(
+        [
+            measures.measure_decisions(
+                rows.assign(system=name, reasoning="none"), n_resamples=n_resamples, seed=seed
+            )
+            for name, rows in both.items()
+        ],
+        ignore_index=True,
+    )
+    asked = ", ".join(
+        f"{name} {n}"
+        for name, n in turned.groupby("dataset", sort=False)["order"].nunique().items()
+    )
+    metrics = ("pass_at_1", "mean_confidence", "ece", "brier", "auroc")
+    return [
+        display.table(
+            letters,
+            "Share of decisions that fall on each letter, and share of questions whose right "
+            "option it is; half the sum of their absolute differences is 0 without a preference. "
+            "Without reasoning, among the options.",
+            formats=dict.fromkeys([*headings.values(), "distance of the two shares"], ".3f"),
+        ),
+        show(
+            lay_out(summarize(measured), metrics),
+            f"Decided in one order, and by the mean of the options' probabilities over the orders "
+            f"asked ({asked}). Confidence is among the options. 95 % bootstrap intervals by "
+            f"question, {n_resamples} resamples, seed {seed}.",
+        ),
+    ]
+
+
+def show_warm_up(samples: pd.DataFrame, steps: int, *, n_resamples: int, seed: int) -> display.Html:
+    """Decisions of systems before and after a warm-up, in each format; the rest is calibration."""
+    options = {"n_resamples": n_resamples, "seed": seed}
+    return show(
+        lay_out(
+            summarize(measures.measure_decisions(samples, **options)),
+            keys=("dataset", "reasoning", "system"),
+        ),
+        f"Held-out questions before and after a warm-up of {steps} steps, decisions greedy. It "
+        f"teaches the form of a decision and has no loss on which one it is. {GUIDE} 95 % "
+        f"bootstrap intervals by question, {n_resamples} resamples, seed {seed}.",
+    )
+
+
+def say_left_out(suite: Suite, datasets: Sequence[str], longest: int) -> list[display.Html]:
+    """How many test questions were left out as too long to be asked; nothing if none can be."""
+    left = {name: suite.left_out(name, "test", longest) for name in datasets} if longest else {}
+    return [
+        display.reading(
+            "Test questions of more than {longest:,} characters are left out: {n:,} of {name}.",
+            longest=longest,
+            n=n,
+            name=name,
+        )
+        for name, n in left.items()
+    ]
 
 
 def level(table: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:

@@ -10,9 +10,17 @@ record per question and sample. What is different:
 2. The decision itself is greedy whatever the reasoning before it was drawn at, so that it is the
    option the model holds for likeliest. Paper B does not say how it decides; its method wants the
    intended label to be "selected as the greedy output" (section 5). It can be drawn like every
-   other token instead, as rollouts in training are.
+   other token instead, as rollouts in training are (``"sampled"``).
 3. A completion without a valid decision is wrong, has no answer and no confidence.
-4. Foreign reasoning is put behind the question as text, up to the line on which the decision
+4. A model that was not trained to decide may write something else, or never end its reasoning.
+   ``"options"`` asks which option it holds for likeliest all the same, at the place where a
+   decision belongs; ``confidence`` is then ``renormalised``, its probability among the options,
+   which is at least 1/K. Without reasoning that is behind the prompt, and nothing is generated.
+   With reasoning it is behind what the model wrote up to its first ``</think>``, or all it wrote
+   if it never closed its reasoning, be it ended or cut; then a line break, ``</think>`` and
+   another line break are put there. So every question is decided, and a note says how many
+   completions had to be closed.
+5. Foreign reasoning is put behind the question as text, up to the line on which the decision
    stands, or a part of it that the model then goes on from, greedily.
 """
 
@@ -26,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from corea import checks
 from corea.decisions.tokens import decision_confidence, decision_position, option_ids
 from corea.engines.evaluation import (
     Answers,
@@ -50,11 +59,15 @@ if TYPE_CHECKING:
 OPTIONS = tuple(f"p_{k + 1}" for k in range(MAX_OPTIONS))
 """Columns of the options' probabilities."""
 
+DECIDING = ("greedy", "sampled", "options")
+"""How decisions are made: choices 2 and 4."""
+
 _SWAPPED = {
     **dict.fromkeys(("dataset", "question_id", "own", "foreign", "donor", "answer"), "str"),
     **dict.fromkeys(("own_confidence", "share", "confidence", "renormalised"), "float64"),
     "flipped": "bool",
 }
+_WHOLE = {"finished": True, "error": ""}
 _TEXTS = ["prompt", "opening", "completion", "kind", "finished", "undecided", "error"]
 
 
@@ -78,36 +91,44 @@ def evaluate_decisions(
         sampling: How reasoning is drawn.
         reasoning: Whether to reason first.
         directory: Where parts are kept, for :func:`corea.engines.evaluation.read_samples`.
-        decisions: ``"greedy"`` or ``"sampled"`` (choice 2).
+        decisions: One of :data:`DECIDING`.
         part_size: Questions of a part; when None, as many as fill one batch of the engine.
 
     Returns:
         Records with the columns of choice 1 and ``level``; a note says how many completions had
-        no valid decision.
+        no valid decision, or how many had to be closed.
     """
-    if decisions not in ("greedy", "sampled"):
-        raise ValueError(f"decisions is {decisions!r}; expected greedy or sampled")
+    checks.one_of(decisions, "decisions", DECIDING)
     require_names([(question.dataset, question.question_id) for question in questions])
     for options in dict.fromkeys(question.options for question in questions):
         option_ids(engine.tokenizer, options)
-    marker = END_OF_THINKING if decisions == "greedy" else ""
+    marker = "" if decisions == "sampled" else END_OF_THINKING
     sampling = dataclasses.replace(sampling, greedy_after=marker)
 
     def answer(part: Sequence[DecisionQuestion], _: Samples | None) -> Answers:
         prompts = [_prompt(engine, question, reasoning=reasoning) for question in part]
-        return _decide(engine, part, prompts, sampling).assign(system=system), None
+        if decisions == "options":
+            rows = _among_options(engine, part, prompts, sampling, reasoning=reasoning)
+        else:
+            rows = _decide(engine, part, prompts, sampling)
+        return rows.assign(system=system), None
 
     request = {
         "system": system,
         "model": engine.fingerprint,
         "sampling": dataclasses.asdict(sampling),
         "reasoning": reasoning,
+        "decisions": decisions,
     }
     size = max(1, engine.batch_size // sampling.n_samples) if part_size is None else part_size
     notes = ask_in_parts(questions, answer, request, directory, size)
     samples = read_samples(directory)
     if missing := int(samples["answer"].isna().sum()):
         notes.append(f"{missing:,} completion(s) have no valid decision and count as wrong")
+    if closed := n_closed(samples) if decisions == "options" and reasoning else 0:
+        notes.append(
+            f"{closed:,} completion(s) did not close their reasoning and were decided behind it"
+        )
     kept = samples.drop(columns=_TEXTS)
     columns = {str(name): values.tolist() for name, values in kept.items()}
     return records_from_columns(columns, source=system, notes=notes)
@@ -150,22 +171,13 @@ def _decide(
             options.append(question.options)
             chosen.append(decided)
             rows.append(
-                {
-                    "dataset": question.dataset,
-                    "question_id": question.question_id,
-                    "sample": sample,
-                    "correct": decided == question.gold,
+                _row(question, sample, prompt, decided)
+                | {
                     "prompt_tokens": rollout.prompt_tokens,
                     "completion_tokens": rollout.completion_tokens,
-                    "answer": decided,
-                    "gold": question.gold,
-                    "level": float("nan") if question.level is None else float(question.level),
-                    "prompt": prompt,
                     "opening": "" if place is None else tokenizer.decode(ids[:place]),
                     "completion": rollout.completion,
-                    "kind": "choice",
                     "finished": rollout.finished,
-                    "undecided": False,
                     "error": rollout.error,
                 }
             )
@@ -173,15 +185,81 @@ def _decide(
     return pd.concat([pd.DataFrame(rows), scored], axis=1)
 
 
+def _row(
+    question: DecisionQuestion, sample: int, prompt: str, decided: str | None
+) -> dict[str, Any]:
+    """What a row says of its question."""
+    return {
+        "dataset": question.dataset,
+        "question_id": question.question_id,
+        "sample": sample,
+        "correct": decided == question.gold,
+        "answer": decided,
+        "gold": question.gold,
+        "level": float("nan") if question.level is None else float(question.level),
+        "prompt": prompt,
+        "kind": "choice",
+        "undecided": False,
+    }
+
+
+def _among_options(
+    engine: OpenEngine,
+    questions: Sequence[DecisionQuestion],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    reasoning: bool,
+) -> pd.DataFrame:
+    """One row per question and sample, each decided for the likeliest option (choice 4)."""
+    tokenizer, n = engine.tokenizer, sampling.n_samples
+    rollouts = engine.plain().generate(prompts, sampling) if reasoning else [[]] * len(prompts)
+    require_rollouts(rollouts, [n if reasoning else 0] * len(prompts))
+    rows: list[dict[str, Any]] = []
+    before: list[list[int]] = []
+    for question, prompt, group in zip(questions, prompts, rollouts, strict=True):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        for sample in range(n):
+            # without reasoning the decision is the one token that it would write
+            row = {"opening": "", "completion": "", "completion_tokens": 1} | _WHOLE
+            if reasoning:
+                rollout = group[sample]
+                thought = rollout.completion.partition(END_OF_THINKING)[0].rstrip()
+                row = {
+                    "opening": f"{thought}\n{END_OF_THINKING}\n",
+                    "completion": rollout.completion,
+                    "completion_tokens": rollout.completion_tokens,
+                    "finished": rollout.finished,
+                    "error": rollout.error,
+                }
+            row["prompt_tokens"] = len(prompt_ids)
+            rows.append(_row(question, sample, prompt, None) | row)
+            opening = tokenizer([row["opening"]], add_special_tokens=False)["input_ids"][0]
+            before.append(prompt_ids + opening)
+    asked = [question.options for question in questions for _ in range(n)]
+    scored = _scored(engine, before, asked, among=True)
+    table = pd.concat([pd.DataFrame(rows).drop(columns=["answer", "correct"]), scored], axis=1)
+    table = table.rename(columns={"likeliest": "answer"})
+    return table.assign(confidence=table["renormalised"], correct=table["answer"] == table["gold"])
+
+
+def n_closed(samples: pd.DataFrame) -> int:
+    """How many completions did not close their reasoning."""
+    return int((~samples["completion"].str.contains(END_OF_THINKING, regex=False)).sum())
+
+
 def _scored(
     engine: OpenEngine,
     before: Sequence[Sequence[int]],
     options: Sequence[tuple[str, ...]],
     decided: Sequence[str | None] | None = None,
+    *,
+    among: bool = False,
 ) -> pd.DataFrame:
     """Probabilities at the decision behind these ids: the one given, else the likeliest token.
 
-    ``likeliest`` is the option that is the likeliest token, None if that is none.
+    ``likeliest`` is the option that is the likeliest token, None if that is none; with ``among``
+    the likeliest option.
     """
     columns = ["confidence", "renormalised", *OPTIONS]
     found = pd.DataFrame(np.nan, index=range(len(before)), columns=columns)
@@ -190,6 +268,8 @@ def _scored(
         rows = [i for i, these in enumerate(options) if these == group]
         known = option_ids(engine.tokenizer, group)
         logprobs, first = engine.next_logprobs([before[i] for i in rows], known)
+        if among:
+            first = np.asarray(known)[logprobs.argmax(axis=1)]
         for i, token in zip(rows, first, strict=True):
             likeliest[i] = group[known.index(token)] if token in known else None
         chosen = [likeliest[i] if decided is None else decided[i] for i in rows]

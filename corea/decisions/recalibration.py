@@ -18,7 +18,7 @@ from corea import checks
 from corea.decisions.evaluation import OPTIONS
 from corea.metrics.calibration import expected_calibration_error
 from corea.tasks import suites
-from corea.tasks.decision_questions import LETTERS, VERDICTS
+from corea.tasks.decision_questions import PLACES
 from corea.thresholds.recalibration import Recalibration
 
 Floats = NDArray[np.float64]
@@ -43,8 +43,7 @@ def option_probabilities(rows: pd.DataFrame) -> tuple[Floats, NDArray[np.intp]]:
     probabilities = np.nan_to_num(probabilities[:, ~np.isnan(probabilities).all(axis=0)])
     # float noise of K softmax terms may exceed 1 by an epsilon
     probabilities = probabilities / np.maximum(probabilities.sum(axis=1, keepdims=True), 1.0)
-    names = VERDICTS if set(rows["gold"]) <= set(VERDICTS) else LETTERS
-    return probabilities, np.array([names.index(label) for label in rows["gold"]], dtype=np.intp)
+    return probabilities, np.array([PLACES[label] for label in rows["gold"]], dtype=np.intp)
 
 
 # --- rollouts ---------------------------------------------------------------------------------
@@ -161,8 +160,7 @@ def _temperature(fit: pd.DataFrame, rows: pd.DataFrame) -> Floats:
 
     best = minimize_scalar(entropy, bounds=(-3.0, 6.0), method="bounded")
     scaled = _logits(rows)[0] / np.exp(best.x)
-    names = VERDICTS if set(rows["answer"]) <= set(VERDICTS) else LETTERS
-    decided = [names.index(label) for label in rows["answer"]]
+    decided = [PLACES[label] for label in rows["answer"]]
     result: Floats = np.exp(scaled[np.arange(len(rows)), decided] - _log_sum_exp(scaled))
     return result
 

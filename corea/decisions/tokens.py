@@ -7,12 +7,16 @@ where the paper leaves them open:
 1. The decision is the last token of a completion that is neither an end token nor white space.
    It is valid if it is one of the options, the completion was ended by the model, and reasoning
    that was begun was closed before it. The paper does not say what it does with the others; here
-   they are wrong, have no confidence, and are counted.
+   they are wrong, have no confidence, and are counted. It wants "EXACTLY one capital letter" and no
+   "other text after decision", so a letter with its text behind it, or in the ``<`` and ``>`` of
+   the prompt's format, is none: ``corea.decisions.evaluation`` can decide among the options
+   instead, and ``corea.decisions.warm_up`` teaches the form.
 2. Confidence is that of the full vocabulary, as in the paper, at temperature 1 whatever
    completions were sampled at. Renormalised over the options it is another column: it is at
    least 1/K for the likeliest option, and what a classifier would state.
 3. An option is one token, and the same one behind all white space that chat templates write
-   between reasoning and decision (:data:`SPACINGS`), whatever the tokenizer merges there. Options
+   between reasoning and decision (:data:`SPACINGS`), whatever the tokenizer merges or splits
+   there: to some, two line breaks are one token at the end of a text and two before a word. Options
    of which that is not true are refused before a model is asked. All of that white space ends in
    a line break, for the paper's prompts want the option "on its own line": behind a mere space it
    is another token to most tokenizers, and such a completion has no valid decision.
@@ -26,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from corea.tasks.decision_questions import END_OF_THINKING, THINK
+from corea.tasks.decision_questions import END_OF_THINKING, THINK, VERDICTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,11 +67,16 @@ def option_ids(tokenizer: PreTrainedTokenizerBase, options: Sequence[str]) -> li
         for option, ids in zip(options, encoded, strict=True):
             added = ids[len(before) :]
             if ids[: len(before)] != before:
-                raise OptionError(
-                    f"option {option!r} is merged with the white space of {spacing!r}"
-                )
+                # GPT-2's way of splitting takes the last of several line breaks apart from the
+                # others where a word follows
+                if tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) != spacing:
+                    raise OptionError(
+                        f"option {option!r} is merged with the white space of {spacing!r}"
+                    )
+                added = ids[-1:]
             if len(added) != 1:
-                raise OptionError(f"option {option!r} is {len(added)} tokens; expected one")
+                advice = ' (labels "letters" asks for A or B instead)' if option in VERDICTS else ""
+                raise OptionError(f"option {option!r} is {len(added)} tokens; expected one{advice}")
             if added[0] == tokenizer.unk_token_id:
                 raise OptionError(f"option {option!r} is not in the vocabulary")
             if k and found.get(added[0]) != option:

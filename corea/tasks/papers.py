@@ -321,13 +321,15 @@ def load_questions(
 
 
 def load_decisions(
-    dataset: str, part: str, n: int | None = None, *, folder: str | Path = ""
+    dataset: str, part: str, n: int | None = None, *, folder: str | Path = "", longest: int = 0
 ) -> list[DecisionQuestion]:
     """Questions with a fixed set of options, and messages to be judged; as :func:`load_questions`.
 
+    Those whose text has more than ``longest`` characters are left out, unless that is 0.
+
     Source: paper B, section 3.2.
     """
-    items = _items(dataset, part, n, folder)
+    items = _items(dataset, part, n, folder, longest)
     if items and items[0][1].kind == "math":
         raise ValueError(f"{dataset!r} has no options to decide between: load_questions reads it")
     return [
@@ -342,9 +344,12 @@ def _listed(item: Item) -> str:
     return "\n".join([*fact, item.text, *options])
 
 
-def _items(dataset: str, part: str, n: int | None, folder: str | Path) -> list[tuple[str, Item]]:
+def _items(
+    dataset: str, part: str, n: int | None, folder: str | Path, longest: int = 0
+) -> list[tuple[str, Item]]:
     """Names and contents of the questions of a part."""
     checks.one_of(dataset, "dataset", DATASETS)
+    checks.whole(longest, "longest", 0)
     if n is not None:
         checks.whole(n, "n", 1)
     source = DATASETS[dataset]
@@ -367,8 +372,12 @@ def _items(dataset: str, part: str, n: int | None, folder: str | Path) -> list[t
     if place.stretch is not None:
         items = [items[k] for k in order[slice(*place.stretch)]]
         order = list(range(len(items)))
-    if n is None or n >= len(items):
-        return items
+    if longest:
+        order = [k for k in order if len(items[k][1].text) <= longest]
+        if not order:
+            raise ValueError(
+                f"longest is {longest}; no question of {dataset} ({part}) has so few characters"
+            )
     return [items[k] for k in sorted(order[:n])]
 
 

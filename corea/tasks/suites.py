@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from corea import checks
+
 if TYPE_CHECKING:
     from corea.tasks.decision_questions import DecisionQuestion
     from corea.tasks.questions import Question
@@ -85,19 +87,46 @@ class Suite:
 
         return papers.load_questions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
 
-    def decisions(self, dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
-        """Questions that one token decides; with n = 0 all that a dataset of the papers has."""
+    def decisions(
+        self, dataset: str, part: str, n: int = 0, *, labels: str = "verdicts", longest: int = 0
+    ) -> list[DecisionQuestion]:
+        """Questions that one token decides; with n = 0 all that a dataset of the papers has.
+
+        Args:
+            dataset: Its name.
+            part: Such as ``"test"``.
+            n: Questions, at most.
+            labels: How verdicts are asked for, :data:`corea.tasks.decision_questions.LABELS`.
+            longest: Most characters of a question's text, or of a message; 0: any. Longer ones
+                are left out before n are taken (:meth:`left_out`).
+        """
+        from corea.tasks.decision_questions import LABELS, lettered
+
+        checks.one_of(labels, "labels", LABELS)
+        if self is not PAPERS and longest:
+            raise ValueError(f"longest is {longest}; expected 0 but for the papers' datasets")
         if self is MICROWORLD:
             from corea.tasks import decision_world
 
-            return decision_world.questions(decision_world.DecisionWorld(), dataset, part, n)
-        if self is GENERATED:
+            found = decision_world.questions(decision_world.DecisionWorld(), dataset, part, n)
+        elif self is GENERATED:
             from corea.tasks import generated
 
-            return generated.load_decisions(dataset, part, n)
-        from corea.tasks import papers
+            found = generated.load_decisions(dataset, part, n)
+        else:
+            from corea.tasks import papers
 
-        return papers.load_decisions(dataset, part, n or None, folder=os.environ.get(DATA, ""))
+            folder = os.environ.get(DATA, "")
+            found = papers.load_decisions(dataset, part, n or None, folder=folder, longest=longest)
+        return [lettered(question) for question in found] if labels == "letters" else found
+
+    def left_out(self, dataset: str, part: str, longest: int) -> int:
+        """How many questions of a part :meth:`decisions` leaves out as longer than ``longest``."""
+        if not longest:
+            return 0
+        return len(self.decisions(dataset, part)) - len(
+            self.decisions(dataset, part, longest=longest)
+        )
 
     def tests(self, n: int = 0) -> list[Question]:
         """Test questions of all datasets, at most n of each, each dataset's in a row."""

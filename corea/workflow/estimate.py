@@ -469,6 +469,23 @@ def _supervise(job: Job, s: Settings, device: Device) -> Job:
     return replace(job, seconds=seconds, gib=gib, devices=how.processes)
 
 
+def _warm_up(job: Job, s: Settings, device: Device) -> Job:
+    """Reasoning about questions, and supervised training on it and on bare decisions by turns."""
+    n, longest = s["n_warm_up"] // len(job.datasets), s["warm_up_tokens"]
+    asked = {"n_questions": n, "part": "train", "n_samples": 1, "max_completion_tokens": longest}
+    job = _generate(job, {**s, **asked}, device)
+    prompt = sum(TEXTS[name].prompt for name in job.datasets) / len(job.datasets)
+    written = sum(TEXTS[name].written(longest) for name in job.datasets) / len(job.datasets)
+    rows, length = s["steps"] * s["batch"], prompt + (written + _DIRECT_PROMPT + _DIRECT) / 2
+    job = replace(job, trained_tokens=rows * length)
+    if (shape := job.model.shape) is None:
+        return job
+    how = read_training(s)
+    seconds = training_seconds(shape, rows * length, rows / s["micro_batch"], device, how)
+    gib = training_gib(shape, device, how, s["micro_batch"], prompt + written)
+    return replace(job, seconds=job.seconds + seconds, gib=max(job.gib, gib))
+
+
 def _reinforce(job: Job, s: Settings, device: Device) -> Job:
     """GRPO: rollouts, their forward and backward passes, and validation."""
     text, longest = TEXTS[job.datasets[0]], s["max_completion_tokens"]
@@ -532,7 +549,8 @@ def _generate(job: Job, s: Settings, device: Device, candidates: int = 0) -> Job
     if (shape := job.model.shape) is None:
         return job
     seconds = device.startup * s.get("openings", 1) * (engine == "vllm")
-    seconds += sum(generation_seconds(shape, draw, device, precision, engine) for draw in draws)
+    if not (direct and s.get("test_decisions") == "options"):  # which are read, and not written
+        seconds += sum(generation_seconds(shape, draw, device, precision, engine) for draw in draws)
     if engine != "vllm":  # which has prompt and completion in its cache still
         again = sum(draw.rows * (draw.prompt + draw.completion + candidates) for draw in draws)
         seconds += reading_seconds(shape, again, device, precision)
@@ -570,6 +588,7 @@ RULES: Mapping[str, tuple[Callable[[Job, Settings, Device], Job], str, str]] = {
     "supervise": (_supervise, "trained", "SFT"),
     "reinforce": (_reinforce, "trained", "GRPO"),
     "reinforce_decisions": (_reinforce, "trained", "GRPO"),
+    "warm_up": (_warm_up, "trained", "warm-up"),
     "evaluate": (_evaluate, "answers", "answers"),
     "decide": (_generate, "decisions", "decisions"),
     "read": (_read, "answers", "reading answers"),
@@ -609,7 +628,7 @@ def _item_jobs(profile: Profile, run: Run, item: Mapping[str, Any], device: Devi
         task = asked.parameters.get("task")
         _one_of(run.name, "task", task or next(iter(tasks)), tasks)
         pairs = [tasks[task]] if task else [*tasks.values()]
-        decides = bool(task) or item["rule"] == "decide"
+        decides = bool(task) or item["rule"] in ("decide", "warm_up")
         choices = {
             "answers": model.suite.datasets,
             "decisions": tuple(name for pair in pairs for name in pair),

@@ -47,6 +47,7 @@ TRAININGS: Mapping[str, type[Settings]] = {
     "supervise": SFTSettings,
     "reinforce": GRPOSettings,
     "reinforce_decisions": DecisionSettings,
+    "warm_up": SFTSettings,
 }
 """The rules that train, with the class of their settings."""
 

@@ -1,0 +1,128 @@
+r"""A warm-up that teaches the form of a decision, and nothing of what is right or how sure to be.
+
+A model that never writes ``<think>``, or says more than the option, decides nothing that could be
+read. So before any other training it is shown the form, supervised, on rows of two kinds:
+
+1. behind the prompt with reasoning, ``<think>``, reasoning, ``</think>`` and a decision, each on
+   lines of its own. The reasoning is the model's own, sampled behind the prompt and ``<think>``:
+   what it would have written, which teaches it no new thoughts. It is cut at its last whole
+   sentence or line, and tags and whatever reads like a decision are taken out of it.
+2. behind the prompt without reasoning and the empty ``<think>`` block, the decision.
+
+The decision in these rows is drawn evenly from the options; the right one is not read. It has no
+loss: what is learnt is what stands before it, and that the completion ends behind it. So no row
+says which option is right, nor how likely it is to be. Whether confidences stay as they were is
+to be measured all the same, for all weights are shared.
+
+Source: ours. Paper B's models need none: they were trained to reason in this form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from corea.decisions.tokens import option_ids
+from corea.engines.prompts import chat_prompt
+from corea.tasks.decision_questions import END_OF_THINKING, NO_THINKING, THINK, DecisionQuestion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from corea.engines.base import OpenEngine, Sampling
+
+_TAG = re.compile(r"</?[A-Za-z][^<>\n]*>")
+_SENTENCE = re.compile(r"(?<=[.!?])[ \t]+")
+_NAMED = r"(?i:\b(?:answer|option|decision|choice|classification|label|verdict)s?\b)"
+
+
+def own_reasoning(
+    engine: OpenEngine, questions: Sequence[DecisionQuestion], sampling: Sampling
+) -> list[str]:
+    """What a model thinks of questions, as rows of the warm-up have it; empty where nothing is.
+
+    Args:
+        engine: The model.
+        questions: What is asked, length n.
+        sampling: How reasoning is drawn, one of each question.
+
+    Returns:
+        n texts without white space around them.
+    """
+    if sampling.n_samples != 1:
+        raise ValueError(f"n_samples is {sampling.n_samples}; expected 1 reasoning of a question")
+    prompts = [
+        chat_prompt(engine.tokenizer, question.prompt(reasoning=True), f"{THINK}\n")
+        for question in questions
+    ]
+    rollouts = engine.plain().generate(prompts, sampling)
+    return [
+        tidied(rollout.completion, question.options, finished=rollout.finished)
+        for question, (rollout,) in zip(questions, rollouts, strict=True)
+    ]
+
+
+def tidied(text: str, options: Sequence[str], *, finished: bool) -> str:
+    r"""Reasoning up to where it is closed, without what was cut, tags and decisions.
+
+    Example:
+        >>> text = "It is about money. The answer is B.\nB. bank\nSo a bank <LETTER> fits. I thi"
+        >>> tidied(text, ["A", "B"], finished=False)
+        'It is about money.\nSo a bank fits.'
+    """
+    text, closed, _ = text.partition(END_OF_THINKING)
+    if not finished and not closed:
+        ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", text + " ")]
+        text = text[: ends[-1]] if ends else ""
+    label = "|".join(map(re.escape, options))
+    line_decides = re.compile(rf"\W*(?:{label})(?:\W*$|[.):])")
+    decides = re.compile(rf"{_NAMED}[^.!?]*?(?<!\w)(?:{label})(?!\w)")
+    lines = []
+    for line in _TAG.sub("", text).splitlines():
+        kept = [part for part in _SENTENCE.split(line) if not decides.search(part)]
+        if not line_decides.match(line) and any(map(str.strip, kept)):
+            lines.append(re.sub(r"[ \t]+", " ", " ".join(kept)).strip())
+    return "\n".join(lines)
+
+
+def warm_up_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[DecisionQuestion],
+    reasoning: Sequence[str],
+    *,
+    seed: int,
+) -> list[dict[str, str]]:
+    """Rows for :func:`corea.training.sft.train_sft`, of both kinds; see this module.
+
+    Args:
+        tokenizer: The model's.
+        questions: What is asked, length n.
+        reasoning: From :func:`own_reasoning`, length n; where it is empty there is no row of the
+            first kind.
+        seed: Of the decisions that stand in the rows, from 0.
+
+    Raises:
+        OptionError: If options are not one token each.
+        ValueError: If there is no reasoning at all.
+    """
+    if not any(reasoning):
+        raise ValueError(
+            f"the model reasons about none of {len(questions)} questions; expected some text "
+            "behind <think>, so raise the length at which it is cut"
+        )
+    for options in dict.fromkeys(question.options for question in questions):
+        option_ids(tokenizer, options)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for question, thought in zip(questions, reasoning, strict=True):
+        drawn = question.options[int(rng.integers(len(question.options)))]
+        if thought:
+            prompt = chat_prompt(tokenizer, question.prompt(reasoning=True))
+            written = f"{THINK}\n{thought}\n{END_OF_THINKING}\n"
+            rows.append({"prompt": prompt, "completion": written, "given": drawn})
+        prompt = chat_prompt(tokenizer, question.prompt(reasoning=False), NO_THINKING)
+        rows.append({"prompt": prompt, "completion": "", "given": drawn})
+    return rows
