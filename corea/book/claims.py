@@ -716,10 +716,14 @@ _STYLE = """
 """
 
 
-def page(decisions: Mapping[str, Decision], caption: str) -> Html:
+def page(
+    decisions: Mapping[str, Decision], caption: str, real: Mapping[str, object] | None = None
+) -> Html:
     """All claims as a table that can be filtered without a script.
 
     A box for each paper and verdict hides its rows where it is not ticked; on paper all are there.
+    ``real`` are the readings of real models by claim, as texts (:mod:`corea.book.real_claims`);
+    there is no column of them where there are none.
     """
     kinds = {
         "of": {"A": "paper A", "B": "paper B", "T": "what the papers printed"},
@@ -738,8 +742,12 @@ def page(decisions: Mapping[str, Decision], caption: str) -> Html:
             )
         boxes.append(f"<fieldset><legend>{as_html(legend)}</legend>{''.join(ticks)}</fieldset>")
     headings = ["id", "claim", "verdict", "interval", "seeds", "chapter"]
+    if real:
+        headings.insert(-1, "real models")
     header = "".join(f"<th>{as_html(heading)}</th>" for heading in headings)
-    rows = "\n".join(map(_row, decisions.values()))
+    rows = "\n".join(
+        _row(one, str(real.get(name, "")) if real else None) for name, one in decisions.items()
+    )
     style = f"{_STYLE}@media screen {{{' '.join(hide)}}}"
     return Html(
         f'<div class="corea-claims"><style>{style}</style>{"".join(boxes)}'
@@ -748,7 +756,7 @@ def page(decisions: Mapping[str, Decision], caption: str) -> Html:
     )
 
 
-def _row(decision: Decision) -> str:
+def _row(decision: Decision, real: str | None) -> str:
     claim = decision.claim
     sentence = f"<p>{as_html(claim.sentence)}</p>"
     sentence += f"<small>{as_html(f'paper {claim.paper}, ' + ', '.join(claim.place))}</small>"
@@ -766,6 +774,7 @@ def _row(decision: Decision) -> str:
         verdict_cell,
         _intervals(decision),
         as_html(seeds_text(decision)),
+        *([] if real is None else [f"<small>{as_html(real)}</small>"]),
         f'<p><a href="{as_html(claim.chapter)}.html">{as_html(claim.chapter)}</a></p>{used_text}',
     ]
     filters = f'data-of="{claim.id[0]}" data-is="{decision.verdict.split()[0]}"'

@@ -8,6 +8,8 @@ numbers come from. :mod:`corea.workflow.publish` puts them there.
 2. The tables of one chapter come from one run: its provenance has the run's parameters and the
    SHA-256 of each table, and one that is not among them, or is not what it was, is refused by name.
 3. So is evidence of another profile than :data:`PROFILE`, or of another :data:`SCHEMA`.
+4. What the chapters gave of real language models is kept likewise, in ``data/real_models``, of the
+   profile :data:`REAL_PROFILE`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from corea.tasks.suites import MICROWORLD, Suite
 
 FOLDER = Path(__file__).parents[1] / "data" / "full_run"
 PROFILE = "laptop-full"
+REAL = FOLDER.with_name("real_models")
+REAL_PROFILE = "desk-full"
 SCHEMA = 2
 """What the names in the tables mean: raised when one changes its meaning, so that evidence from
 before is not taken for evidence of now."""
@@ -45,10 +49,31 @@ def published(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame |
         >>> published("no_such_run", "table") is None
         True
     """
-    path = FOLDER / run / f"{table}.csv"
-    if suite is not MICROWORLD or not path.is_file():
+    if suite is not MICROWORLD or not (FOLDER / run / f"{table}.csv").is_file():
         return None
-    known = _provenance(run)["tables"]
+    return _table(FOLDER / run / f"{table}.csv", PROFILE)
+
+
+def real_tables() -> dict[str, pd.DataFrame]:
+    """Every published table of real language models, by chapter and name, ``"chapter/table"``.
+
+    Raises:
+        EvidenceError: As :func:`published` does.
+    """
+    paths = sorted(REAL.glob("*/*.csv"))
+    return {f"{path.parent.name}/{path.stem}": _table(path, REAL_PROFILE) for path in paths}
+
+
+def real_facts(run: str) -> dict[str, str]:
+    """Where the published tables of real models of a chapter come from; empty where none are."""
+    if not (REAL / run).is_dir():
+        return {}
+    found = _provenance(REAL / run, REAL_PROFILE)
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _table(path: Path, profile: str) -> pd.DataFrame:
+    known = _provenance(path.parent, profile)["tables"]
     if path.name not in known:
         raise EvidenceError(
             f"{path} is not of the run in {PROVENANCE}, whose tables are {', '.join(known)}"
@@ -67,7 +92,8 @@ def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:
     """
     if suite is not MICROWORLD or not (FOLDER / run).is_dir():
         return {}
-    return {name: value for name, value in _provenance(run).items() if isinstance(value, str)}
+    found = _provenance(FOLDER / run, PROFILE)
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def parameters(run: str) -> dict[str, float]:
@@ -77,7 +103,7 @@ def parameters(run: str) -> dict[str, float]:
         >>> parameters("sft_or_grpo")["n_resamples"]
         100
     """
-    found: dict[str, float] = _provenance(run)["parameters"]
+    found: dict[str, float] = _provenance(FOLDER / run, PROFILE)["parameters"]
     return found
 
 
@@ -94,13 +120,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _provenance(run: str) -> dict[str, Any]:
-    path = FOLDER / run / PROVENANCE
+def _provenance(folder: Path, profile: str) -> dict[str, Any]:
+    path = folder / PROVENANCE
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise EvidenceError(f"{path}: not readable: nobody knows what made these tables") from error
-    for field, expected in (("profile", PROFILE), ("schema", SCHEMA)):
+    for field, expected in (("profile", profile), ("schema", SCHEMA)):
         if content.get(field) != expected:
             raise EvidenceError(f"{path}: {field} is {content.get(field)!r}; expected {expected!r}")
     for field, expected in (("tables", "the SHA-256 of each"), ("parameters", "those of the run")):

@@ -480,7 +480,7 @@ def _warm_up(job: Job, s: Settings, device: Device) -> Job:
     job = replace(job, trained_tokens=rows * length)
     if (shape := job.model.shape) is None:
         return job
-    how = read_training(s)
+    how = read_training(s, device)
     seconds = training_seconds(shape, rows * length, rows / s["micro_batch"], device, how)
     gib = training_gib(shape, device, how, s["micro_batch"], prompt + written)
     return replace(job, seconds=job.seconds + seconds, gib=max(job.gib, gib))

@@ -28,9 +28,9 @@ the defaults::
    ``{tables}`` is ``build/<profile>/tables``, also where a notebook's default names that of
    another profile. A run with seeds that is named without one stands for the run of the same seed
    and, as an item of a list, for those of all seeds.
-4. With ``partial: true`` a folder that a notebook's default names, of a run that the profile lacks,
-   is left out (of a list) or not there: chapters then show the committed evidence alone. What the
-   profile itself names must be one of its runs.
+4. With ``partial: true`` a profile makes a part of the book's runs. A notebook whose defaults name
+   a run that it lacks is given none of those folders (an empty list, or one that is not there),
+   and shows the committed evidence alone. What the profile itself names must be one of its runs.
 5. ``kernel`` names the Jupyter kernel of the notebooks, python3 by default. ``resources`` is what
    runs that train or generate ask of a cluster (their notebooks declare it,
    :mod:`corea.workflow.work`); an entry may ask otherwise, and any other run asks for what
@@ -173,7 +173,7 @@ class Run:
     needs: tuple[str, ...] = ()  # runs whose folders its parameters name
     resources: Mapping[str, int] = field(default_factory=dict)  # those that its entry sets
     entry: str = ""  # of the profile
-    lenient: frozenset[str] = frozenset()  # parameters whose folders may be of no run
+    lenient: frozenset[str] = frozenset()  # parameters whose folders may be left out
 
     @cached_property
     def trains(self) -> bool:
@@ -458,13 +458,14 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
     """A run with the folders in its parameters filled in, and with what it needs."""
     profile = run.parameters["profile"]
+    tables = f"build/{profile}/tables"
     needs: dict[str, None] = {}
 
     def fill(where: str, value: Any) -> Any:
         match value:
             case str():
                 (text,) = folders(where, value, of_seed=run.parameters["seed"]) or [
-                    value.replace("{tables}", f"build/{profile}/tables")  # which is not there
+                    value.replace("{tables}", tables)  # which is not there
                 ]
                 return text
             case dict():
@@ -477,7 +478,7 @@ def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
         return value
 
     def folders(where: str, text: str, of_seed: int | None = None) -> list[str]:
-        text = text.replace("{tables}", f"build/{profile}/tables")
+        text = text.replace("{tables}", tables)
         folder = TABLES.fullmatch(text)
         if not folder:
             return [text]
@@ -487,14 +488,17 @@ def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
         found = runs.get(name, [])
         if of_seed is not None and [*found] != [name]:
             found = [each for each in found if each == f"{name}_s{of_seed}"]
+        if left_out and where.removeprefix(prefix).partition(".")[0] in run.lenient:
+            return []
         if not found:
-            if where.removeprefix(prefix).partition(".")[0] in run.lenient:
-                return []
             raise PipelineError(f"{path}: {where} is {text!r}, but there is no such run")
         needs.update(dict.fromkeys(found))
-        return [f"build/{profile}/tables/{each}{folder['file'] or ''}" for each in found]
+        return [f"{tables}/{each}{folder['file'] or ''}" for each in found]
 
     prefix = f"runs.{run.name}.parameters."
+    defaults = _texts({name: run.parameters[name] for name in run.lenient})
+    named = [TABLES.fullmatch(_replaced(text, "{tables}", tables)) for text in defaults]
+    left_out = any(folder and (folder["run"] or "") not in runs for folder in named)
     parameters = fill(prefix.removesuffix("."), run.parameters)
     return replace(run, parameters=parameters, needs=tuple(needs))
 

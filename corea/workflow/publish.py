@@ -6,8 +6,8 @@ From the root of the repository::
     make publish PROFILE=laptop-full        # python -m corea publish laptop-full [RUN ...]
 
 Runs may be named; by default they are those of the notebooks that import
-:mod:`corea.book.full_run` themselves. Only the profile that the chapters expect is published
-(:data:`corea.book.full_run.PROFILE`).
+:mod:`corea.book.full_run` themselves. Only the profiles that the chapters expect are published,
+:data:`corea.book.full_run.PROFILE` and, of real models, :data:`corea.book.full_run.REAL_PROFILE`.
 
 1. What is published of a notebook replaces all that was of it: one chapter never shows tables of
    two full runs, and its provenance has the SHA-256 of each and those of its parameters that are
@@ -45,10 +45,11 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     A PipelineError has every complaint: of runs that are not whole, not executed with the profile's
     parameters or before what they read, or whose tables are missing, unreadable or too large.
     """
-    if profile.name != full_run.PROFILE:
+    places = {full_run.PROFILE: full_run.FOLDER, full_run.REAL_PROFILE: full_run.REAL}
+    if profile.name not in places:
         raise PipelineError(
-            f"profile {profile.name} is not published; expected {full_run.PROFILE}, whose numbers "
-            "the chapters and the claims take them for"
+            f"profile {profile.name} is not published; expected {' or '.join(places)}, whose "
+            "numbers the chapters and the claims take them for"
         )
     if unknown := sorted(set(runs) - profile.runs.keys()):
         raise PipelineError(f"profile {profile.name} has no run {', '.join(unknown)}")
@@ -69,7 +70,7 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     if complaints:
         raise PipelineError("\n  ".join(["nothing was published:", *complaints]))
 
-    folder = full_run.FOLDER
+    folder = places[profile.name]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".full_run-") as temporary:
         fresh, earlier = Path(temporary, "fresh"), Path(temporary, "earlier")
         if folder.exists():
@@ -156,7 +157,8 @@ def tell(written: Sequence[Path]) -> Iterator[str]:
     yield from map(str, written)
     commits = set()
     for run in dict.fromkeys(path.parent.name for path in written):
-        told = full_run.facts(run)
+        real = any(path.is_relative_to(full_run.REAL) for path in written)
+        told = full_run.real_facts(run) if real else full_run.facts(run)
         commits.add(told["commit"])
         kept = ("commit", "seed", "device", "wall time")
         yield f"{run}: " + ", ".join(f"{name} {told[name]}" for name in kept if name in told)
