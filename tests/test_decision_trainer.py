@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from corea.engines.transformers_engine import TransformersEngine  # noqa: E402
 from corea.metrics.calibration import auroc, expected_calibration_error  # noqa: E402
 from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion  # noqa: E402
 from corea.training import loop  # noqa: E402
+from corea.training.checkpoints import last_checkpoint  # noqa: E402
 from corea.training.quiet import quiet  # noqa: E402
 from corea.training.settings import TrainingError  # noqa: E402
 
@@ -349,12 +351,31 @@ def test_rollouts_are_logged_and_validated(build, tmp_path):
     for row in logged:
         assert {*DECISION_METRICS, "calibration_loss", "reward"} <= row.keys()
         assert row["accuracy"] == pytest.approx(row["reward"])
+        assert row["groups_without_variance"] in (0, 0.25, 0.5, 0.75, 1)
     for step in (0, 2, 4):
         table = pd.read_csv(tmp_path / "run" / "validation" / f"{step:06d}.csv")
         assert len(table) == 4 * len(VALIDATION)
         assert (table.groupby("question_id", sort=False).size() == 4).all()
         assert table["question_id"].str.startswith("choices/validation-").all()
         assert table["confidence"].dropna().between(0, 1).all()
+
+
+def test_groups_without_variance_are_counted(build):
+    made = build()
+    found = rollouts(made)
+    right = (found["decided"] == found["gold_option"]).reshape(-1, 4).sum(dim=1).tolist()
+    assert len(set(right)) > 1
+    idle = sum(n in (0, 4) for n in right) / len(right)
+    assert made._metrics["train"]["groups_without_variance"] == [idle]
+
+
+def test_a_model_that_never_decides_is_not_trained(decider, tmp_path):
+    _, tokenizer = load_model(decider, device="cpu")
+    settings = DecisionSettings(**SETTINGS | {"max_completion_tokens": 1})
+    n = re.escape("0 of 30 validation groups are mixed (0.0% of answers right, 100% cut at 1 tok")
+    with pytest.raises(TrainingError, match=f"^nothing to learn before the first step: {n}"):
+        train_decisions(decider, tokenizer, TRAINING, TRAINING[:30], settings, tmp_path)
+    assert last_checkpoint(tmp_path) is None
 
 
 def test_the_brier_reward_is_paid_in_training_and_validation(build, tmp_path):

@@ -359,6 +359,9 @@ def test_tokens_are_those_of_all_questions_rollouts_and_decisions(profile):
     few = {"model": NAME, "n_questions": 500}
     (job,) = run_jobs(profile({"base": ("base_model", few)}), "base", H100)
     assert job.sampled_tokens == (5 * 500 + 448) * 2 * 1024 / 2  # GPQA has no more
+    (shown,) = run_jobs(profile({"base": ("base_model", few | {"n_examples": 4})}), "base", H100)
+    assert shown.prompt_tokens == job.prompt_tokens + (5 * 500 + 448) * 2 * 4 * 120
+    assert shown.sampled_tokens == job.sampled_tokens
 
     training, answers = trained(profile)
     validated = 3 * 64 * 8  # before the first step and at two checkpoints

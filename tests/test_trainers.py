@@ -4,6 +4,7 @@ import json
 import math
 import os
 import queue
+import re
 import statistics
 import subprocess
 import sys
@@ -875,6 +876,72 @@ def test_alarms_after_the_checkpoint_are_forgotten(tmp_path):
     lines = alarms.read_alarms(tmp_path)
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["examples"] == [r"\boxed{é}"]
+
+
+# --- nothing to learn correctness from ------------------------------------------------------------
+
+EASIER = "as by: easier questions, a warm-up on supervised rows, a larger model, a group_size ab"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "cut", "found", "ends"),
+    [
+        ([0.0] * 36 + [0.25] * 4, 1.0, "", False),  # one in ten
+        ([0.0] * 63 + [0.5] * 7, 1.0, "", False),  # in floating point too
+        (
+            [0.0] * 37 + [0.25] * 3,
+            0.0,
+            f"^3 of 40 validation groups are .* cut at 9 tokens.*{EASIER}",
+            False,
+        ),
+        (
+            [0.0] * 29,
+            0.5,
+            rf"^0 of 29 validation groups are .*\(0.0% of answers right, 50% cut.*{EASIER}",
+            True,
+        ),
+        ([0.0] * 28, 0.0, f"^0 of 28 validation groups are .*{EASIER}", False),  # too few to tell
+        ([0.0] * 29, 0.51, "as by: max_completion_tokens above 9, easier questions", True),
+        ([1.0] * 29, 0.0, r"\(100.0% .* as by: harder questions, a higher temp.*above 4$", True),
+        (
+            [1.0] * 20 + [0.0] * 20,
+            0.0,
+            r"^0 of 40 .*\(50.0% of answers right.* as by: harder quest",
+            True,
+        ),
+        ([1.0] * 4, 0.0, "^0 of 4 validation groups are mixed", False),
+    ],
+)
+def test_groups_that_are_not_mixed_are_found(accuracy, cut, found, ends):
+    text, stops = alarms.variance_missing(
+        np.array(accuracy), cut, group_size=4, max_completion_tokens=9
+    )
+    assert bool(text) == bool(found)
+    assert re.search(found, text)
+    assert stops == ends
+
+
+def test_a_model_that_is_never_right_is_not_trained(grpo, tmp_path, capsys):
+    directory = tmp_path / "run"
+    for _ in range(2):  # without a checkpoint the next call starts again, with one alarm
+        with pytest.raises(
+            TrainingError, match=r"^nothing to learn before the first step: 0 of 32 "
+        ):
+            grpo(directory, validation=small.TRAINING[:32], max_completion_tokens=2)
+        (line,) = alarms.read_alarms(directory)
+        assert (line["step"], line["alarm"]) == (0, "variance")
+        assert "100% cut at 2 tokens" in line["detail"]
+        assert f"progress: step 0: variance: {line['detail']}\n" in capsys.readouterr().out
+        assert last_checkpoint(directory) is None
+    table = pd.read_csv(directory / "validation" / "000000.csv")
+    assert not table["correct"].any()
+
+
+def test_a_few_groups_only_raise_the_alarm(grpo):
+    directory = grpo(max_completion_tokens=2, steps=2)
+    table = pd.read_csv(directory / "alarms.csv")
+    assert (table[["step", "alarm"]] == [0, "variance"]).all(axis=1).sum() == 1
+    assert table["detail"].str.startswith("0 of 4 validation groups are mixed").any()
 
 
 # --- checkpoint selection -------------------------------------------------------------------------

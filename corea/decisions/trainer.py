@@ -57,6 +57,7 @@ from corea.decisions.tokens import OptionError, decision_position, option_ids
 from corea.engines.prompts import chat_prompt
 from corea.metrics.calibration import describe_stated
 from corea.tasks.decision_questions import NO_THINKING, DecisionQuestion
+from corea.training.alarms import without_variance
 from corea.training.grpo import RolloutTrainer, digest, reinforce
 from corea.training.settings import Floats, TrainingError
 
@@ -68,7 +69,11 @@ class DecisionTrainer(RolloutTrainer):
 
     settings: DecisionSettings
     logged: ClassVar = {"reward": "reward"} | {
-        name: name for name in ("calibration_loss", "gradient_cosine", *DECISION_METRICS)
+        name: name
+        for name in (
+            *("calibration_loss", "gradient_cosine", "groups_without_variance"),
+            *DECISION_METRICS,
+        )
     }
 
     def __init__(self, settings: DecisionSettings, directory: Path, **arguments: Any) -> None:
@@ -129,6 +134,11 @@ class DecisionTrainer(RolloutTrainer):
         gold = [self.options.index(row["gold"]) for row in inputs]
         batch["gold_option"] = torch.tensor(gold, **whole)
         batch["question"] = torch.tensor([digest(row["prompt"]) for row in inputs], **whole)
+        if self.model.training:
+            right = gather((batch["decided"] == batch["gold_option"]).double()).cpu().numpy()
+            accuracy = right.reshape(-1, self.settings.group_size).mean(axis=1)
+            logged = self._metrics["train"]["groups_without_variance"]
+            logged.append(without_variance(accuracy))
         share = gather((place >= 0).double().mean().reshape(1)).mean()
         batch["decisions"] = share.expand(len(inputs)).clone()
         if self.settings.mask_decision:
@@ -276,10 +286,9 @@ def train_decisions(
 
     Raises:
         OptionError: If questions differ in their options, or those are not one token each.
-        TrainingError: If the loss or the gradient is not finite, a validation question is asked
-            twice, the tokenizer has no token for padding, or the weights selected are damaged.
-        ValueError: If there are no questions to train or to validate on, or the batch does not
-            divide among the processes.
+        TrainingError: As :func:`corea.training.grpo.reinforce` does, and if the tokenizer has no
+            token for padding.
+        ValueError: As :func:`corea.training.grpo.reinforce` does.
     """
     options = {question.options for question in [*questions, *validation]}
     if len(options) > 1:

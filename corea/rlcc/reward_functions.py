@@ -32,6 +32,7 @@ from corea.metrics.calibration import describe_stated
 from corea.rlcc.rewards import EPSILON, confidence_reward_of, format_reward
 from corea.tasks.parsing import parse_completion
 from corea.tasks.verify import score_answers
+from corea.training.alarms import without_variance
 
 COMPONENTS = ("correctness", "confidence", "format")
 ROLLOUT_METRICS = (
@@ -201,9 +202,8 @@ def rollout_metrics(correct: Floats, stated: Floats, accuracy: Floats) -> dict[s
         >>> found["groups_without_variance"], found["commonest_share"], found["accuracy_spread"]
         (0.0, 1.0, 0.0)
     """
-    idle = float(((accuracy == 0) | (accuracy == 1)).mean())
     return describe_stated(stated, correct) | {
-        "groups_without_variance": idle,
+        "groups_without_variance": without_variance(accuracy),
         "commonest_share": commonest(stated)[1],
         "accuracy_spread": float(accuracy.std()),
     }

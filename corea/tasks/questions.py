@@ -36,7 +36,7 @@ class Question:
         options: What the letters A, B, ... stand for in a question of kind ``"choice"``; empty
             where there are none.
         solution: The way to the answer, worked out, where the dataset has one; it is shown in
-            warm-ups and examples only.
+            warm-ups only.
     """
 
     dataset: str

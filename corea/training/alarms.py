@@ -8,6 +8,9 @@
 2. ``silence``: on average over the last few steps, most completions state none that can be read.
 3. ``calibration`` and ``accuracy``: ECE is higher, or pass@1 lower, in the last few steps than in
    the first few, by more than is likely to be noise.
+
+Before the first step, :func:`variance_missing` looks at the validation of the model as it is:
+``variance`` where hardly any group has both right and wrong answers.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ from typing import Any
 
 import pandas as pd
 
+from corea.checks import Floats
 from corea.store import write_atomically
 
 _LINES = "alarms.jsonl"
 COLLAPSED_SHARE = 0.95  # of the confidences stated, at one value
 VARYING_ACCURACY = 0.1  # standard deviation of the group accuracies
+MIXED_SHARE = 0.1  # of groups with right and wrong answers: with fewer most of a step is idle
+_UNLIKELY = 0.05  # chance of what is not put down to chance
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,67 @@ def raised(steps: Sequence[Mapping[Any, Any]], limits: Limits | None = None) -> 
             if sign * (now - before) > limits.worse:
                 found[alarm] = f"{name} went from {before:.2f} to {now:.2f}"
     return found
+
+
+def without_variance(accuracy: Floats) -> float:
+    """Share of groups all right or all wrong, of group accuracies of shape (groups,).
+
+    Example:
+        >>> import numpy as np
+        >>> without_variance(np.array([0.0, 0.5, 1.0, 1.0]))
+        0.75
+    """
+    return float(((accuracy == 0) | (accuracy == 1)).mean())
+
+
+def variance_missing(
+    accuracy: Floats, cut: float, *, group_size: int, max_completion_tokens: int
+) -> tuple[str, bool]:
+    """What is found where GRPO has little to learn from, and whether that ends the training.
+
+    A group whose answers are all right or all wrong has no advantage to learn correctness from.
+    Where no group is mixed the training ends, if so many groups (29) would otherwise be unlikely:
+    with a share of :data:`MIXED_SHARE` mixed, none of n is mixed with the probability
+    (1 - share)^n, which is below 0.05 then. A few groups, as in a test's validation, cannot tell
+    and only raise the alarm. That other rewards vary is no reason to go on: a confidence or form
+    would be learnt from answers that are all alike, for which supervised rows do as well.
+
+    Args:
+        accuracy: Of each group, shape (groups,).
+        cut: Share of completions cut at their limit.
+        group_size: Rollouts of a group.
+        max_completion_tokens: That limit.
+
+    Returns:
+        The text, empty where enough groups are mixed; whether the training is to end.
+
+    Example:
+        >>> import numpy as np
+        >>> text, ends = variance_missing(
+        ...     np.zeros(40), 0.75, group_size=8, max_completion_tokens=64
+        ... )
+        >>> ends, text.partition(";")[0]
+        (True, '0 of 40 validation groups are mixed (0.0% of answers right, 75% cut at 64 tokens)')
+        >>> text.partition(": ")[2][:48]
+        'max_completion_tokens above 64, easier questions'
+    """
+    groups = len(accuracy)
+    mixed = groups - round(without_variance(accuracy) * groups)
+    if mixed / groups >= MIXED_SHARE:
+        return "", False
+    right = float(accuracy.mean())
+    easier = ["easier questions", "a warm-up on supervised rows", "a larger model"]
+    ways = [
+        *([f"max_completion_tokens above {max_completion_tokens}"] if cut > 0.5 else []),
+        *(easier if right < 0.5 else ["harder questions", "a higher temperature"]),
+        f"a group_size above {group_size}",
+    ]
+    text = (
+        f"{mixed} of {groups} validation groups are mixed ({right:.1%} of answers right, "
+        f"{cut:.0%} cut at {max_completion_tokens} tokens); expected right and wrong answers in "
+        f"{MIXED_SHARE:.0%} of them, as by: {', '.join(ways)}"
+    )
+    return text, not mixed and (1 - MIXED_SHARE) ** groups < _UNLIKELY
 
 
 def _mean(steps: Sequence[Mapping[Any, Any]], metric: str) -> float:

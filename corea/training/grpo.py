@@ -17,8 +17,10 @@ What is decided here:
 4. Rollouts are made by the engine the book evaluates with, through TRL's (experimental)
    ``rollout_func``: finished rows leave the batch, which halves their time. A completion is
    decided by the seed, the step, the process and its prompt alone.
-5. The reference of the KL term is the model without its adapters.
-6. vLLM may make the rollouts, in the process of the training or as a server whose address is in
+5. Where hardly any validation question is answered both right and wrong before the first step,
+   training raises an alarm or ends there (:func:`corea.training.alarms.variance_missing`).
+6. The reference of the KL term is the model without its adapters.
+7. vLLM may make the rollouts, in the process of the training or as a server whose address is in
    the environment (:data:`VLLM_SERVER`). Its probabilities differ a little from those of the
    model that is trained, so TRL weights completions by their ratio and drops those above 3; the
    share that is dropped is logged as ``masked_share``. (The dropout of adapters is on in the one
@@ -51,7 +53,13 @@ from corea.engines.loading import model_folder
 from corea.engines.transformers_engine import TransformersEngine
 from corea.store import write_atomically
 from corea.training import loop
-from corea.training.alarms import remove_alarms, tell, write_alarm_table
+from corea.training.alarms import (
+    remove_alarms,
+    report_alarm,
+    tell,
+    variance_missing,
+    write_alarm_table,
+)
 from corea.training.checkpoints import SealCheckpoints, keep_model, select_checkpoint
 from corea.training.quiet import quiet
 from corea.training.settings import (
@@ -182,7 +190,23 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"{table['correct'].mean():.3f}, mean confidence "
                 f"{np.nanmean(stated) if np.isfinite(stated).any() else np.nan:.3f}"
             )
+        if step == 0:
+            self.require_variance(table["correct"].to_numpy(dtype=float))
         return metrics
+
+    def require_variance(self, correct: Floats) -> None:
+        """Warn of a validation without right and wrong answers in a group, or end the training."""
+        settings = self.settings
+        detail, ends = variance_missing(
+            correct.reshape(-1, settings.group_size).mean(axis=1),
+            self.state.log_history[-1]["eval_completions/clipped_ratio"],
+            group_size=settings.group_size,
+            max_completion_tokens=settings.max_completion_tokens,
+        )
+        if detail and self.accelerator.is_main_process:
+            report_alarm(self.directory, 0, "variance", detail, ())
+        if ends:
+            raise TrainingError(f"nothing to learn before the first step: {detail}")
 
 
 def digest(text: str) -> int:
@@ -253,6 +277,12 @@ def reinforce(
         settings: The settings.
         directory: Where everything is written: ``model/`` (the selected weights),
             ``dynamics.csv``, ``validation.csv``, ``selection.csv`` and ``alarms.csv``.
+
+    Raises:
+        TrainingError: If nothing can be learnt (rule 5 of this module), the loss or the gradient
+            is not finite, a validation question is asked twice, or a checkpoint is damaged.
+        ValueError: If there is nothing to train or to validate on, or the batch does not divide
+            among the processes.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -191,7 +191,8 @@ def run(trainer: Any, directory: Path, *, evaluate_first: bool) -> None:
     """Train from the last checkpoint that is whole, or from the start."""
     with trainer.accelerator.main_process_first():  # it sets aside what the others must not see
         last = last_checkpoint(directory)
-        drop_alarms_after(directory, int(last.name.split("-")[1]) if last else 0)
+        # step 0 is validated again where there is no checkpoint
+        drop_alarms_after(directory, int(last.name.split("-")[1]) if last else -1)
     trainer.remove_callback(PrinterCallback)
     if last is None and evaluate_first:
         trainer.args.eval_on_start = True

@@ -533,10 +533,11 @@ def _generate(job: Job, s: Settings, device: Device, candidates: int = 0) -> Job
     longest, direct = s["max_completion_tokens"], not s.get("reasoning", True)
     longest = min(_DIRECT, longest) if direct else longest
     draws = []
+    shown = s.get("n_examples", 0) * TEXTS[job.datasets[0]].prompt  # of what is trained on
     for name in job.datasets:
         rows = _questions(name, s.get("part", "test"), s["n_questions"]) * s["n_samples"]
         written = longest if direct else TEXTS[name].written(longest)
-        prompt = TEXTS[name].prompt + _DIRECT_PROMPT * direct
+        prompt = shown + TEXTS[name].prompt + _DIRECT_PROMPT * direct
         draws.append(Draw(rows, prompt, written, longest, s["batch_size"]))
     job = replace(
         job,
