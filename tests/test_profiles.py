@@ -261,6 +261,30 @@ def test_folder_of_no_run_is_refused_by_name(fits, value, complaint):
         load(f"{{{FITS}, compare: {{parameters: {{{value}}}}}}}")
 
 
+PART = "profile: tiny\nseed: 7\npartial: true\n"
+
+
+def test_a_partial_profile_gives_a_notebook_none_of_the_folders_that_it_cannot_fill(
+    repository, write_notebook
+):
+    cell = 'runs = ["build/laptop/tables/second", "build/laptop/tables/train"]\n'
+    cell += 'base = "build/laptop/tables/train"'
+    for name, code in (("reads", cell), ("train", "steps = 1")):
+        code = ("code", GIVEN + code, "parameters")
+        write_notebook(Path("notebooks", f"{name}.ipynb"), TITLE, code)
+    with pytest.raises(PipelineError, match="tables/train', but there is no such run"):
+        load("{reads: }")
+    partly = load("{reads: }", PART).runs["reads"]
+    assert (partly.parameters["runs"], partly.needs) == ([], ())
+    assert partly.parameters["base"] == "build/tiny/tables/train"  # which is not there
+    whole = load("{reads: , train: }", PART).runs["reads"]
+    assert whole.parameters["runs"] == ["build/tiny/tables/second", "build/tiny/tables/train"]
+    given = load("{reads: {parameters: {runs: ['{tables}/second']}}}", PART).runs["reads"]
+    assert given.needs == ("second",)
+    with pytest.raises(PipelineError, match="tables/none', but there is no such run"):
+        load("{reads: {parameters: {runs: ['{tables}/none']}}}", PART)
+
+
 def test_runs_that_need_each_other_are_refused_by_name(fits):
     def chain(*pairs):
         entry = "{}: {{notebook: compare, parameters: {{base: '{}', runs: []}}}}"
