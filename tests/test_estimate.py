@@ -268,7 +268,8 @@ def test_every_run_of_every_profile_can_be_estimated(monkeypatch, name, device):
     loaded = load_profile(name)
     for run in loaded.runs.values():
         jobs = run_jobs(loaded, run.name, device)
-        assert bool(jobs) == run.trains, run.name
+        # of a partial profile a notebook may have been given no model
+        assert bool(jobs) == run.trains or (run.lenient and run.trains), run.name
         for job in jobs:
             assert job.seconds >= 0, run.name
             assert job.gib >= 0, run.name

@@ -14,7 +14,8 @@ For a model of L layers and width d in which a token is multiplied with N weight
    2211.05102, section 2). A batch of transformers' engine goes on until its longest row has ended;
    vLLM fills up with as many rows as fit into its memory.
 4. A CPU core also spends time by L d for each token, and by L for each pass. These constants are
-   fitted to what the profile ``laptop`` took (:func:`corea.workflow.plan.measured`).
+   fitted to what the profile ``laptop`` took (:func:`corea.workflow.plan.measured`). In bfloat16
+   it is 3.3 times as fast, as SmolLM2-135M was on a core with AVX512-BF16.
 5. Training holds weights, gradients and two moments of AdamW, 4 bytes each; 2 more for autocast's
    copy in bfloat16; frozen weights under LoRA only themselves. A layer keeps 8d + 4f + 4h + 6k
    activations a token (f: feed-forward width; h, k: widths of all queries and keys), counted by us
@@ -23,8 +24,8 @@ For a model of L layers and width d in which a token is multiplied with N weight
 7. A completion of a real model is half as long as it may be. Several processes share a training
    evenly. A GPU's waiting, and a server's work, are not counted.
 
-Long runs on a CPU are estimated within 25 %; hours of a GPU, which nothing was compared with,
-within a factor of about 3; memory within 1.5.
+Long runs of the model world on a CPU are estimated within 25 %, those of real models within a
+factor of 2; hours of a GPU, which nothing was compared with, within about 3; memory within 1.5.
 """
 
 from __future__ import annotations
@@ -64,13 +65,17 @@ class Device:
     around: float  # seconds of a notebook besides its models
     launch: Mapping[str, float]  # seconds a layer and step of generation, by engine
     startup: float = 0.0  # seconds until vLLM answers
-    moved: tuple[float, float] = (0.0, 0.0)  # seconds a token, layer and width: trained, drawn
+    # seconds a token, layer and width in float32: trained, drawn
+    moved: tuple[float, float] = (0.0, 0.0)
     launch_pass: float = 0.0  # seconds a layer and pass of training
 
     def precision(self, name: str) -> str:
-        """A precision by its name; ``"auto"`` is bfloat16 on a GPU and, at worst, not on a CPU."""
-        fast = "bfloat16" if self.unit == "GPU-hours" else "float32"
-        return fast if name == "auto" else name
+        """A precision by its name; ``"auto"`` is bfloat16, taken to be fast on the device."""
+        return "bfloat16" if name == "auto" else name
+
+    def moving(self, what: int, precision: str) -> float:
+        """:attr:`moved` in a precision, which is faster there as its operations are."""
+        return self.moved[what] * self.flops["float32"] / self.flops[precision]
 
 
 def _gpu(name: str, bfloat16: float, float32: float, bandwidth: float, memory: float) -> Device:
@@ -87,7 +92,7 @@ DEVICES: Mapping[str, Device] = {
     "cpu": Device(
         "one CPU core",
         "core-hours",
-        flops={"bfloat16": 150e9, "float32": 150e9},
+        flops={"bfloat16": 500e9, "float32": 150e9},
         bandwidth=20e9,
         memory=8.0,
         base=0.7,
@@ -309,14 +314,14 @@ def training_seconds(
     shape: Shape, tokens: float, passes: float, device: Device, how: Training
 ) -> float:
     """Time of one device to train on tokens, those of prompts too, in so many passes."""
-    moved = shape.layers * shape.width * device.moved[0]
+    moved = shape.layers * shape.width * device.moving(0, how.precision)
     each = how.operations(shape) / device.flops[how.precision] + moved
     return tokens * each + passes * shape.layers * device.launch_pass
 
 
 def reading_seconds(shape: Shape, tokens: float, device: Device, precision: str) -> float:
     """Time of one device to read tokens that are there already, without gradients."""
-    moved = shape.layers * shape.width * device.moved[0] / 3  # of three passes one
+    moved = shape.layers * shape.width * device.moving(0, precision) / 3  # of three passes one
     return tokens * (2 * shape.multiplied / device.flops[precision] + moved)
 
 
@@ -333,7 +338,7 @@ def generation_seconds(
     step = shape.layers * device.launch[engine] + size * shape.multiplied / device.bandwidth
     cached = size * shape.cached * (draw.prompt + draw.completion / 2)
     drawn = 2 * shape.multiplied / device.flops[precision] + cached / device.bandwidth
-    drawn += shape.layers * shape.width * device.moved[1]
+    drawn += shape.layers * shape.width * device.moving(1, precision)
     prompts = reading_seconds(shape, draw.rows * draw.prompt, device, precision)
     return steps * step + draw.rows * draw.completion * drawn + prompts
 

@@ -355,7 +355,9 @@ def describe(plan: pd.DataFrame, device: str) -> list[str]:
         left = plan[plan["state"] != DONE]
         told = [f"{len(plan)} runs, of which {len(plan) - len(left)} are done."]
     core = hardware.unit == "core-hours"
-    within = "25 % on a core like the one measured" if core else "a factor of 3"
+    real = left["model"].astype(bool) & ~left["model"].str.startswith("microworld")
+    within = "a factor of 2" if real.any() else "25 % on a core like the one measured"
+    within = within if core else "a factor of 3"
     hours = float(left["hours"].sum())
     took = f"{_digits(hours)} {hardware.unit} of {hardware.name}"
     tokens = [shorten(left[f"{name}_tokens"].sum()) for name in ("sampled", "trained")]
