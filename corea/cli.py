@@ -308,7 +308,8 @@ def build(profile: Profile) -> None:
 def rehearse(
     profile: Profile,
     model: Annotated[
-        str, typer.Option(help="Folder or GGUF file of the model that stands in; a tiny one if empty.")
+        str,
+        typer.Option(help="Folder or GGUF file of the model that stands in; a tiny one if empty."),
     ] = "",
 ) -> None:
     """Execute every run of a profile on CPUs, with a small model and few steps."""

@@ -110,6 +110,8 @@ class _MoreSeeds(_Strict):
 
 
 class Entry(_Strict):
+    """What a profile says of one entry."""
+
     notebook: _Name = ""
     parameters: _Parameters = {}
     variants: Annotated[dict[_Name, _Parameters], Field(min_length=1)] = {}
@@ -135,6 +137,8 @@ class Entry(_Strict):
 
 
 class File(_Strict):
+    """What a profile says."""
+
     profile: str
     seed: _Seed
     kernel: Annotated[str, Field(pattern=r"^[\w.-]+$")] = KERNEL
@@ -302,6 +306,7 @@ def without_seed(run: str) -> str:
 
 
 def read_file(path: Path, name: str) -> File:
+    """Read the file of a profile; a PipelineError names what is not as it should be."""
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
         raise PipelineError(
@@ -362,7 +367,7 @@ def _set(resources: Resources) -> dict[str, int]:
 
 
 def entry_runs(path: Path, key: str, entry: Entry, file: File) -> Iterator[Run]:
-    """The runs of one entry of a profile: one, or one for each variant and seed."""
+    """The runs of one entry of a profile: one, or one for each variant and seed; not yet linked."""
     where = f"runs.{key}"
     stem = entry.notebook or key
     notebook = Path("notebooks", f"{stem}.ipynb")

@@ -39,9 +39,7 @@ from corea.workflow import PipelineError
 from corea.workflow.pipeline import build
 from corea.workflow.plan import probe
 from corea.workflow.profiles import (
-    KERNEL,
     TABLES,
-    Entry,
     File,
     Profile,
     Resources,
@@ -126,6 +124,17 @@ def derive(file: File, path: Path, means: Means) -> File:
     return File(profile=name, seed=file.seed, defaults=file.defaults, runs=entries)
 
 
+def write_derived(name: str, means: Means) -> Profile:
+    """Write the profile of a rehearsal where the pipeline reads it, and read it."""
+    path = profile_file(name)
+    derived = derive(read_file(path, name), path, means)
+    folder = Path("build", derived.profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(derived.model_dump(exclude_defaults=True), sort_keys=False)
+    (folder / "profile.yaml").write_text(text, "utf-8")
+    return load_profile(derived.profile)
+
+
 def reduced(run: Run, means: Means) -> dict[str, Any]:
     """The parameters of a run, with stand-ins and the least sizes.
 
@@ -135,7 +144,9 @@ def reduced(run: Run, means: Means) -> dict[str, Any]:
         {'n_train': 16, 'engine': 'transformers'}
     """
     p = {name: _least(value, LEAST.get(name)) for name, value in run.parameters.items()}
-    if (named := p.get("model")) and not TABLES.fullmatch(named.replace("{tables}", "build/x/tables")):
+    if (named := p.get("model")) and not TABLES.fullmatch(
+        named.replace("{tables}", "build/x/tables")
+    ):
         p["model"] = means.model
         if family := re.match(r"[A-Za-z]+\d*", Path(named).name):
             p |= {"architecture": family[0].lower()} if p.get("architecture") == "" else {}
@@ -154,6 +165,11 @@ def reduced(run: Run, means: Means) -> dict[str, Any]:
         if processes > 1 or shared != "none":
             p["accelerate"], processes = TWO, accelerated(TWO)[0]
     return p | _training(p, processes)
+
+
+def _of_a_run(model: str) -> bool:
+    """Whether a model is the one that another run made."""
+    return bool(TABLES.fullmatch(model.replace("{tables}", "build/x/tables")))
 
 
 def _least(value: Any, most: int | None) -> Any:
@@ -210,7 +226,7 @@ def left_out(profile: Profile, rehearsed: Profile, means: Means) -> list[str]:
 
 def _replaced(old: Mapping[str, Any], new: Mapping[str, Any], means: Means) -> Iterator[str]:
     lacking = "there is no GPU" if means.vllm else "vLLM is not installed here"
-    if old.get("model") != new.get("model") and not TABLES.fullmatch(old["model"]):
+    if old.get("model") != new.get("model") and not _of_a_run(old["model"]):
         yield f"model {old['model']}: {new['model']} stood in for its weights and chat template"
     if old.get("engine") != new.get("engine") or old.get("engines") != new.get("engines"):
         yield f"engine vllm: transformers answered, since {lacking}"
@@ -243,11 +259,7 @@ def prepare(name: str, model: str = "") -> tuple[Profile, list[str]]:
     folder = Path("build", f"{PREFIX}{name}")
     found, gpus = probe(sys.executable, ["torch", "vllm"])
     means = Means(_stand_in(folder, model).as_posix(), "vllm" in found, bool(gpus))
-    path = profile_file(name)
-    derived = derive(read_file(path, name), path, means)
-    text = yaml.safe_dump(derived.model_dump(exclude_defaults=True), sort_keys=False)
-    (folder / "profile.yaml").write_text(text, "utf-8")
-    rehearsed = load_profile(derived.profile)
+    rehearsed = write_derived(name, means)
     untried = left_out(profile, rehearsed, means)
     if absent := _gather_data(folder / "data"):
         untried.append(f"datasets {', '.join(absent)}: made-up questions, not in {DATA}")

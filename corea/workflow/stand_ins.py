@@ -39,12 +39,7 @@ _ROWS = 40  # of a dataset whose parts are not drawn
 
 
 def tiny_model(folder: Path, *, steps: int = 200, seed: int = 0) -> Path:
-    """Write a tiny chat model into a folder, of random weights that are then taught a little.
-
-    Example:
-        >>> Path(tiny_model(Path("build/tiny"), steps=1), "config.json").is_file()  # doctest: +SKIP
-        True
-    """
+    """Write a tiny chat model into a folder, of random weights that are then taught a little."""
     import torch
     import transformers
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -54,7 +49,9 @@ def tiny_model(folder: Path, *, steps: int = 200, seed: int = 0) -> Path:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>"
+        tokenizer_object=core,
+        pad_token="<|endoftext|>",  # noqa: S106
+        eos_token="<|im_end|>",  # noqa: S106
     )
     words = (THINK, END_OF_THINKING, *VERDICTS, r"\boxed{", r"\confidence{")
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
@@ -76,7 +73,7 @@ def tiny_model(folder: Path, *, steps: int = 200, seed: int = 0) -> Path:
         )
         model = transformers.Qwen2ForCausalLM(config)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        draw = random.Random(seed)
+        draw = random.Random(seed)  # noqa: S311
         for _ in range(steps):
             pairs = [_conversation(draw) for _ in range(8)]
             rows = [tokenizer([asked, said])["input_ids"] for asked, said in pairs]
@@ -90,6 +87,7 @@ def tiny_model(folder: Path, *, steps: int = 200, seed: int = 0) -> Path:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    transformers.utils.logging.disable_progress_bar()  # of writing, on standard error
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
