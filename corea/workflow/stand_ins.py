@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from corea import checks
 from corea.tasks.decision_questions import (
     END_OF_THINKING,
     LETTERS,
@@ -127,6 +128,7 @@ def made_up(folder: Path, datasets: Sequence[str] = tuple(DATASETS)) -> Path:
         datasets: Names in :data:`corea.tasks.papers.DATASETS`.
     """
     for name in datasets:
+        checks.one_of(name, "dataset", DATASETS)
         for files, parts in _files(name).items():
             path = folder / name / files.replace("*", "made-up")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,7 @@ def _rows(dataset: str, n: int) -> Iterator[dict[str, Any]]:
                 row = {"id": str(i), "prompt": f"How do I keep message {i} {_tone(i)}?"}
                 row |= {"type": "made up", "label": VERDICTS[i % 2].lower()}
             case _:
-                raise ValueError(f"dataset is {dataset!r}; expected one of {', '.join(DATASETS)}")
+                raise NotImplementedError(f"{dataset}: nothing was made up for it yet; do so here")
         yield row
 
 
