@@ -25,7 +25,7 @@ pins_vllm := $(pins)-$(shell cksum < constraints-vllm.txt | cut -d' ' -f1)
 with_vllm := .venv-vllm/.vllm-$(pins_vllm)
 
 .DEFAULT_GOAL := help
-.PHONY: help book plan cluster publish claims parameters lab test test-vllm lint constraints clean
+.PHONY: help book plan rehearse cluster publish claims parameters lab test test-vllm lint constraints clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ book: $(with_book) ## Execute what is missing or changed and build the book; pri
 
 plan: $(with_book) ## Print what PROFILE takes, what is done and what is missing (DEVICE=a100: there)
 	@$(python) -m corea plan $(PROFILE) $(if $(DEVICE),--device $(DEVICE))
+
+rehearse: $(with_book) ## Execute every run of PROFILE on CPUs, with a small MODEL and few steps
+	@$(python) -m corea rehearse $(PROFILE) $(if $(MODEL),--model $(MODEL))
 
 cluster: $(with_cluster) ## Set up .venv for a Slurm cluster; profiles/slurm says how to go on
 

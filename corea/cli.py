@@ -305,6 +305,21 @@ def build(profile: Profile) -> None:
 
 
 @app.command(rich_help_panel=_BOOK)
+def rehearse(
+    profile: Profile,
+    model: Annotated[
+        str,
+        typer.Option(help="Folder or GGUF file of the model that stands in; a tiny one if empty."),
+    ] = "",
+) -> None:
+    """Execute every run of a profile on CPUs, with a small model and few steps."""
+    from corea.workflow.rehearse import rehearse as rehearse_profile
+
+    _at_home()
+    typer.echo(rehearse_profile(profile, model))
+
+
+@app.command(rich_help_panel=_BOOK)
 def execute(profile: Profile, run: Annotated[str, typer.Argument(help="Name of a run.")]) -> None:
     """Execute one run."""
     from corea.workflow import PipelineError

@@ -13,6 +13,7 @@ from corea.engines import chat_template
 from corea.engines.chat_template import TemplateError, render
 from corea.engines.loading import ModelError
 from corea.engines.prompts import chat_prompt
+from corea.tasks.decision_questions import NO_THINKING
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{{ eos_token }}"
 SPECIAL = {"eos_token": "<end>"}
@@ -90,6 +91,27 @@ def test_it_renders_as_the_tokenizer_does():
     tokenizer.chat_template = {"tool_use": PLAIN}
     with pytest.raises(ModelError, match="multiple chat templates with no default"):
         chat_prompt(tokenizer, "Hi")
+
+
+TAILS = {  # how templates end, from the documentation of the models
+    "qwen3": (
+        "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+        "<think>\n\n</think>\n\n{% endif %}"
+    ),
+    "begins to think": "<|im_start|>assistant\n<think>\n",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_decision_without_reasoning_begins_behind_one_empty_block(tail):
+    from tiny_models import make_tokenizer
+
+    tokenizer = make_tokenizer(merging=False)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}" + TAILS[tail]
+    asked = "Hi\n<|im_start|>assistant\n"
+    assert chat_prompt(tokenizer, "Hi", NO_THINKING) == asked + "<think>\n</think>\n"
+    begun = "<think>\n" if "begins" in tail else ""  # or else the model writes it
+    assert chat_prompt(tokenizer, "Hi") == asked + begun
 
 
 def test_threads_share_the_process():

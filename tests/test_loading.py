@@ -1,6 +1,7 @@
 """Models as files: what is read, and what is refused by name."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,12 @@ transformers = pytest.importorskip("transformers")
 from tiny_models import PROMPTS, TEXTS, ids_of, make_model, make_tokenizer  # noqa: E402
 
 from corea.engines.base import Sampling  # noqa: E402
-from corea.engines.loading import ModelError, load_model, load_tokenizer  # noqa: E402
+from corea.engines.loading import (  # noqa: E402
+    ModelError,
+    load_model,
+    load_tokenizer,
+    model_folder,
+)
 from corea.engines.transformers_engine import TransformersEngine  # noqa: E402
 
 
@@ -204,3 +210,24 @@ def test_a_model_that_the_hub_does_not_give_says_what_to_do(monkeypatch, error, 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(ModelError, match=told):
         load_model("a/b@0123")
+
+
+def test_models_of_profiles_are_those_of_a_commit(monkeypatch):
+    asked = {}
+
+    def note(name, revision, **_):
+        asked[name] = revision
+        raise ConnectionError("no network in tests")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", note)
+    root = Path(__file__).parent.parent
+    texts = [path.read_text("utf-8") for path in (root / "profiles").glob("*.yaml")]
+    texts += [path.read_text("utf-8") for path in (root / "notebooks").glob("*.ipynb")]
+    named = {name for text in texts for name in re.findall(r"(?:Qwen|meta-llama)/[\w.-]+", text)}
+    assert len(named) >= 8
+    for name in [*named, "a/b", "Qwen/Qwen3-4B@0123"]:
+        with pytest.raises(ModelError, match="cannot be fetched"):
+            model_folder(name)
+    assert asked.pop("a/b") is None
+    assert all(re.fullmatch("[0-9a-f]{40}|0123", revision) for revision in asked.values())
+    assert asked["Qwen/Qwen3-4B"] == "0123"  # one that is named counts

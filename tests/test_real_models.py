@@ -8,71 +8,25 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("trl", reason="training needs the extra `train`")
 
 from chapters import execute  # noqa: E402
-from test_papers import ROWS, several, write  # noqa: E402
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from corea.engines.loading import load_model  # noqa: E402
 from corea.runs import FORMATS, read_model, read_settings, run_records  # noqa: E402
 from corea.tasks.suites import PAPERS  # noqa: E402
+from corea.workflow.stand_ins import CHAT_TEMPLATE, made_up, tiny_model  # noqa: E402
 
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 QUICK = {"n_resamples": 5, "batch_size": 64, "n_samples": 2, "max_completion_tokens": 8}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Folder with the datasets in the form of their original files, as long as their parts need."""
-    folder = tmp_path_factory.mktemp("data")
-    lengths = {"deepmath": 16_504, "openai_moderation": 506}
-    for dataset in (*PAPERS.datasets, "openbookqa", "openai_moderation", "xstest"):
-        rows = (
-            several(dataset, lengths.get(dataset, 4)) if dataset in lengths else [ROWS[dataset][0]]
-        )
-        write(folder, dataset, rows)
-    stem = ROWS["commonsenseqa"][0]["question"]
-    rows = [
-        ROWS["commonsenseqa"][0] | {"question": stem | {"stem": f"Where is {i}?"}}
-        for i in range(504)
-    ]
-    write(folder, "commonsenseqa", rows, "train_rand_split.jsonl")
-    return folder
+    return made_up(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def hub_model(tmp_path_factory):
     """Folder of a chat model with one token a byte, as a hub would give it."""
-    folder = tmp_path_factory.mktemp("hub") / "Tiny-Instruct"
-    letters = {c: i + 2 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE({"<|endoftext|>": 0, "<|im_end|>": 1} | letters, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|endoftext|>", eos_token="<|im_end|>"
-    )
-    words = ("<think>", "</think>", "Safe", "Unsafe")
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
-    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            max_position_embeddings=2048,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-        )
-        transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("hub") / "Tiny-Instruct", steps=30)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +63,7 @@ def test_a_base_model_is_asked_all_datasets_of_the_papers(base, hub_model):
     assert (records["prompt_tokens"] > 100).all()
     kept = pd.read_parquet(folder / "samples.parquet")
     assert set(kept["dataset"]) == set(PAPERS.datasets) - {"gpqa"}  # its text is not published
-    assert "Find the limit." in shown
+    assert "What is the last digit of" in shown
     assert "put your final answer within" in shown
 
 
@@ -131,7 +85,7 @@ def test_a_model_is_reinforced_and_asked_again(work, base):
     model = read_model(folder)
     assert model.suite == "papers"
     trained, tokenizer = load_model(model.checkpoint, device="cpu")
-    assert tokenizer.chat_template == CHAT
+    assert tokenizer.chat_template == CHAT_TEMPLATE
     before, _ = load_model(read_model(base[0]).checkpoint, device="cpu")
     changed = {
         name.split(".")[-2]

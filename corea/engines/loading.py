@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,17 @@ from corea.engines.chat_template import PROBE, TemplateError, user_message
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+REVISIONS: Mapping[str, str] = {
+    "Qwen/Qwen2.5-0.5B-Instruct": "7ae557604adf67be50417f59c2c2f167def9a775",
+    "Qwen/Qwen2.5-1.5B-Instruct": "989aa7980e4cf806f80c7fef2b1adb7bc71aa306",
+    "Qwen/Qwen2.5-7B-Instruct": "a09a35458c702b33eeacc393d103063234e8bc28",
+    "Qwen/Qwen2.5-32B-Instruct": "5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd",
+    "Qwen/Qwen3-1.7B": "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e",
+    "Qwen/Qwen3-4B": "1cfa9a7208912126459214e8b04321603b3df60c",
+    "Qwen/Qwen3-8B": "b968826d9c46dd6066d109eabc6255188de91218",
+    "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
+}
+"""Commits of the models on the hub that profiles name without one; of any other, the newest."""
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w.-]+))?")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt")
 _READ_AS_JSON = (  # by transformers, as a whole
@@ -46,14 +57,16 @@ def model_folder(path: str | Path) -> Path:
 
     Args:
         path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
-            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be that one.
+            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be another
+            than that of :data:`REVISIONS`.
     """
     folder = Path(path)
     if not folder.is_dir():
         named = _HUB_NAME.fullmatch(str(path))
         if not named:
             raise ModelError(f"{path}: no such folder")
-        folder = _fetched(named["name"], named["revision"])
+        revision = named["revision"] or REVISIONS.get(named["name"])
+        folder = _fetched(named["name"], revision)
     _require_model_files(folder)
     return folder
 

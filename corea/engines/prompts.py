@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from corea.engines.chat_template import TemplateError, user_message
 from corea.engines.loading import ModelError
+from corea.tasks.decision_questions import THINK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str = "") -> str:
     """Wrap a user message in the chat template, if there is one, and append an opening.
 
+    One that begins with ``<think>`` takes the place of that which the template ends with, if any.
     The text is encoded like any other. So a begin token at the start of the template, which the
     tokenizer puts before every text anyway, is left out. A template that does not render, or
     drops the message, is a :class:`~corea.engines.loading.ModelError`.
@@ -35,6 +37,8 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, message: str, opening: str =
     begin = tokenizer.bos_token
     if begin and encode(tokenizer, [""], special=True)[0][:1] == [tokenizer.bos_token_id]:
         text = text.removeprefix(begin)
+    if opening.startswith(THINK) and text.rstrip().endswith(THINK):  # which the template began
+        text = text.rstrip().removesuffix(THINK)
     return text + opening
 
 

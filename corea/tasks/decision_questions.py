@@ -5,8 +5,9 @@ names the option says is read in :mod:`corea.decisions.tokens`. Prompts are the 
 A), word for word. Choices of our own, where it leaves it open:
 
 1. The moderation prompt is the same with and without reasoning. Without, the completion begins
-   behind an empty ``<think>`` block, as the chat template of Qwen3 writes it when thinking is
-   switched off.
+   behind an empty ``<think>`` block, in the form that the paper's other prompts print. The chat
+   template of Qwen3 with ``enable_thinking=False`` has a blank line more in the block and behind
+   it; by default, as here, it writes no block, and a model that reasons begins it.
 2. A verdict is several tokens to some tokenizers, a letter is one to all that we met. So messages
    can be judged by letters (:data:`LABELS`): the verdicts of the paper's prompt are lettered, and
    a letter is asked for. Nothing else of the prompt is changed.

@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 
 from corea.book.display import visible
 from corea.confidence import CONFIDENCE_GRID
+from corea.engines.loading import REVISIONS
 from corea.engines.opening import ENGINES
 from corea.tasks import microworld
 from corea.tasks.papers import DATASETS
@@ -253,7 +254,8 @@ def cached_config(model: str) -> Path | None:
     except ImportError:
         return None
     name, _, revision = model.partition("@")
-    found = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    commit = revision or REVISIONS.get(name)
+    found = try_to_load_from_cache(name, "config.json", revision=commit)
     return Path(found) if isinstance(found, str) else None
 
 

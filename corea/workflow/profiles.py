@@ -112,7 +112,9 @@ class _MoreSeeds(_Strict):
     variants: Annotated[list[_Name], Field(min_length=1)]
 
 
-class _Entry(_Strict):
+class Entry(_Strict):
+    """What a profile says of one entry."""
+
     notebook: _Name = ""
     parameters: _Parameters = {}
     variants: Annotated[dict[_Name, _Parameters], Field(min_length=1)] = {}
@@ -137,14 +139,16 @@ class _Entry(_Strict):
         return [*self.seeds, *(more.seeds if more and variant in more.variants else [])]
 
 
-class _File(_Strict):
+class File(_Strict):
+    """What a profile says."""
+
     profile: str
     seed: _Seed
     partial: bool = False
     kernel: Annotated[str, Field(pattern=r"^[\w.-]+$")] = KERNEL
     resources: Resources = Resources()
     defaults: dict[str, Any] = {}
-    runs: dict[_Name, Annotated[_Entry, BeforeValidator(lambda entry: entry or {})]] = {}
+    runs: dict[_Name, Annotated[Entry, BeforeValidator(lambda entry: entry or {})]] = {}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -254,18 +258,18 @@ class Profile:
 
 
 def load_profile(name: str) -> Profile:
-    """Read ``profiles/<name>.yaml`` and check its keys, names, types, links and trainings.
+    """Read the file of a profile and check its keys, names, types, links and trainings.
 
     Its runs are the chapters of ``_toc.yml`` in their order, then the others. A PipelineError names
     the file and the key.
     """
-    path = Path("profiles", f"{name}.yaml")
-    file = _read(path, name)
+    path = profile_file(name)
+    file = read_file(path, name)
     runs: dict[str, Run] = {}
     stands_for: dict[str, list[str]] = {}  # a run without its seed: those of all seeds
     asked_for: set[str] = set()
-    for key, entry in (_chapters() | file.runs).items():
-        for run in _entry_runs(path, key, entry, file):
+    for key, entry in (chapters() | file.runs).items():
+        for run in entry_runs(path, key, entry, file):
             if run.name in runs:
                 raise PipelineError(f"{path}: runs.{key}: another run is named {run.name} as well")
             runs[run.name] = run
@@ -290,6 +294,12 @@ def load_profile(name: str) -> Profile:
     return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
 
 
+def profile_file(name: str) -> Path:
+    """Where a profile is: ``profiles/<name>.yaml``, or what a rehearsal derived from one."""
+    path, derived = Path("profiles", f"{name}.yaml"), Path("build", name, "profile.yaml")
+    return derived if derived.is_file() and not path.is_file() else path
+
+
 def without_seed(run: str) -> str:
     """The name that stands for a run of each seed.
 
@@ -300,7 +310,8 @@ def without_seed(run: str) -> str:
     return re.sub(r"_s\d+$", "", run)
 
 
-def _read(path: Path, name: str) -> _File:
+def read_file(path: Path, name: str) -> File:
+    """Read the file of a profile; a PipelineError names what is not as it should be."""
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in Path("profiles").glob("*.yaml")))
         raise PipelineError(
@@ -308,7 +319,7 @@ def _read(path: Path, name: str) -> _File:
         )
     try:
         content = yaml.load(path.read_text("utf-8"), _UniqueKeyLoader)  # noqa: S506
-        file = _File.model_validate(content)
+        file = File.model_validate(content)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PipelineError(f"{path}: not readable as YAML: {visible(error)}") from error
     except ValidationError as error:
@@ -332,14 +343,14 @@ def _complaints(path: Path, error: ValidationError) -> Iterator[str]:
                 yield f"{path}: {where} is {value}: {found['msg']}"
 
 
-def _chapters() -> dict[str, _Entry]:
+def chapters() -> dict[str, Entry]:
     """An entry without changes for each notebook that ``_toc.yml`` lists, if there is one."""
     contents = Path("_toc.yml")
     if not contents.is_file():
         return {}
     pages = page_entries(yaml.safe_load(contents.read_text("utf-8")))
     names = [Path(page["file"]) for page in pages]
-    return {path.name: _Entry() for path in names if path.parent == Path("notebooks")}
+    return {path.name: Entry() for path in names if path.parent == Path("notebooks")}
 
 
 def page_entries(contents: object) -> Iterator[dict[str, Any]]:
@@ -360,8 +371,8 @@ def _set(resources: Resources) -> dict[str, int]:
     return resources.model_dump(exclude_unset=True)
 
 
-def _entry_runs(path: Path, key: str, entry: _Entry, file: _File) -> Iterator[Run]:
-    """The runs of one entry of a profile: one, or one for each variant and seed."""
+def entry_runs(path: Path, key: str, entry: Entry, file: File) -> Iterator[Run]:
+    """The runs of one entry of a profile: one, or one for each variant and seed; not yet linked."""
     where = f"runs.{key}"
     stem = entry.notebook or key
     notebook = Path("notebooks", f"{stem}.ipynb")
