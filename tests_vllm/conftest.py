@@ -39,9 +39,9 @@ def chat(loaded):
 @pytest.fixture(scope="session")
 def vllm(folder):
     """VLLM in this process."""
-    engine = VLLMEngine(
-        folder, batch_size=64, chat=False, sequences=16, more={"enforce_eager": True}
-    )
+    # a step takes as few tokens as it may: the prompts of a call do not fit into one
+    few = {"enforce_eager": True, "max_num_batched_tokens": 256}
+    engine = VLLMEngine(folder, batch_size=64, chat=False, sequences=16, more=few)
     yield engine
     engine.close()
 

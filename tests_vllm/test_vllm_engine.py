@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import psutil
 import pytest
-from tiny import PROMPTS
+from tiny import LONG, PROMPTS
 
 from corea.confidence import CONFIDENCE_GRID
 from corea.engines.base import Sampling
@@ -86,6 +86,16 @@ def test_sampling_is_repeatable_and_each_sample_its_own(vllm):
     assert len({tuple(rollout.ids) for rollout in first}) > 10
     other = flat(vllm.generate(PROMPTS, replace(SAMPLED, seed=6)))
     assert [rollout.ids for rollout in first] != [rollout.ids for rollout in other]
+
+
+def test_many_prompts_at_once_are_sampled_by_their_seeds(vllm):
+    """Prompts computed in parts would end vLLM here: "CPU Generator does not use offset"."""
+    assert sum(map(len, vllm.tokenizer(LONG[:16])["input_ids"])) > 2 * 256
+    sampling = Sampling(1.0, 12, 1, 5)
+    first = flat(vllm.generate(LONG, sampling))
+    require_same(first, flat(vllm.generate(LONG, sampling)))
+    assert len({tuple(rollout.ids) for rollout in first}) > 50
+    require_same(first[:3], flat(vllm.generate(LONG[:3], sampling)))
 
 
 def test_any_samples_can_be_asked_for_alone(vllm):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tiny import PROMPTS, TEXTS
+from tiny import LONG, PROMPTS, TEXTS
 
 from corea.engines.base import Sampling
 from corea.engines.evaluation import evaluate, read_samples
@@ -66,8 +66,8 @@ def test_sampling_is_repeatable_and_any_sample_can_be_asked_for_alone(ask, as_ch
 
 
 def test_it_draws_what_the_engine_in_process_draws(ask, vllm):
-    served = flat(ask(chat=False).generate(PROMPTS, SAMPLED))
-    here = flat(vllm.generate(PROMPTS, SAMPLED))
+    served = flat(ask(chat=False).generate([*PROMPTS, *LONG], SAMPLED))
+    here = flat(vllm.generate([*PROMPTS, *LONG], SAMPLED))
     assert [rollout.completion for rollout in served] == [rollout.completion for rollout in here]
 
 

@@ -32,6 +32,8 @@ TEXTS = [
     for a in range(10)
     for b in range(9)
 ]
+LONG = [f"{n}: " + f"{n % 10}+{n % 7}: {n % 9}+1:" * 8 for n in range(64)]
+"""More tokens than fit into one step of the tests' engines."""
 PROMPTS = [
     "3+4:",
     "1+1:",
@@ -116,6 +118,8 @@ def served(folder: Path, log: Path, sequences: int) -> Iterator[str]:
         *(sys.executable, Path(__file__).with_name("vllm_cli.py"), "serve", folder),
         *("--served-model-name", "tiny", "--host", "127.0.0.1", "--port", port),
         *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", sequences),
+        # as in the fixture `vllm`, and what a server without a GPU needs for seeds
+        *("--max-num-batched-tokens", 256, "--no-enable-chunked-prefill"),
     ]
     with log.open("wb") as stream:
         server = subprocess.Popen(

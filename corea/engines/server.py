@@ -5,7 +5,9 @@ connection or a time-out, and heeds ``Retry-After``. What is decided here:
 
 1. Each completion is a request of its own, with a seed drawn from the sampling's seed, the prompt
    and the number of the sample. So a completion that failed can be asked for alone, and neither
-   the order of the prompts nor how many are asked at once decides what is asked.
+   the order of the prompts nor how many are asked at once decides what is asked. ``vllm serve``
+   without a GPU needs ``--no-enable-chunked-prefill`` for seeds (choice 8 of
+   :mod:`corea.engines.vllm_engine`).
 2. An answer that is cut, no JSON or not what was expected counts as a lost connection. What still
    fails, and what the server refuses (400, 422), is a rollout with an ``error``.
 3. What no question can change ends the evaluation at once: a key that is not accepted (401, 403),

@@ -21,7 +21,11 @@ else, this is decided here:
    replaced, and the completion goes on from there at temperature 0.
 7. vLLM runs its core in a process of its own, which :meth:`VLLMEngine.close` ends. Dropping the
    object does not free the memory for certain (vLLM's issue 1908).
-8. vLLM sends statistics of its use unless it is told not to; it is. It reports errors only. Both
+8. Without a GPU prompts are computed whole, not in parts (chunked prefill): vLLM draws a token
+   behind each part and drops all but the last by turning back the seeded random numbers, which
+   ends it on a CPU ("CPU Generator does not use offset", vLLM 0.30.0). So a step
+   may take as many tokens as the model has positions; a lower ``max_model_len`` starts sooner.
+9. vLLM sends statistics of its use unless it is told not to; it is. It reports errors only. Both
    are environment variables, which are left alone where they are set.
 """
 
@@ -265,6 +269,7 @@ class VLLMEngine:
             for name, value in _ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
             import vllm
+            from vllm.platforms import current_platform
 
             arguments = {
                 "dtype": _stored_dtype(self.folder) if self.dtype == "auto" else self.dtype,
@@ -276,6 +281,7 @@ class VLLMEngine:
                 "load_format": "safetensors",
                 "logprobs_mode": "raw_logprobs",
                 "enable_prefix_caching": True,
+                **({"enable_chunked_prefill": False} if current_platform.is_cpu() else {}),
                 **self.more,
             }
             try:
