@@ -486,7 +486,9 @@ def _exact_logits(model: Any) -> Iterator[None]:
     def forward(states: torch.Tensor) -> torch.Tensor:
         before = products.fp32_precision
         if halves and states.dtype == torch.bfloat16:
-            products.fp32_precision = "bf16"  # loses nothing of such numbers, in a third of the time
+            products.fp32_precision = (
+                "bf16"  # loses nothing of such numbers, in a third of the time
+            )
         try:
             with torch.autocast(states.device.type, enabled=False):
                 return torch.nn.functional.linear(states.float(), weight, bias)
