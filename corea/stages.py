@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from corea.runs import FORMATS
 from corea.sources import imported_files
-from corea.store import MANIFEST, ROOT, code_digest, keep_up, make
+from corea.store import MANIFEST, REQUEST, ROOT, code_digest, keep_up, make
 
 if TYPE_CHECKING:
     from corea.decisions.settings import DecisionSettings
@@ -455,15 +455,16 @@ def identity(model: str | Path, engine: str = "transformers") -> str:
     Of a hub's model it is its name and commit; of a server's, unless its files are in a folder
     here, the name under which the server has it.
     """
-    from corea.engines.loading import model_folder
+    from corea.engines.loading import is_gguf, model_folder
 
     if engine == "server" and not Path(model).is_dir():
         return str(model)
     folder = model_folder(model)
-    if not Path(model).is_dir():
+    if not Path(model).is_dir() and not is_gguf(model):
         return f"{str(model).partition('@')[0]}@{folder.name}"
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST, REQUEST))
+    for path in sorted(files):
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())

@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 
 from corea.sources import with_imports
 
-MANIFEST = "manifest.json"
+MANIFEST, REQUEST = "manifest.json", "request.json"  # of an entry: its files, what it is
 ROOT = Path("build", "store")
 ENTRIES = "COREA_ENTRIES"  # environment variable: the file in which entries are noted
 LEAST_SPACE = 2**26  # bytes; with fewer left on the disk, a failure is put down to that
@@ -90,7 +90,7 @@ def make(
             partial.mkdir(parents=True, exist_ok=True)
             with _space_told(partial):
                 build(partial)
-                write_atomically(partial / "request.json", request + "\n")
+                write_atomically(partial / REQUEST, request + "\n")
                 seal(partial)
             partial.replace(entry)
     return entry

@@ -1,8 +1,8 @@
-"""Models as files: weights and tokenizers, from a folder or a hub.
+"""Models as files: weights and tokenizers, from a folder, a GGUF file or a hub.
 
-A model is a folder, or a name on a hub. Safetensors only are read, no code from a model's folder
-is run, and what is wrong is said in a :class:`ModelError`. Files are of bounded size before a
-library reads them, and the chat template, a program, is rendered in a process with limits
+A model is a folder, a GGUF file, or a name on a hub. Of a folder safetensors only are read, no
+code from it is run, and what is wrong is said in a :class:`ModelError`. Files are of bounded size
+before a library reads them, and the chat template, a program, is rendered in a process with limits
 (:mod:`corea.engines.chat_template`).
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corea.checks import one_of
 from corea.engines.chat_template import PROBE, TemplateError, user_message
+from corea.engines.gguf_files import GGUF_FACTS, written_out
+from corea.engines.model_errors import ModelError, first_line, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,20 +49,19 @@ PRECISIONS = ("", "auto", "float32", "bfloat16")
 """Names of what a model may compute in."""
 
 
-class ModelError(Exception):
-    """A model cannot be read; names the folder or file, what was found and expected."""
-
-
 def model_folder(path: str | Path) -> Path:
     """The folder with a model's files; those of a hub of models are fetched if need be.
 
     Args:
-        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; or a name such
-            as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be another
-            than that of :data:`REVISIONS`.
+        path: A folder with ``config.json``, safetensors and ``tokenizer.json``; a file that ends
+            in ``.gguf``, which is written out once (:mod:`corea.engines.gguf_files`); or a name
+            such as ``"Qwen/Qwen2.5-7B-Instruct"``, with ``@`` and a commit where it is to be
+            another than that of :data:`REVISIONS`.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if is_gguf(path):
+        folder = written_out(folder)
+    elif not folder.is_dir():
         named = _HUB_NAME.fullmatch(str(path))
         if not named:
             raise ModelError(f"{path}: no such folder")
@@ -71,11 +71,16 @@ def model_folder(path: str | Path) -> Path:
     return folder
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a model is a GGUF file, by its name."""
+    return Path(path).suffix == ".gguf"
+
+
 def _fetched(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    with _quiet():
+    with quiet():
         try:
             patterns = list(_MODEL_FILES)
             return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -122,6 +127,8 @@ def fast_bfloat16() -> bool:
 
 def _display_name(path: str | Path, folder: Path) -> str:
     """What a model is called in an error: no path of this machine."""
+    if is_gguf(path):
+        return Path(path).name
     return str(path) if _HUB_NAME.fullmatch(str(path)) else folder.name
 
 
@@ -139,7 +146,7 @@ def load_model(
     folder = model_folder(path)
     name = _display_name(path, folder)
     safe = {"trust_remote_code": False}
-    with _quiet():
+    with quiet():
         try:
             read: Any = transformers.AutoModelForCausalLM.from_pretrained
             model, report = read(
@@ -160,7 +167,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Read the tokenizer that :func:`load_model` would, without the model."""
     folder = model_folder(path)
     name = _display_name(path, folder)
-    with _quiet():
+    with quiet():
         try:
             tokenizer = _tokenizer_class(folder).from_pretrained(folder, trust_remote_code=False)
             config = generation_config(folder)
@@ -168,6 +175,39 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             raise ModelError(f"{name}: cannot be read ({first_line(error)})") from error
     _complete_tokenizer(tokenizer, config.eos_token_id, name)
     return tokenizer
+
+
+def model_facts(path: str | Path, precision: str = "") -> dict[str, str]:
+    """What belongs into the provenance of a model's results, beside its identity.
+
+    That is the precision it computed in and, of one from a GGUF file, that its weights are the
+    numbers of such a file, written out.
+    """
+    folder = model_folder(path)
+    config = read_json(folder / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype") or "as stored"
+    facts = {"precision": resolved_precision(precision) or str(stored)}
+    if (folder / GGUF_FACTS).is_file():
+        told = read_json(folder / GGUF_FACTS)
+        facts["weights"] = (
+            f"{told.get('quantization')} numbers of a GGUF file (SHA-256 {told.get('sha256')}), "
+            f"written out as {told.get('written_as')}"
+        )
+    return facts
+
+
+def template_warning(path: str | Path) -> str:
+    """What to do about a model whose tokenizer has no chat template; empty if it has one."""
+    folder = model_folder(path)
+    if load_tokenizer(path).chat_template:
+        return ""
+    return (
+        f"Warning: the tokenizer of {_display_name(path, folder)} has no chat template, so the "
+        "questions were put to it as plain text. A model that was trained to chat answers those "
+        "badly: name one with a template (an -Instruct version), or put its template into a folder "
+        "with the model as chat_template.jinja. A base model that was not trained to chat is asked "
+        "as it should be."
+    )
 
 
 def end_ids(config: Any, tokenizer: Any) -> list[int]:
@@ -260,23 +300,6 @@ def _tokenizer_class(folder: Path) -> Any:
     return transformers.PreTrainedTokenizerFast if named in generic else transformers.AutoTokenizer
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither progress bars nor advice while a model is fetched and read."""
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # that of the hub too
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: str) -> None:
     """Give it an end token, one for padding, and the side on which generation pads."""
     known = set(tokenizer.get_vocab().values())
@@ -297,9 +320,3 @@ def _complete_tokenizer(tokenizer: Any, ends: int | Sequence[int] | None, name: 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-
-
-def first_line(error: Exception) -> str:
-    """An error in one line: its kind and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corea.engines.chat_template import TemplateError, user_message
-from corea.engines.loading import ModelError
+from corea.engines.model_errors import ModelError
 from corea.tasks.decision_questions import THINK
 
 if TYPE_CHECKING:

@@ -56,14 +56,13 @@ from corea.engines.base import (
     wanted_samples,
 )
 from corea.engines.loading import (
-    ModelError,
     end_ids,
-    first_line,
     generation_config,
     load_tokenizer,
     model_folder,
     read_json,
 )
+from corea.engines.model_errors import ModelError, first_line
 from corea.engines.prompts import chat_prompt, encode_candidates, encode_prompts
 
 if TYPE_CHECKING:
