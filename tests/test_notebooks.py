@@ -41,7 +41,10 @@ def test_every_notebook_is_in_every_profile_and_every_run_is_a_page(monkeypatch,
     for run in profile.runs.values():
         assert set(run.parameters) == set(notebook_parameters(run.notebook)) - {"output_dir"}
     used = {run.notebook.stem for run in profile.runs.values()}
-    assert {p.stem for p in NOTEBOOKS} - used <= (MADE if used & FETCHED else FETCHED)
+    absent = {p.stem for p in NOTEBOOKS} - used
+    if any(run.lenient for run in profile.runs.values()):  # of a partial profile
+        absent -= {"confidence_models"}
+    assert absent <= (MADE if used & FETCHED else FETCHED)
 
 
 def test_the_profiles_are_those_that_the_book_needs():
