@@ -98,7 +98,7 @@ TAILS = {  # how templates end, from the documentation of the models
         "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
         "<think>\n\n</think>\n\n{% endif %}"
     ),
-    "begins to think": "<|im_start|>assistant\n<think>\n",
+    "begins to think": r"{{ '<|im_start|>assistant\n<think>\n' }}",
 }
 
 

@@ -39,7 +39,7 @@ _ROWS = 40  # of a dataset whose parts are not drawn
 # --- a model --------------------------------------------------------------------------------------
 
 
-def tiny_model(folder: Path, *, steps: int = 200, seed: int = 0) -> Path:
+def tiny_model(folder: Path, *, steps: int = 150, seed: int = 0) -> Path:
     """Write a tiny chat model into a folder, of random weights that are then taught a little."""
     import torch
     import transformers
