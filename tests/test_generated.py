@@ -71,6 +71,20 @@ def test_the_right_option_is_among_five_and_nowhere_special(made):
         assert np.bincount(found, minlength=5).min() > 20  # of 40 by chance
 
 
+def test_half_of_the_answers_to_be_checked_are_right(made):
+    questions = suites.GENERATED.decisions("sum_checks", "test", 200)
+    right = []
+    for question in questions:
+        asked, given = re.fullmatch(
+            r"(.*)\nSomebody answers (-?\d+). Is that right\?", question.text
+        ).groups()
+        right.append(eval(re.search(r"[\d][\d +-]*", asked).group()) == int(given))
+        assert dict(zip("AB", question.choices, strict=True))[question.gold] == (
+            "yes" if right[-1] else "no"
+        )
+    assert 80 < sum(right) < 120
+
+
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [

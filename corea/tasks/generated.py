@@ -5,8 +5,9 @@ is right in a part of them after it has seen how they are answered. Questions ar
 in their order, of which each text counts once. The first are the test questions, the next those
 for the choice of a checkpoint, all others are for training; so the parts share no text.
 
-Decisions are made of the same questions (choice of ours): the right answer stands among four wrong
-ones, which are drawn near it, in an order that is drawn.
+Decisions are made of the same questions (choice of ours). Either the right answer stands among four
+wrong ones, which are drawn near it, in an order that is drawn; or one answer is given, half of
+the time a wrong one near the right one, and it is to be said whether it is right.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 CHOICES: Mapping[str, str] = MappingProxyType(
     {"sum_choices": "sums", "product_choices": "products"}
 )
-"""Datasets of decisions, and the questions that they are made of."""
+"""Datasets of decisions between five answers, and the questions that they are made of."""
+
+CHECKS: Mapping[str, str] = MappingProxyType({"sum_checks": "sums", "product_checks": "products"})
+"""Datasets of decisions whether an answer is right, likewise."""
 
 
 def load_questions(dataset: str, part: str, n: int = 0) -> list[Question]:
@@ -80,30 +84,38 @@ def load_questions(dataset: str, part: str, n: int = 0) -> list[Question]:
 
 
 def load_decisions(dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
-    """Decisions between five answers, of a part of one of :data:`CHOICES`.
+    """Decisions of a part of one of :data:`CHOICES` or :data:`CHECKS`.
 
     Raises:
         TaskError: As :func:`load_questions` does.
     """
-    _one_of("dataset", dataset, CHOICES)
+    _one_of("dataset", dataset, {**CHOICES, **CHECKS})
+    made_of = {**CHOICES, **CHECKS}[dataset]
+    decide = _choice if dataset in CHOICES else _check
     decisions = []
-    for number, made in _part(CHOICES[dataset], part, n):
-        rng = np.random.default_rng([SEED, number])
-        right = int(made["answer"])
-        lowest = right - int(rng.integers(21))  # else the right one would be in the middle
-        near = np.setdiff1d(np.arange(lowest, lowest + 21), [right])
-        options = rng.permutation([right, *rng.choice(near, len(LETTERS) - 1, replace=False)])
-        decisions.append(
-            DecisionQuestion(
-                dataset,
-                str(number),
-                made["question"],
-                LETTERS[options.tolist().index(right)],
-                tuple(map(str, options.tolist())),
-                level=float(made["metadata"]["num_terms"]),
-            )
+    for number, made in _part(made_of, part, n):
+        text, gold, options = decide(
+            made["question"], int(made["answer"]), np.random.default_rng([SEED, number])
         )
+        level = float(made["metadata"]["num_terms"])
+        decisions.append(DecisionQuestion(dataset, str(number), text, gold, options, level=level))
     return decisions
+
+
+def _choice(text: str, right: int, rng: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:
+    """A question, the letter of the right answer, and five answers."""
+    lowest = right - int(rng.integers(21))  # else the right one would be in the middle
+    near = np.setdiff1d(np.arange(lowest, lowest + 21), [right])
+    options = rng.permutation([right, *rng.choice(near, len(LETTERS) - 1, replace=False)])
+    return text, LETTERS[options.tolist().index(right)], tuple(map(str, options.tolist()))
+
+
+def _check(text: str, right: int, rng: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:
+    """A question with an answer, the letter of whether that is right, and the two options."""
+    is_right = bool(rng.integers(2))
+    off = int(rng.integers(1, 11)) * int(rng.choice([-1, 1]))
+    given = right if is_right else right + off
+    return f"{text}\nSomebody answers {given}. Is that right?", LETTERS[not is_right], ("yes", "no")
 
 
 def _part(dataset: str, part: str, n: int) -> list[tuple[int, dict[str, Any]]]:

@@ -217,10 +217,21 @@ GENERATED = Suite(
     counterparts={
         "DeepMath500": "sums",
         "OOD Math": "OOD",
+        "Math500": "long_sums",
+        "GSM8K": "products",
         "all datasets": "all datasets",
     },
-    tables={},
-    tasks={"choices": ("sum_choices", "product_choices")},
+    tables={"sums": 5, "long_sums": 6, "products": 7},
+    tasks={
+        "choices": ("sum_choices", "product_choices"),
+        "messages": ("sum_checks", "product_checks"),
+    },
+    decision_counterparts={
+        "CSQA": "sum_choices",
+        "OBQA": "product_choices",
+        "OpenAI": "sum_checks",
+        "XSTest": "product_checks",
+    },
 )
 """Easy questions that a package makes (:mod:`corea.tasks.generated`), for small real models."""
 

@@ -429,6 +429,8 @@ TEXTS: Mapping[str, Text] = {
     "products": Text(112, 26.0, tests=1000),
     "sum_choices": Text(170, 60.0, tests=1000),
     "product_choices": Text(170, 60.0, tests=1000),
+    "sum_checks": Text(150, 60.0, tests=1000),
+    "product_checks": Text(150, 60.0, tests=1000),
     # of the papers: characters / 4 with the instruction, and 30 tokens of a chat template
     "deepmath": Text(120, tests=500),  # its texts are not here: as math500
     "math500": Text(118, tests=500),
