@@ -68,7 +68,9 @@ def test_sampling_is_repeatable_and_any_sample_can_be_asked_for_alone(ask, as_ch
 def test_it_draws_what_the_engine_in_process_draws(ask, vllm):
     served = flat(ask(chat=False).generate([*PROMPTS, *LONG], SAMPLED))
     here = flat(vllm.generate([*PROMPTS, *LONG], SAMPLED))
-    assert [rollout.completion for rollout in served] == [rollout.completion for rollout in here]
+    # the server leaves out a character of which only the first bytes were written
+    texts = [rollout.completion.rstrip("\ufffd") for rollout in here]
+    assert [rollout.completion for rollout in served] == texts
 
 
 def test_an_evaluation_by_a_server_is_that_by_transformers(ask, chat, tmp_path):
