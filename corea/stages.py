@@ -273,18 +273,17 @@ def decisions_warmed_up(
     import pandas as pd
 
     from corea.decisions.warm_up import own_reasoning, warm_up_rows
-    from corea.engines.loading import load_tokenizer
     from corea.engines.opening import opened_here
     from corea.training.launch import Job
     from corea.training.sft import train_sft
 
     with opened_here(engine, base, batch_size=batch_size, precision=precision) as thinking:
         reasoning = own_reasoning(thinking, questions, sampling)
+        rows = warm_up_rows(thinking, questions, reasoning, seed=settings.seed)
     names = {"dataset": [q.dataset for q in questions]}
     names |= {"question_id": [q.question_id for q in questions]}
     table = pd.DataFrame(names | {"reasoning": reasoning})
     table.to_parquet(folder / "reasoning.parquet", index=False)
-    rows = warm_up_rows(load_tokenizer(base), questions, reasoning, seed=settings.seed)
     Job(train_sft, str(base), settings, rows).run(folder)
 
 

@@ -198,7 +198,7 @@ def test_among_the_options_nothing_is_written_without_reasoning(engine, tmp_path
         assert (row["opening"], row["completion"], row["completion_tokens"]) == ("", "", 1)
         assert row["prompt"].endswith("<think>\n</think>\n")
         holds_the_likeliest_option(engine, row, question, row["prompt"])
-    again = samples.groupby("question_id")["confidence"].nunique()
+    again = samples.groupby(["dataset", "question_id"])["confidence"].nunique()
     assert (again == 1).all()
 
 
@@ -216,7 +216,7 @@ def test_among_the_options_reasoning_that_is_not_closed_is_closed(engine, tmp_pa
         holds_the_likeliest_option(engine, row, question, row["prompt"] + row["opening"])
     note = f"{closed} completion(s) did not close their reasoning and were decided behind it"
     assert records.notes == ((note,) if closed else ())
-    assert closed == len(samples) if longest == 3 else closed < len(samples) / 2
+    assert closed > len(samples) / 2 if longest == 3 else closed < len(samples) / 2
 
 
 def test_among_the_options_it_is_decided_as_greedily_where_that_is_valid(engine, tmp_path):

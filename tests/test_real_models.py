@@ -144,6 +144,7 @@ def test_a_model_is_warmed_up_asked_by_letters_and_in_other_orders(work, hub_mod
     assert "before and after a warm-up of 2 steps" in shown
     assert "mean of the orders" in shown
     assert "characters are left out" in shown
+    assert "completions did not close their reasoning" in shown
     assert "probability among the options" in shown
     trained, _ = run(
         work,

@@ -1234,26 +1234,6 @@ def test_fine_tuning_learns_the_completion_and_its_end_alone(tokenizer):
         assert labels[: len(labels) - len(learnt)] == [-100] * (len(labels) - len(learnt))
 
 
-def test_what_is_given_is_read_and_not_learnt(tokenizer):
-    row = {"prompt": "3+4: ", "completion": "3+4=2. ", "given": "0"}
-    bare = {"prompt": "3+4: ", "completion": "", "given": "0"}
-    for each in (row, bare):
-        table = tokenize_rows([each], tokenizer)
-        ids, labels = table["input_ids"][0], table["labels"][0]
-        assert tokenizer.decode(ids) == "".join(each.values()) + tokenizer.eos_token
-        assert [i for i, label in zip(ids, labels, strict=True) if label != -100] == [
-            *tokenizer(each["completion"], add_special_tokens=False)["input_ids"],
-            tokenizer.eos_token_id,
-        ]
-        assert labels[-2:] == [-100, tokenizer.eos_token_id]
-
-
-def test_what_is_merged_with_the_completion_cannot_be_given():
-    merging = pytest.importorskip("tiny_models").make_merging_tokenizer()
-    with pytest.raises(ValueError, match=r"given '\\n' is merged with the end of 'A\\n'"):
-        tokenize_rows([{"prompt": "x", "completion": "A\n", "given": "\n"}], merging)
-
-
 def test_rollouts_are_decided_by_seed_step_process_and_prompt(trainer):
     prompts = [q.prompt for q in small.TRAINING[:2] for _ in range(4)]
 

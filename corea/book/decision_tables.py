@@ -21,6 +21,7 @@ import pandas as pd
 from corea.book import display
 from corea.book.published import published_table
 from corea.decisions import measures, positions
+from corea.decisions.evaluation import n_closed
 from corea.decisions.measures import Pair
 from corea.decisions.recalibration import NAMES
 from corea.engines.evaluation import read_samples
@@ -362,9 +363,24 @@ def show_warm_up(samples: pd.DataFrame, steps: int, *, n_resamples: int, seed: i
             keys=("dataset", "reasoning", "system"),
         ),
         f"Held-out questions before and after a warm-up of {steps} steps, decisions greedy. It "
-        f"teaches the form of a decision and has no loss on which one it is. {GUIDE} 95 % "
-        f"bootstrap intervals by question, {n_resamples} resamples, seed {seed}.",
+        f"teaches the form, on the model's own reasoning and decisions. {GUIDE} 95 % bootstrap "
+        f" intervals by question, {n_resamples} resamples, seed {seed}.",
     )
+
+
+def say_closed(samples: pd.DataFrame, test_decisions: str) -> list[display.Html]:
+    """How many completions did not close their reasoning, where it is decided all the same."""
+    if test_decisions != "options":
+        return []
+    reasoned = samples[samples["reasoning"] != "none"]
+    return [
+        display.reading(
+            "{n:,} of {total:,} completions did not close their reasoning; they are decided behind "
+            "all that they wrote.",
+            n=n_closed(reasoned),
+            total=len(reasoned),
+        )
+    ]
 
 
 def say_left_out(suite: Suite, datasets: Sequence[str], longest: int) -> list[display.Html]:

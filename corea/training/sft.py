@@ -38,8 +38,7 @@ def train_sft(
         model: What to start from: the folder or hub name of a model; or a model, which is
             changed in place and whose weights stay as they are loaded.
         tokenizer: Its tokenizer.
-        rows: Each with ``prompt`` and ``completion``; and ``given``, where some text stands
-            between the completion and the end that is read and not learnt.
+        rows: Each with ``prompt`` and ``completion``.
         settings: The settings.
         directory: Where everything is written: ``model/`` and ``dynamics.csv``.
 
@@ -94,25 +93,17 @@ def train_sft(
 def tokenize_rows(
     rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> datasets.Dataset:
-    """Token ids and labels of prompts and completions; prompts and what is given have none."""
+    """Token ids and labels of prompts and completions; prompts have no labels."""
     # with the special tokens a tokenizer puts before a prompt, as generation does
     prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
-    learnt = [row["completion"] for row in rows]
-    whole = [row["completion"] + row.get("given", "") for row in rows]
-    # together, for a tokenizer may encode the start of a text otherwise than what goes on
-    completions, wholes = (
-        tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (learnt, whole)
-    )
+    completions = tokenizer([row["completion"] for row in rows], add_special_tokens=False)[
+        "input_ids"
+    ]
     end = [tokenizer.eos_token_id]
-    found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for row, prompt, completion, all_ids in zip(rows, prompts, completions, wholes, strict=True):
-        n = len(completion)
-        if all_ids[:n] != completion:
-            raise ValueError(
-                f"given {row['given']!r} is merged with the end of {row['completion'][-20:]!r}; "
-                "expected tokens of its own"
-            )
-        found["input_ids"].append(prompt + all_ids + end)
-        unlearnt = [-100] * (len(all_ids) - n)
-        found["labels"].append([-100] * len(prompt) + completion + unlearnt + end)
-    return datasets.Dataset.from_dict(found)
+    pairs = list(zip(prompts, completions, strict=True))
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": [prompt + completion + end for prompt, completion in pairs],
+            "labels": [[-100] * len(prompt) + completion + end for prompt, completion in pairs],
+        }
+    )
