@@ -9,12 +9,15 @@ from pathlib import Path
 
 from corea.store import MANIFEST
 from corea.workflow.execute import check_kernel, remove_damaged, write_parameters
+from corea.workflow.models import fetch_models
 from corea.workflow.profiles import load_profile
 
 profile = load_profile(config.get("profile", "laptop"))
 planned = config.get("plan")  # `make plan` asks what is done, and changes nothing
 if not planned:
     check_kernel(profile)
+if workflow.is_main_process and not planned:
+    fetch_models(profile)  # before the runs are asked which files they read
 write_parameters(profile)  # a file changes only when its content does
 if workflow.is_main_process and not planned:  # not in its jobs
     remove_damaged(profile)

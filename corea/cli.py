@@ -324,11 +324,13 @@ def execute(profile: Profile, run: Annotated[str, typer.Argument(help="Name of a
     """Execute one run."""
     from corea.workflow import PipelineError
     from corea.workflow.execute import execute as execute_run
+    from corea.workflow.models import fetch_models
 
     _at_home()
     loaded = _load(profile)
     if run not in loaded.runs:
         raise PipelineError(f"profile {loaded.name} has no run {run!r}")
+    fetch_models(loaded)
     execute_run(loaded, loaded.runs[run])
 
 

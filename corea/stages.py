@@ -454,7 +454,8 @@ def identity(model: str | Path, engine: str = "transformers") -> str:
     Of a hub's model it is its name and commit; of a server's, unless its files are in a folder
     here, the name under which the server has it.
     """
-    from corea.engines.loading import is_gguf, model_folder
+    from corea.engines.gguf_files import is_gguf
+    from corea.engines.loading import model_folder
 
     if engine == "server" and not Path(model).is_dir():
         return str(model)

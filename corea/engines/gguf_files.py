@@ -95,6 +95,11 @@ class Header:
         return value if isinstance(value, int) else 0
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a model is a GGUF file, by its name."""
+    return Path(path).suffix == ".gguf"
+
+
 def written_out(path: Path) -> Path:
     """The folder that a GGUF file was written out to, made if it is not there.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from corea.checks import one_of
 from corea.engines.chat_template import PROBE, TemplateError, user_message
-from corea.engines.gguf_files import GGUF_FACTS, written_out
+from corea.engines.gguf_files import GGUF_FACTS, is_gguf, written_out
 from corea.engines.model_errors import ModelError, first_line, quiet
 
 if TYPE_CHECKING:
@@ -69,11 +69,6 @@ def model_folder(path: str | Path) -> Path:
         folder = _fetched(named["name"], revision)
     _require_model_files(folder)
     return folder
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Whether a model is a GGUF file, by its name."""
-    return Path(path).suffix == ".gguf"
 
 
 def _fetched(name: str, revision: str | None) -> Path:

@@ -30,6 +30,7 @@ factor of 2; hours of a GPU, which nothing was compared with, within about 3; me
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -40,7 +41,9 @@ from typing import Any, NamedTuple
 
 from corea.book.display import visible
 from corea.confidence import CONFIDENCE_GRID
+from corea.engines.gguf_files import is_gguf, read_header
 from corea.engines.loading import REVISIONS
+from corea.engines.model_errors import ModelError
 from corea.engines.opening import ENGINES
 from corea.tasks import microworld
 from corea.tasks.papers import DATASETS
@@ -196,7 +199,7 @@ class Model:
     """A model that a run starts from."""
 
     name: str  # on the hub or a server, of a folder, or a size of the microworld
-    kind: str  # microworld, hub, folder or server
+    kind: str  # microworld, hub, folder, gguf or server
     shape: Shape | None  # None: nobody knows
     suite: Suite
     precision: str = "bfloat16"  # of its weights, where it only generates
@@ -223,6 +226,8 @@ def find_model(profile: Profile, run: str, key: str = "") -> Model:
     if parameters.get("engine") == "server":  # which has a name of its own for it
         return Model(name, "server", None, SUITES[suite])
     precision = parameters.get("precision") or "bfloat16"
+    if is_gguf(name):
+        return Model(name, "gguf", gguf_shape(Path(name)), SUITES[suite], precision)
     if Path(name, "config.json").is_file() and name:
         shape = _read_shape(Path(name, "config.json"))
         return Model(name, "folder", shape, SUITES[suite], precision)
@@ -237,6 +242,29 @@ def find_model(profile: Profile, run: str, key: str = "") -> Model:
     width = size.hidden_size
     shape = Shape(width, size.n_layers, width, width, 4 * width, _VOCABULARY)
     return Model(f"microworld, {role}", "microworld", shape, MICROWORLD, parameters["precision"])
+
+
+def gguf_shape(path: Path) -> Shape | None:
+    """The shape that a GGUF file's header describes; None where it is not there, or not read."""
+    if not path.is_file() or importlib.util.find_spec("gguf") is None:
+        return None
+    try:
+        header = read_header(path)
+    except ModelError as error:
+        raise PipelineError(visible(error)) from error
+    if header.architecture not in ("llama", "qwen2", "qwen3"):
+        return None
+    width, heads = header.number("embedding_length"), header.number("attention.head_count")
+    head = header.number("attention.key_length") or width // heads
+    return Shape(
+        width,
+        header.number("block_count"),
+        head * heads,
+        head * (header.number("attention.head_count_kv") or heads),
+        header.number("feed_forward_length"),
+        header.tensors["token_embd.weight"][0][1],
+        tied="output.weight" not in header.tensors,
+    )
 
 
 def _read_shape(config: Path) -> Shape | None:

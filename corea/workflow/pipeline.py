@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from corea.store import LEAST_SPACE
 from corea.workflow import PipelineError
 from corea.workflow.execute import check_kernel, plain, plain_lines, write_parameters
+from corea.workflow.models import fetch_models
 from corea.workflow.profiles import Profile
 
 _MENDS = {
@@ -35,6 +36,7 @@ _MENDS = {
 def build(profile: Profile) -> Path:
     """Make the book of a profile, the page that opens it; a PipelineError names all failures."""
     check_kernel(profile)
+    fetch_models(profile)
     write_parameters(profile)
     log, held_by = (profile.directory / name for name in ("logs/snakemake.log", "lock"))
     log.parent.mkdir(parents=True, exist_ok=True)

