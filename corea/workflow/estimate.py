@@ -173,6 +173,9 @@ HUB: Mapping[str, Shape] = {  # from the config.json there
     "Qwen/Qwen3-4B": Shape(2560, 36, 4096, 1024, 9728, 151936, tied=True),
     "Qwen/Qwen3-8B": Shape(4096, 36, 4096, 1024, 12288, 151936),
     "meta-llama/Llama-3.1-8B-Instruct": Shape(4096, 32, 4096, 1024, 14336, 128256),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(576, 30, 576, 192, 1536, 49152, tied=True),
+    # of the GGUF file, which has the output layer beside the embedding
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": Shape(896, 24, 896, 128, 4864, 151936),
 }
 """Shapes of the models on the hub that profiles name; any other's is read from the hub's cache."""
 
@@ -227,7 +230,9 @@ def find_model(profile: Profile, run: str, key: str = "") -> Model:
         return Model(name, "server", None, SUITES[suite])
     precision = parameters.get("precision") or "bfloat16"
     if is_gguf(name):
-        return Model(name, "gguf", gguf_shape(Path(name)), SUITES[suite], precision)
+        packaged = profile.models.get(name)
+        shape = gguf_shape(Path(name)) or (HUB.get(packaged.model) if packaged else None)
+        return Model(name, "gguf", shape, SUITES[suite], precision)
     if Path(name, "config.json").is_file() and name:
         shape = _read_shape(Path(name, "config.json"))
         return Model(name, "folder", shape, SUITES[suite], precision)

