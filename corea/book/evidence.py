@@ -80,6 +80,17 @@ def all_shown(run: str, own: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFra
     return {name: shown(run, name, own.get(name)) for name in names}
 
 
+def suite_shown(run: str, own: Suite) -> Suite:
+    """The suite of what a chapter shows: the model world's where that is committed, or its own.
+
+    Example:
+        >>> from corea.tasks.suites import PAPERS
+        >>> suite_shown("sft_or_grpo", PAPERS).name, suite_shown("no_such_run", PAPERS).name
+        ('microworld', 'papers')
+    """
+    return MICROWORLD if full_run.facts(run) else own
+
+
 def standing(run: str) -> str:
     """Where the shown tables come from, in a few words.
 
