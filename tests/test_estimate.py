@@ -40,6 +40,8 @@ COUNTED = {  # parameters in the safetensors, as the hub shows them
     "Qwen/Qwen3-4B": 4_022_468_096,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": 494_032_768,
 }
 
 

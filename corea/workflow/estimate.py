@@ -174,8 +174,7 @@ HUB: Mapping[str, Shape] = {  # from the config.json there
     "Qwen/Qwen3-8B": Shape(4096, 36, 4096, 1024, 12288, 151936),
     "meta-llama/Llama-3.1-8B-Instruct": Shape(4096, 32, 4096, 1024, 14336, 128256),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Shape(576, 30, 576, 192, 1536, 49152, tied=True),
-    # of the GGUF file, which has the output layer beside the embedding
-    "Qwen/Qwen2.5-Coder-0.5B-Instruct": Shape(896, 24, 896, 128, 4864, 151936),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": Shape(896, 24, 896, 128, 4864, 151936, tied=True),
 }
 """Shapes of the models on the hub that profiles name; any other's is read from the hub's cache."""
 
