@@ -60,6 +60,8 @@ class TrainedModel:
         suite: What it is asked, a name in :data:`corea.tasks.suites.SUITES`.
         labels: How verdicts are asked for, :data:`corea.tasks.decision_questions.LABELS`.
         longest: Most characters of a decision's question, 0 for any.
+        test_decisions: How its decisions are made, and those of what is trained from it, which
+            are compared with them; one of :data:`corea.decisions.evaluation.DECIDING`.
     """
 
     system: str
@@ -75,6 +77,7 @@ class TrainedModel:
     suite: str
     labels: str = "verdicts"
     longest: int = 0
+    test_decisions: str = "greedy"
 
     def decisions(self, dataset: str, part: str, n: int = 0) -> list[DecisionQuestion]:
         """Questions of the suite that one token decides, asked as the model was asked before."""

@@ -23,7 +23,7 @@ from corea.workflow.estimate import (
     run_jobs,
 )
 from corea.workflow.profiles import load_profile
-from corea.workflow.work import accelerated
+from corea.workflow.work import accelerated, training_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -395,7 +395,7 @@ def test_a_warm_up_and_other_orders_count_only_where_they_are_asked_for(profile)
     assert [job.what for job in jobs()] == ["decisions"] * 3
     assert [job.what for job in jobs(rotations=0)] == ["decisions"] * 3
     warm = {"warm_up_steps": 50, "n_warm_up": 40, "warm_up_tokens": 60, "batch": 4}
-    first, *rest = jobs(**warm, n_held_out=6, precision="", rotations=4)
+    first, *rest = jobs(**warm, n_held_out=6, rotations=4)
     assert (first.what, first.datasets) == ("warm-up", ("commonsenseqa", "openai_moderation"))
     assert first.sampled_tokens == 40 * 30
     prompt = (TEXTS["commonsenseqa"].prompt + TEXTS["openai_moderation"].prompt) / 2
@@ -410,6 +410,13 @@ def test_a_warm_up_and_other_orders_count_only_where_they_are_asked_for(profile)
     drawn, _, direct = jobs()
     assert jobs(test_decisions="options")[0].seconds == drawn.seconds
     assert jobs(test_decisions="options")[2].seconds < direct.seconds
+
+
+def test_a_setting_that_is_empty_is_the_default():
+    given = {"steps": 4, "batch": 2, "checkpoint_every": 4, "precision": "", "more": {}}
+    assert training_settings({"rule": "warm_up"}, given).precision == "float32"
+    given["more"] = {"precision": "bfloat16"}
+    assert training_settings({"rule": "warm_up"}, given).precision == "bfloat16"
 
 
 def test_a_warm_up_that_would_be_refused_is_told_before_anything_starts(profile):

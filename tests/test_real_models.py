@@ -1,5 +1,7 @@
 """Real models and datasets, offline: a tiny chat model in a folder, and files as they are released."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -157,10 +159,12 @@ def test_a_model_is_warmed_up_asked_by_letters_and_in_other_orders(work, hub_mod
         batch=4,
         n_train=4,
         n_validation=2,
-        test_decisions="options",
         **QUICK,
     )
-    assert (read_model(trained).labels, read_model(trained).longest) == ("letters", 60)
+    assert replace(read_model(trained), **{name: getattr(model, name) for name in (
+        "system", "method", "seed", "selected_step", "checkpoint"
+    )}) == model  # fmt: skip
+    assert run_records([trained])["answer"].notna().all()
     assert set(run_records([trained])["answer"]) <= {"A", "B"}
 
 

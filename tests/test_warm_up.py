@@ -24,9 +24,9 @@ ASKED = questions(OWN, "choices", "train", 40)
 VERDICTS = ("Safe", "Unsafe")
 
 TIDIED = [  # text, whether it was ended, what is left
-    ("It is money. I thi", False, "It is money."),
-    ("It is money. I thi", True, "It is money. I thi"),
-    ("It is money.\nI thi", False, "It is money."),
+    ("It is money. I kn", False, "It is money."),
+    ("It is money. I kn", True, "It is money. I kn"),
+    ("It is money.\nI kn", False, "It is money."),
     ("It is 3.5 or so", False, ""),
     ("It is.\n</think>\nA", True, "It is."),
     ("It is\n</think>\nA and", False, "It is"),
@@ -102,8 +102,7 @@ def test_bad_input_is_named(engine):
         own_reasoning(engine, ASKED, Sampling(1.0, 8, 2))
 
 
-@pytest.mark.parametrize("lora", [{}, {"lora_rank": 4, "lora_targets": "all-linear"}])
-def test_a_model_that_forgot_to_end_decides_again_and_as_before(decider, tmp_path, lora):
+def test_a_model_that_forgot_to_end_decides_again_and_as_before(decider, tmp_path):
     """Its end token is unlikely, so nothing is decided; the options' probabilities are there."""
     model, tokenizer = load_model(decider, device="cpu")
     with torch.no_grad():
@@ -113,7 +112,7 @@ def test_a_model_that_forgot_to_end_decides_again_and_as_before(decider, tmp_pat
     tokenizer.save_pretrained(base)
     steps = 40
     settings = SFTSettings(
-        steps=steps, batch=8, micro_batch=8, learning_rate=1e-2, checkpoint_every=steps, **lora
+        steps=steps, batch=8, micro_batch=8, learning_rate=3e-3, checkpoint_every=steps
     )
     warmed = stages.decisions_warmed_up(
         base, ASKED, Sampling(1.0, 24, seed=0), settings, batch_size=32, root=root

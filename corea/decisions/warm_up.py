@@ -76,7 +76,7 @@ def tidied(text: str, options: Sequence[str], *, finished: bool) -> str:
     r"""Reasoning up to where it is closed, without what was cut, tags and decisions.
 
     Example:
-        >>> text = "It is about money. The answer is B.\nB. bank\nSo a bank <LETTER> fits. I thi"
+        >>> text = "It is about money. The answer is B.\nB. bank\nSo a bank <LETTER> fits. I kn"
         >>> tidied(text, ["A", "B"], finished=False)
         'It is about money.\nSo a bank fits.'
     """
