@@ -102,7 +102,8 @@ class HelperProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env=dict(self._environment()),
+                # the allocator's reserve would count against the limits on its memory
+                env={k: v for k, v in self._environment().items() if not k.startswith("MALLOC_")},
             )
 
     def _reply(self, request: object, patience: float, longest: float) -> Any:

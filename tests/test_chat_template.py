@@ -14,6 +14,7 @@ from corea.engines.chat_template import TemplateError, render
 from corea.engines.loading import ModelError
 from corea.engines.prompts import chat_prompt
 from corea.tasks.decision_questions import NO_THINKING
+from corea.workflow.execute import _KEEPING
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{{ eos_token }}"
 SPECIAL = {"eos_token": "<end>"}
@@ -25,6 +26,21 @@ def rendered(message="Hi", template=PLAIN):
 
 def one(content):
     return "{{ " + content + " }}"
+
+
+def test_the_allocators_settings_of_a_training_do_not_count_against_its_limit(monkeypatch):
+    for name, value in _KEEPING.items():
+        monkeypatch.setenv(name, value)
+    chat_template._helper.end()
+    environment = Path(f"/proc/{started()}/environ")
+    if environment.exists():
+        assert "MALLOC_" not in environment.read_text()
+    chat_template._helper.end()
+
+
+def started():
+    rendered()
+    return chat_template._helper.pid
 
 
 LOOP = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3

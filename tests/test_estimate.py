@@ -187,8 +187,8 @@ DRAW = Draw(rows=1000, prompt=100, completion=500, longest=1000, at_once=100)
 
 def test_memory_of_generation_by_hand():
     gib = estimate.generation_gib(SEVEN, DRAW, H100, "bfloat16") - H100.base
-    logits = 100 * 152_064 * 4 * 2
-    assert gib * GIB == pytest.approx(2 * SEVEN.weights + 100 * 1100 * 57_344 + logits)
+    logits, output = 100 * 152_064 * 4 * 2, 152_064 * 3584 * 4
+    assert gib * GIB == pytest.approx(2 * SEVEN.weights + 100 * 1100 * 57_344 + logits + output)
     many = DRAW._replace(at_once=1000)  # vLLM works on 256, and takes another when one ends
     served = estimate.generation_gib(SEVEN, many, H100, "bfloat16", "vllm") - H100.base
     assert served * GIB == pytest.approx(

@@ -98,6 +98,26 @@ def test_notebook_gets_as_many_threads_as_its_run_asks_for_unless_told_otherwise
     assert os.environ.get("OMP_NUM_THREADS") == variable
 
 
+@pytest.mark.parametrize(
+    ("trains", "variable", "given"),
+    [(True, None, "500000000"), (True, "7", "7"), (False, None, None)],
+)
+def test_a_run_that_trains_keeps_its_memory_unless_told_otherwise(
+    repository, write_notebook, monkeypatch, trains, variable, given
+):
+    def fake(*_, **__):
+        raise RuntimeError(os.environ.get("MALLOC_TOP_PAD_"))
+
+    monkeypatch.setattr(papermill, "execute_notebook", fake)
+    monkeypatch.setattr(Run, "trains", trains)
+    monkeypatch.delenv("MALLOC_TOP_PAD_", raising=False)
+    if variable:
+        monkeypatch.setenv("MALLOC_TOP_PAD_", variable)
+    with pytest.raises(PipelineError, match=rf"did not start: RuntimeError: {given}\n"):
+        execute(*tiny_run([], write_notebook))
+    assert os.environ.get("MALLOC_TOP_PAD_") == variable
+
+
 def test_a_run_is_executed_by_one_process_at_a_time(repository, write_notebook):
     tiny_run([], write_notebook)
     lock = Path("build/tiny/locks/first")

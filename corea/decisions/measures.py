@@ -16,7 +16,13 @@ from corea.decisions.evaluation import OPTIONS
 from corea.decisions.loss import optimal_confidence
 from corea.decisions.recalibration import METHODS, NAMES, option_probabilities, parts_of
 from corea.metrics.calibration import marginal_calibration_error, static_calibration_error
-from corea.metrics.intervals import QuestionWeights, as_measurements, differences, summarize
+from corea.metrics.intervals import (
+    COLUMNS,
+    QuestionWeights,
+    as_measurements,
+    differences,
+    summarize,
+)
 from corea.metrics.measure import measure
 
 _ERRORS = {"sce": static_calibration_error, "mce": marginal_calibration_error}
@@ -212,7 +218,14 @@ def measure_means(
 
 
 def summarize_means(rows: pd.DataFrame, columns: Sequence[str], **options: int) -> pd.DataFrame:
-    """Intervals of :func:`measure_means`, with models of each ``size`` by themselves."""
+    """Intervals of :func:`measure_means`, with models of each ``size`` by themselves.
+
+    Where there are no rows there are none, with the columns that there would be.
+    """
+    if rows.empty:
+        kinds = dict.fromkeys(("system", "dataset", "metric", "size"), "str")
+        kinds |= dict.fromkeys(COLUMNS, "float64")
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in kinds.items()})
     return pd.concat(
         [
             summarize(measure_means(of_size, columns, **options)).assign(size=size)

@@ -185,8 +185,8 @@ def model_facts(path: str | Path, precision: str = "") -> dict[str, str]:
     if (folder / GGUF_FACTS).is_file():
         told = read_json(folder / GGUF_FACTS)
         facts["weights"] = (
-            f"{told.get('quantization')} numbers of a GGUF file (SHA-256 {told.get('sha256')}), "
-            f"written out as {told.get('written_as')}"
+            f"of a GGUF file (SHA-256 {told.get('sha256')}), most of them numbers in "
+            f"{told.get('quantization')}, written out as {told.get('written_as')}"
         )
     return facts
 

@@ -20,7 +20,8 @@ For a model of L layers and width d in which a token is multiplied with N weight
    copy in bfloat16; frozen weights under LoRA only themselves. A layer keeps 8d + 4f + 4h + 6k
    activations a token (f: feed-forward width; h, k: widths of all queries and keys), counted by us
    in transformers; with checkpointing d, and all of them for one layer.
-6. Generation holds weights, 2Lk cached values for each token of a row, and logits.
+6. Generation holds weights, 2Lk cached values for each token of a row, and logits; transformers'
+   engine beside weights in bfloat16 those of the output layer in float32 too.
 7. A completion of a real model is half as long as it may be. Several processes share a training
    evenly. A GPU's waiting, and a server's work, are not counted.
 
@@ -393,7 +394,10 @@ def generation_gib(
         rows = min(rows, max(1.0, fitting_rows(shape, draw, device, precision)))
         length = draw.prompt + draw.completion
     values = shape.weights + rows * length * shape.cached
-    return device.base + (_BYTES[precision] * values + rows * shape.vocabulary * 4 * 2) / GIB
+    exact = 4 * shape.vocabulary * (2 * rows)
+    if engine == "transformers" and precision == "bfloat16":
+        exact += 4 * shape.vocabulary * shape.width
+    return device.base + (_BYTES[precision] * values + exact) / GIB
 
 
 def training_gib(

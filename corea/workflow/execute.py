@@ -166,6 +166,16 @@ def write_reason(profile: Profile, name: str, reason: str) -> None:
     path.write_text(reason + "\n", "utf-8")
 
 
+# Of glibc's allocator, which gives the memory of large tensors back to the system and asks for it
+# again at every step, page by page. With these a LoRA step of SmolLM2 took 12 to 14 % less of a
+# core and 9 to 13 % more memory, GRPO on the microworld 9 to 13 % less and 3 to 6 % more.
+_KEEPING = {
+    "MALLOC_MMAP_THRESHOLD_": "8000000000",
+    "MALLOC_TRIM_THRESHOLD_": "16000000000",
+    "MALLOC_TOP_PAD_": "500000000",
+}
+
+
 class _Log(logging.Handler):
     """Writes what papermill says to a file, and shows what is progress."""
 
@@ -253,6 +263,8 @@ def _environment(profile: Profile, run: Run, output: Path) -> Iterator[None]:
     before = dict(os.environ)
     with tempfile.TemporaryDirectory() as settings:
         os.environ.setdefault("OMP_NUM_THREADS", str(profile.asked(run.name).cpus))
+        for name, value in (_KEEPING if run.trains else {}).items():
+            os.environ.setdefault(name, value)
         os.environ |= {
             # a person's own start-up files and kernels of the same name must not change the result
             "IPYTHONDIR": settings,
