@@ -39,6 +39,7 @@ TIDIED = [  # text, whether it was ended, what is left
     ("The best option would be B!\nWhy? It fits.", True, "Why? It fits."),
     ("Some <LETTER> here and <b>there</b>.", True, "Some here and there."),
     ("It is 3 < 4 and 5 > 4.", True, "It is 3 < 4 and 5 > 4."),
+    ("Your thinking here.\nIt is money.", True, "It is money."),
     ("", True, ""),
     (" \n\t\n", False, ""),
 ]

@@ -6,7 +6,8 @@ read. So before any other training it is shown the form, supervised, on rows of 
 1. behind the prompt with reasoning, ``<think>``, reasoning, ``</think>`` and a decision, each on
    lines of its own. The reasoning is the model's own, sampled behind the prompt and ``<think>``:
    what it would have written, which teaches it no new thoughts. It is cut at its last whole
-   sentence or line, and tags and whatever reads like a decision are taken out of it.
+   sentence or line, and tags, whatever reads like a decision, and what the prompt has in the
+   place of reasoning are taken out of it.
 2. behind the prompt without reasoning and the empty ``<think>`` block, the decision.
 
 The decision of a row is the model's own too: drawn from the probabilities that it has for the
@@ -36,7 +37,13 @@ import numpy as np
 
 from corea.decisions.tokens import option_ids
 from corea.engines.prompts import chat_prompt, encode, encode_prompts
-from corea.tasks.decision_questions import END_OF_THINKING, NO_THINKING, THINK, DecisionQuestion
+from corea.tasks.decision_questions import (
+    END_OF_THINKING,
+    NO_THINKING,
+    THINK,
+    THINKING_HERE,
+    DecisionQuestion,
+)
 
 if TYPE_CHECKING:
     from corea.engines.base import OpenEngine, Sampling
@@ -90,7 +97,8 @@ def tidied(text: str, options: Sequence[str], *, finished: bool) -> str:
     lines = []
     for line in _TAG.sub("", text).splitlines():
         kept = [part for part in _SENTENCE.split(line) if not decides.search(part)]
-        if not line_decides.match(line) and any(map(str.strip, kept)):
+        copied = THINKING_HERE in line.lower()
+        if not copied and not line_decides.match(line) and any(map(str.strip, kept)):
             lines.append(re.sub(r"[ \t]+", " ", " ".join(kept)).strip())
     return "\n".join(lines)
 
