@@ -1,5 +1,6 @@
 """What :mod:`corea.engines.vllm_engine` uses of vLLM, by a model of transformers, one request at a time."""
 
+import sys
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -72,4 +73,15 @@ def module(model: Any) -> ModuleType:
             return SimpleNamespace(token_ids=ids, logprobs=flat, finish_reason=reason)
 
     fake.LLM = LLM
+    return fake
+
+
+def install(monkeypatch: Any, model: Any) -> ModuleType:
+    """Let :func:`module` be what is imported as vllm, on a machine that it takes for one with a GPU."""
+    fake, platforms = module(model), ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(is_cpu=lambda: False)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    found = "corea.engines.vllm_engine.importlib.util.find_spec"
+    monkeypatch.setattr(found, lambda name: name == "vllm" or None)
     return fake

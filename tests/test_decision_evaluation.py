@@ -1,7 +1,5 @@
 """Decisions as records, and what foreign reasoning does to them."""
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,7 +92,7 @@ def test_decisions_are_greedy_though_reasoning_is_not(engine, decided):
 
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_vllm_decides_as_transformers_does(engine, decider, monkeypatch, tmp_path, reasoning):
-    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module(engine.model))
+    fake_vllm.install(monkeypatch, engine.model)
     monkeypatch.setattr("corea.engines.vllm_engine.importlib.util.find_spec", lambda name: name)
     greedy, found, swapped = Sampling(0.0, 24), [], []
     for deciding in (engine, VLLMEngine(decider)):

@@ -224,7 +224,7 @@ def test_other_labels_and_lengths_are_refused(monkeypatch, tmp_path, values, mes
     monkeypatch.setenv("COREA_DATA", str(tmp_path))
     with pytest.raises(ValueError, match=message):
         PAPERS.decisions("xstest", "test", **values)
-    with pytest.raises(ValueError, match="longest is 9; expected 0 for the microworld"):
+    with pytest.raises(ValueError, match="longest is 9; expected 0 but for the papers' datasets"):
         MICROWORLD.decisions("messages", "test", 2, longest=9)
 
 

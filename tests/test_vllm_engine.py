@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -53,11 +52,7 @@ def loaded(folder):
 @pytest.fixture
 def fake(loaded, monkeypatch):
     """The module that is imported as vllm."""
-    module = fake_vllm.module(loaded[0])
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    found = "corea.engines.vllm_engine.importlib.util.find_spec"
-    monkeypatch.setattr(found, lambda name: name == "vllm" or None)
-    return module
+    return fake_vllm.install(monkeypatch, loaded[0])
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -108,9 +103,7 @@ def test_all_tokens_behind_a_text_are_the_likeliest(monkeypatch, tmp_path):
     model = taught_model(tokenizer, REASONED)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setitem(sys.modules, "vllm", fake_vllm.module(model))
-    found = "corea.engines.vllm_engine.importlib.util.find_spec"
-    monkeypatch.setattr(found, lambda name: name == "vllm" or None)
+    fake_vllm.install(monkeypatch, model)
     engine, sampling = VLLMEngine(tmp_path, chat=False), Sampling(1.2, 30, 24, 3)
     (free,) = engine.generate(["1?"], sampling)
     (group,) = engine.generate(["1?"], replace(sampling, greedy_after="</think>"))
