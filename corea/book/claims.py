@@ -384,6 +384,17 @@ def _outcome(part: Evidence, label: str, found: Interval) -> Outcome:
     return Outcome(label, found, part.asks, settled, "", needed, against)
 
 
+def combinations(selection: Mapping[str, str | list[str]]) -> list[dict[str, str]]:
+    """The labels of each row that a table of columns and values names.
+
+    Example:
+        >>> combinations({"system": ["L1", "L2"], "dataset": "chains"})
+        [{'system': 'L1', 'dataset': 'chains'}, {'system': 'L2', 'dataset': 'chains'}]
+    """
+    values = [[value] if isinstance(value, str) else value for value in selection.values()]
+    return [dict(zip(selection, chosen, strict=True)) for chosen in product(*values)]
+
+
 def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[str, Interval]]:
     """Each row that evidence names, with the labels that tell it from the others."""
     where = f"{claim.id}: {part.table}"
@@ -391,9 +402,8 @@ def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[st
         raise MissingError(f"{where}: there is no such table")
     table = tables[part.table]
     for selection in part.selections:
-        wanted = {
-            name: [value] if isinstance(value, str) else value for name, value in selection.items()
-        }
+        every = combinations(selection)
+        wanted = {name: [*dict.fromkeys(row[name] for row in every)] for name in selection}
         if lacking := [name for name in (*wanted, *_COLUMNS) if name not in table]:
             raise MissingError(f"{where} lacks the column(s) {', '.join(lacking)}")
         cells = table[[*wanted]].astype(str).fillna("")
@@ -401,8 +411,7 @@ def _selected(claim: Claim, part: Evidence, tables: Tables) -> Iterator[tuple[st
             if absent := [value for value in values if value not in set(cells[name])]:
                 raise MissingError(f"{where} has no {name} {', '.join(map(repr, absent))}")
         several = [name for name, values in wanted.items() if len(values) > 1]
-        for chosen in product(*wanted.values()):
-            labels = dict(zip(wanted, chosen, strict=True))
+        for labels in every:
             shown = [labels[name] for name in (several or [*wanted][:1])]
             rows = table[(cells == pd.Series(labels)).all(axis=1)]
             yield ", ".join(shown), _only(where, rows, labels)

@@ -364,7 +364,7 @@ def show_warm_up(samples: pd.DataFrame, steps: int, *, n_resamples: int, seed: i
         ),
         f"Held-out questions before and after a warm-up of {steps} steps, decisions greedy. It "
         f"teaches the form, on the model's own reasoning and decisions. {GUIDE} 95 % bootstrap "
-        f" intervals by question, {n_resamples} resamples, seed {seed}.",
+        f"intervals by question, {n_resamples} resamples, seed {seed}.",
     )
 
 

@@ -49,9 +49,10 @@ def published(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame |
         >>> published("no_such_run", "table") is None
         True
     """
-    if suite is not MICROWORLD or not (FOLDER / run / f"{table}.csv").is_file():
+    path = FOLDER / run / f"{table}.csv"
+    if suite is not MICROWORLD or not path.is_file():
         return None
-    return _table(FOLDER / run / f"{table}.csv", PROFILE)
+    return _table(path, PROFILE)
 
 
 def real_tables() -> dict[str, pd.DataFrame]:
@@ -66,10 +67,7 @@ def real_tables() -> dict[str, pd.DataFrame]:
 
 def real_facts(run: str) -> dict[str, str]:
     """Where the published tables of real models of a chapter come from; empty where none are."""
-    if not (REAL / run).is_dir():
-        return {}
-    found = _provenance(REAL / run, REAL_PROFILE)
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return _facts(REAL / run, REAL_PROFILE)
 
 
 def _table(path: Path, profile: str) -> pd.DataFrame:
@@ -90,10 +88,7 @@ def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:
         >>> facts("no_such_run")
         {}
     """
-    if suite is not MICROWORLD or not (FOLDER / run).is_dir():
-        return {}
-    found = _provenance(FOLDER / run, PROFILE)
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return _facts(FOLDER / run, PROFILE) if suite is MICROWORLD else {}
 
 
 def parameters(run: str) -> dict[str, float]:
@@ -118,6 +113,12 @@ def tables() -> dict[str, list[str]]:
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _facts(folder: Path, profile: str) -> dict[str, str]:
+    """The fields of a run's provenance that are texts; none where nothing of it is published."""
+    found = _provenance(folder, profile) if folder.is_dir() else {}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
 def _provenance(folder: Path, profile: str) -> dict[str, Any]:

@@ -15,12 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 
 import pandas as pd
 
 from corea.book import full_run
-from corea.book.claims import FAILS, HOLDS, Claim, Evidence, Outcome, interval_text, load
+from corea.book.claims import (
+    FAILS,
+    HOLDS,
+    Claim,
+    Evidence,
+    Outcome,
+    combinations,
+    interval_text,
+    load,
+)
 from corea.metrics.intervals import Interval, verdict
 from corea.tasks.suites import GENERATED, MICROWORLD, PAPERS
 
@@ -81,7 +89,7 @@ def read(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Reading | None:
     rows = [row for part in claim.evidence for row in _rows(part, tables)]
     if not rows:
         return None
-    of = sum(len([*_labels(part)]) for part in claim.evidence)
+    of = sum(len(_labels(part)) for part in claim.evidence)
     presupposed = [row for part in claim.requires for row in _rows(part, tables)]
     if any(row.verdict == CONTRADICTS for row in presupposed):
         return Reading(NOT_ASKED, tuple(presupposed), of, claim.otherwise)
@@ -97,17 +105,14 @@ def readings(tables: Mapping[str, pd.DataFrame] | None = None) -> dict[str, Read
     return {name: reading for name, reading in found.items() if reading is not None}
 
 
-def _labels(part: Evidence) -> Iterator[dict[str, str]]:
+def _labels(part: Evidence) -> list[dict[str, str]]:
     """The labels of each row that evidence names."""
-    for selection in part.selections:
-        wanted = {name: [v] if isinstance(v, str) else v for name, v in selection.items()}
-        for chosen in product(*wanted.values()):
-            yield dict(zip(wanted, chosen, strict=True))
+    return [labels for selection in part.selections for labels in combinations(selection)]
 
 
 def _rows(part: Evidence, tables: Mapping[str, pd.DataFrame]) -> Iterator[Outcome]:
     table = tables.get(part.table)
-    wanted = [*_labels(part)]
+    wanted = _labels(part)
     if table is None or not {*wanted[0]} <= {*table.columns}:
         return
     cells = table[[*wanted[0]]].astype(str).fillna("")

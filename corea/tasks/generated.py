@@ -89,11 +89,11 @@ def load_decisions(dataset: str, part: str, n: int = 0) -> list[DecisionQuestion
     Raises:
         TaskError: As :func:`load_questions` does.
     """
-    _one_of("dataset", dataset, {**CHOICES, **CHECKS})
-    made_of = {**CHOICES, **CHECKS}[dataset]
+    made_of = {**CHOICES, **CHECKS}
+    _one_of("dataset", dataset, made_of)
     decide = _choice if dataset in CHOICES else _check
     decisions = []
-    for number, made in _part(made_of, part, n):
+    for number, made in _part(made_of[dataset], part, n):
         text, gold, options = decide(
             made["question"], int(made["answer"]), np.random.default_rng([SEED, number])
         )

@@ -153,9 +153,7 @@ def reduced(run: Run, means: Means) -> dict[str, Any]:
         {'n_train': 16, 'engine': 'transformers'}
     """
     p = {name: _least(value, LEAST.get(name)) for name, value in run.parameters.items()}
-    if (named := p.get("model")) and not TABLES.fullmatch(
-        named.replace("{tables}", "build/x/tables")
-    ):
+    if (named := p.get("model")) and not _of_a_run(named):
         p["model"] = means.model
         if family := re.match(r"[A-Za-z]+\d*", Path(named).name):
             p |= {"architecture": family[0].lower()} if p.get("architecture") == "" else {}
