@@ -32,7 +32,7 @@ def executed(tmp_path, monkeypatch, write_notebook):
     cell = ("code", GIVEN + "run = ''", "parameters")
     write_notebook(Path("notebooks/compare.ipynb"), TITLE, cell, reads)
     write_notebook(Path("notebooks/alone.ipynb"), TITLE, ("code", GIVEN, "parameters"), reads)
-    cell = ("code", GIVEN + "steps = 1", "parameters")
+    cell = ("code", GIVEN + "steps = 1\nmodel = ''", "parameters")
     write_notebook(Path("notebooks/train.ipynb"), TITLE, cell, ("code", "from corea import other"))
     Path("profiles").mkdir()
     Path("profiles/tiny.yaml").write_text(
@@ -106,6 +106,23 @@ def test_a_published_run_replaces_the_earlier_one_whole_and_no_other(executed):
     after = snapshot()
     kept = {path: text for path, text in before.items() if path.parent.name == "compare"}
     assert kept == {path: text for path, text in after.items() if path.parent.name == "compare"}
+
+
+def test_provenance_names_the_packaged_models_that_were_used(executed):
+    tiny_gguf = pytest.importorskip("tiny_gguf", reason="GGUF files need the extra `train`")
+    Path("build/models").mkdir()
+    for name in ("used", "other"):
+        tiny_gguf.write_gguf(Path(f"build/models/{name}.gguf"), kind="F16")
+    digest = "0123456789abcdef" * 4
+    packaged = f"{{model: someone/used, packages: [x==1], sha256: '{digest}'}}"
+    text = Path("profiles/tiny.yaml").read_text()
+    text = text.replace("l1: {steps: 1}", "l1: {steps: 1, model: build/models/used.gguf}")
+    text += f"models: {{build/models/used.gguf: {packaged}, build/models/other.gguf: {packaged}}}\n"
+    Path("profiles/tiny.yaml").write_text(text)
+    executed("train_l1", 0, tables={"dynamics.csv": "step\n1\n"})
+    publish.publish(load_profile("tiny"))
+    assert full_run.facts("compare")["models"] == f"someone/used (F16, SHA-256 {digest})"
+    assert "models" not in full_run.facts("alone")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ Runs may be named; by default they are those of the notebooks that import
 2. The commit and the versions are those with which the notebooks were executed, the runs that
    the published ones read included, not those of the moment of publishing. A commit that ends
    in ``+changes`` was not clean; several commits are all named.
-3. The wall time is that of a notebook. A training that ``build/store`` already held costs
+3. Models that packages hold are named, with the type of their weights and their SHA-256.
+4. The wall time is that of a notebook. A training that ``build/store`` already held costs
    little of it.
 """
 
@@ -24,7 +25,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ import pandas as pd
 
 from corea.book import full_run
 from corea.book.display import visible
+from corea.engines.gguf_files import read_header
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
 from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
@@ -81,7 +83,7 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
                 shutil.copyfile(path, fresh / run / path.name)
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
             given = notes[run]["papermill"]["parameters"].items()
-            told = join_notes(read) | {
+            told = join_notes(read) | _models(profile, read) | {
                 "schema": full_run.SCHEMA,
                 "parameters": {name: v for name, v in given if isinstance(v, int | float)},
                 "tables": {path.name: full_run.digest(path) for path in paths},
@@ -117,6 +119,17 @@ def join_notes(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     seconds = sum(noted["papermill"]["duration"] for noted in notes.values())
     total = f"{seconds / 60:.0f} minutes, the sum over {len(notes)} notebooks"
     return {**{field: "; ".join(values) for field, values in facts.items()}, "wall time": total}
+
+
+def _models(profile: Profile, runs: Iterable[str]) -> dict[str, str]:
+    """What packaged models runs name, with type and SHA-256 of the weights; empty if none."""
+    named = [value for run in runs for value in profile.runs[run].parameters.values()]
+    told = [
+        f"{model.model or path} ({read_header(Path(path)).quantization}, SHA-256 {model.sha256})"
+        for path, model in profile.models.items()
+        if path in named
+    ]
+    return {"models": "; ".join(told)} if told else {}
 
 
 def _outdated(profile: Profile, notes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
