@@ -15,6 +15,10 @@ INSTRUCTION = (
     "Please reason step by step, and put your final answer within \\boxed{}, then output the "
     "confidence (0.0-1.0) that your answer is correct within \\confidence{}."
 )
+ANSWER_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+"""For a model whose confidence nobody reads, such as a cascade's last: chat models that are asked
+for a confidence in an unknown command tend to box it, behind the answer."""
+
 ROUTER_INSTRUCTION = (
     "Instruction: Estimate and output the probability (0.0-1.0) that a small language model "
     "(10B) can answer the question correctly."
@@ -37,6 +41,7 @@ class Question:
             where there are none.
         solution: The way to the answer, worked out, where the dataset has one; it is shown in
             warm-ups only.
+        instruction: What stands behind the text in the prompt.
     """
 
     dataset: str
@@ -47,6 +52,7 @@ class Question:
     level: float | None = None
     options: tuple[str, ...] = ()
     solution: str = ""
+    instruction: str = INSTRUCTION
 
     @property
     def prompt(self) -> str:
@@ -59,7 +65,7 @@ class Question:
             9-1+7
             Please reason
         """
-        return f"{self.text}\n{INSTRUCTION}"
+        return f"{self.text}\n{self.instruction}"
 
     @property
     def router_prompt(self) -> str:
