@@ -5,7 +5,8 @@ test questions) and, where something was trained, ``dynamics.csv`` (one row a st
 ``validation.csv`` (rollouts on held-out questions at the steps evaluated). A run that decides has
 its own format (:func:`own_format`) in ``records.parquet`` and each other of :data:`FORMATS` in a
 file of its own, so that nothing mixes them by accident; and ``settings.json``, if it was
-reinforced. What the pipeline executed is sealed (:mod:`corea.store`), and nothing is read from a
+reinforced. Where a run was published into the package (:mod:`corea.workflow.publish`), its records
+are CSV files. What the pipeline executed is sealed (:mod:`corea.store`), and nothing is read from a
 folder that was changed since. Nothing here needs torch.
 """
 
@@ -204,7 +205,10 @@ def run_records(runs: Sequence[str | Path], *, reasoning: str | None = None) -> 
     seen: dict[tuple[str, int, str], str | Path] = {}
     for run in runs:
         model = read_model(run)
-        table = read_records(run_file(run, _records_file(reasoning, model.method))).table
+        name = _records_file(reasoning, model.method)
+        if (kept := Path(run, name).with_suffix(".csv")).is_file():
+            name = kept.name
+        table = read_records(run_file(run, name)).table
         for dataset in table["dataset"].unique():
             identity = (model.system, model.seed, dataset)
             if identity in seen:

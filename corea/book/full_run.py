@@ -9,7 +9,7 @@ numbers come from. :mod:`corea.workflow.publish` puts them there.
    SHA-256 of each table, and one that is not among them, or is not what it was, is refused by name.
 3. So is evidence of another profile than :data:`PROFILE`, or of another :data:`SCHEMA`.
 4. What the chapters gave of real language models is kept likewise, in ``data/real_models``, of the
-   profile :data:`REAL_PROFILE`.
+   profile :data:`REAL_PROFILE`; and the runs themselves, with their records (:func:`real_run`).
 """
 
 from __future__ import annotations
@@ -65,12 +65,32 @@ def real_tables() -> dict[str, pd.DataFrame]:
     return {f"{path.parent.name}/{path.stem}": _table(path, REAL_PROFILE) for path in paths}
 
 
+def real_run(run: str) -> Path:
+    """The folder of a published run of real models, which :mod:`corea.runs` reads.
+
+    Raises:
+        EvidenceError: If it was not published, or a file is not what was.
+    """
+    folder = REAL / run
+    if not folder.is_dir():
+        raise EvidenceError(f"{run}: no such run of real models was published")
+    for path in folder.glob("*.csv"):
+        _known(path, REAL_PROFILE)
+    return folder
+
+
 def real_facts(run: str) -> dict[str, str]:
     """Where the published tables of real models of a chapter come from; empty where none are."""
     return _facts(REAL / run, REAL_PROFILE)
 
 
 def _table(path: Path, profile: str) -> pd.DataFrame:
+    _known(path, profile)
+    return pd.read_csv(path)
+
+
+def _known(path: Path, profile: str) -> None:
+    """Refuse a file that is not of the run that is said to have made it, or was changed."""
     known = _provenance(path.parent, profile)["tables"]
     if path.name not in known:
         raise EvidenceError(
@@ -78,7 +98,6 @@ def _table(path: Path, profile: str) -> pd.DataFrame:
         )
     if digest(path) != known[path.name]:
         raise EvidenceError(f"{path} is not what was published: its SHA-256 is another one")
-    return pd.read_csv(path)
 
 
 def facts(run: str, suite: Suite = MICROWORLD) -> dict[str, str]:

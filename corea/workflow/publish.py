@@ -16,7 +16,9 @@ Runs may be named; by default they are those of the notebooks that import
    the published ones read included, not those of the moment of publishing. A commit that ends
    in ``+changes`` was not clean; several commits are all named.
 3. Models that packages hold are named, with the type of their weights and their SHA-256.
-4. The wall time is that of a notebook. A training that ``build/store`` already held costs
+4. Of a run that leaves a model to others (:mod:`corea.runs`) its records are kept, but for answers,
+   as CSV, and what it says of the model: chapters read such a folder as they read the run's.
+5. The wall time is that of a notebook. A training that ``build/store`` already held costs
    little of it.
 """
 
@@ -35,6 +37,7 @@ import pandas as pd
 from corea.book import full_run
 from corea.book.display import visible
 from corea.engines.gguf_files import read_header
+from corea.records import read_records
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
 from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
@@ -65,7 +68,8 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             f"no notebook of profile {profile.name} imports corea.book.full_run "
             "or corea.book.evidence"
         )
-    tables = {run: sorted((profile.directory / "tables" / run).glob("*.csv")) for run in chosen}
+    folders = {run: profile.directory / "tables" / run for run in chosen}
+    tables = {run: sorted(folder.glob("*.csv")) for run, folder in folders.items()}
     every = list(dict.fromkeys(name for run in chosen for name in [*profile.all_needs(run), run]))
     notes = {run: read_notes(profile, run) for run in every}
     complaints = [*_outdated(profile, notes), *_unfit(tables)]
@@ -81,12 +85,14 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             (fresh / run).mkdir(parents=True)
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
+            written = [fresh / run / path.name for path in paths]
+            written += _copy_model(folders[run], fresh / run)
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
             given = notes[run]["papermill"]["parameters"].items()
             told = join_notes(read) | _models(profile, read) | {
                 "schema": full_run.SCHEMA,
                 "parameters": {name: v for name, v in given if isinstance(v, int | float)},
-                "tables": {path.name: full_run.digest(path) for path in paths},
+                "tables": {path.name: full_run.digest(path) for path in written},
             }
             content = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
             (fresh / run / full_run.PROVENANCE).write_text(content, "utf-8")
@@ -119,6 +125,21 @@ def join_notes(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     seconds = sum(noted["papermill"]["duration"] for noted in notes.values())
     total = f"{seconds / 60:.0f} minutes, the sum over {len(notes)} notebooks"
     return {**{field: "; ".join(values) for field, values in facts.items()}, "wall time": total}
+
+
+def _copy_model(run: Path, folder: Path) -> list[Path]:
+    """Copy what a run says of its model, and its records without texts; the files with records."""
+    if not (run / "model.json").is_file():
+        return []
+    for name in ("model.json", "settings.json"):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, folder / name)
+    copied = []
+    for path in sorted(run.glob("records*.parquet")):
+        table = read_records(path).table.drop(columns=["answer", "gold"], errors="ignore")
+        copied.append(folder / f"{path.stem}.csv")
+        table.to_csv(copied[-1], index=False, float_format="%.5g")
+    return copied
 
 
 def _models(profile: Profile, runs: Iterable[str]) -> dict[str, str]:
