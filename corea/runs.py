@@ -205,10 +205,7 @@ def run_records(runs: Sequence[str | Path], *, reasoning: str | None = None) -> 
     seen: dict[tuple[str, int, str], str | Path] = {}
     for run in runs:
         model = read_model(run)
-        name = _records_file(reasoning, model.method)
-        if (kept := Path(run, name).with_suffix(".csv")).is_file():
-            name = kept.name
-        table = read_records(run_file(run, name)).table
+        table = _read_table(run, _records_file(reasoning, model.method))
         for dataset in table["dataset"].unique():
             identity = (model.system, model.seed, dataset)
             if identity in seen:
@@ -225,6 +222,16 @@ def run_records(runs: Sequence[str | Path], *, reasoning: str | None = None) -> 
         )
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _read_table(run: str | Path, name: str) -> pd.DataFrame:
+    """The records of a run; those of a published one are CSV, which has no types of its own."""
+    kept = Path(run, name).with_suffix(".csv")
+    if not kept.is_file():
+        return read_records(run_file(run, name)).table
+    table = read_records(run_file(run, kept.name)).table
+    numbers = [column for column in (*SIGNALS, "expected_mass", "level") if column in table]
+    return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
 
 
 def by_role(runs: Sequence[str | Path]) -> dict[str, list[str | Path]]:

@@ -291,3 +291,45 @@ def test_what_is_in_the_package_is_whole():
         assert {"profile", "commit", "seed", "wall time"} <= found.keys()
         assert "+changes" not in found["commit"]
         assert {"seed", "n_resamples"} <= full_run.parameters(path.parent.name).keys()
+
+
+def test_a_run_is_published_with_its_records_and_read_as_any_other(executed, monkeypatch):
+    from corea import runs
+    from corea.records import Records, records_from_columns, write_records
+
+    folder = Path("build/tiny/tables/train_l1")
+    model = runs.TrainedModel(
+        "L1-SLM", "l1", "small", "qwen2", None, 8, 3, 1000, 50, "build/store/x", "generated"
+    )
+    columns = {
+        "dataset": ["sums"] * 3,
+        "question_id": ["0", "1", "2"],
+        "system": ["L1-SLM"] * 3,
+        "sample": [0] * 3,
+        "correct": [True, False, False],
+        "confidence": [0.1 + 0.2, 0.0, None],
+        "answer": ["3", "<b>", None],
+        "gold": ["3", "4", "5"],
+        "average_probability": [0.123456789, 0.5, 0.25],
+    }
+    records = records_from_columns(columns, source="L1-SLM")
+    assert isinstance(records, Records)
+    write_records(records, folder / "records.parquet")
+    runs.write_model(model, folder)
+    executed("train_l1", 0)
+    publish.publish(load_profile("tiny"), ["train_l1"])
+    kept = full_run.FOLDER / "train_l1"
+    assert "<b>" not in (kept / "records.csv").read_text()
+    monkeypatch.setattr(full_run, "REAL", full_run.FOLDER)
+    monkeypatch.setattr(full_run, "REAL_PROFILE", "tiny")
+    found = runs.run_records([full_run.real_run("train_l1")])
+    assert found["confidence"].tolist()[:2] == [0.3, 0]
+    assert found["confidence"].isna().tolist() == [False, False, True]
+    assert found["correct"].tolist() == [True, False, False]
+    assert found["average_probability"].tolist() == [0.12346, 0.5, 0.25]
+    assert found["parameters"].unique().tolist() == [1000]
+    (kept / "records.csv").write_text((kept / "records.csv").read_text().replace("True", "False"))
+    with pytest.raises(full_run.EvidenceError, match=r"records.csv is not what was published"):
+        full_run.real_run("train_l1")
+    with pytest.raises(full_run.EvidenceError, match="gone: no such run of real models"):
+        full_run.real_run("gone")

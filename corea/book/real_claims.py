@@ -105,6 +105,11 @@ def readings(tables: Mapping[str, pd.DataFrame] | None = None) -> dict[str, Read
     return {name: reading for name, reading in found.items() if reading is not None}
 
 
+def reads(found: Interval, part: Evidence) -> str:
+    """One of :data:`WORDS`: what an interval says of the bound of some evidence."""
+    return _WORD.get(verdict(found, **part.bound), OPEN)
+
+
 def beside(
     real: Mapping[str, pd.DataFrame] | None = None, world: Mapping[str, pd.DataFrame] | None = None
 ) -> pd.DataFrame:
@@ -158,7 +163,8 @@ def _rows(part: Evidence, tables: Mapping[str, pd.DataFrame]) -> dict[tuple[str,
             raise full_run.EvidenceError(f"{part.table}: {len(rows)} rows have {labels}")
         if len(rows) == 1:
             interval = Interval.of(rows.iloc[0].to_dict())
-            word = _WORD.get(verdict(interval, **part.bound), OPEN)
             shown = ", ".join(labels[name] for name in several or [*labels][:1])
-            found[tuple(labels.values())] = Outcome(shown, interval, part.asks, word)
+            found[tuple(labels.values())] = Outcome(
+                shown, interval, part.asks, reads(interval, part)
+            )
     return found

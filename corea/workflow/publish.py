@@ -89,11 +89,15 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             written += _copy_model(folders[run], fresh / run)
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
             given = notes[run]["papermill"]["parameters"].items()
-            told = join_notes(read) | _models(profile, read) | {
-                "schema": full_run.SCHEMA,
-                "parameters": {name: v for name, v in given if isinstance(v, int | float)},
-                "tables": {path.name: full_run.digest(path) for path in written},
-            }
+            told = (
+                join_notes(read)
+                | _models(profile, read)
+                | {
+                    "schema": full_run.SCHEMA,
+                    "parameters": {name: v for name, v in given if isinstance(v, int | float)},
+                    "tables": {path.name: full_run.digest(path) for path in written},
+                }
+            )
             content = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
             (fresh / run / full_run.PROVENANCE).write_text(content, "utf-8")
         if folder.exists():
