@@ -29,6 +29,7 @@ OF_RUNS = {
     for name, cells in SOURCES.items()
     if "evidence" in "".join(cells)
     and name not in TRAINS
+    and "full_run.real_run(" not in "".join(cells)  # reads published runs alone
     and any(f"{reader}(" in "".join(cells) for reader in READERS)
 }
 GUARD = "own_there"
