@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from corea.records import read_records, records_from_columns, write_records
+from corea.records import OPTIONAL, REQUIRED, read_records, records_from_columns, write_records
 from corea.store import MANIFEST, StoreError, check_seal
 from corea.tasks.suites import SUITES, WITHHELD
 
@@ -230,8 +230,11 @@ def _read_table(run: str | Path, name: str) -> pd.DataFrame:
     if not kept.is_file():
         return read_records(run_file(run, name)).table
     table = read_records(run_file(run, kept.name)).table
-    numbers = [column for column in (*SIGNALS, "expected_mass", "level") if column in table]
-    return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
+    for column in {*table.columns} - {*REQUIRED, *OPTIONAL}:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if (numbers.isna() == table[column].isin(["", np.nan])).all():
+            table[column] = numbers
+    return table
 
 
 def by_role(runs: Sequence[str | Path]) -> dict[str, list[str | Path]]:

@@ -311,6 +311,8 @@ def test_a_run_is_published_with_its_records_and_read_as_any_other(executed, mon
         "answer": ["3", "<b>", None],
         "gold": ["3", "4", "5"],
         "average_probability": [0.123456789, 0.5, 0.25],
+        "p_1": [0.5, None, 0.25],
+        "reasoning": ["none"] * 3,
     }
     records = records_from_columns(columns, source="L1-SLM")
     assert isinstance(records, Records)
@@ -327,6 +329,8 @@ def test_a_run_is_published_with_its_records_and_read_as_any_other(executed, mon
     assert found["confidence"].isna().tolist() == [False, False, True]
     assert found["correct"].tolist() == [True, False, False]
     assert found["average_probability"].tolist() == [0.12346, 0.5, 0.25]
+    assert found["p_1"].fillna(-1).tolist() == [0.5, -1, 0.25]
+    assert found["reasoning"].unique().tolist() == ["none"]
     assert found["parameters"].unique().tolist() == [1000]
     (kept / "records.csv").write_text((kept / "records.csv").read_text().replace("True", "False"))
     with pytest.raises(full_run.EvidenceError, match=r"records.csv is not what was published"):

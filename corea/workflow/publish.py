@@ -72,7 +72,7 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
     tables = {run: sorted(folder.glob("*.csv")) for run, folder in folders.items()}
     every = list(dict.fromkeys(name for run in chosen for name in [*profile.all_needs(run), run]))
     notes = {run: read_notes(profile, run) for run in every}
-    complaints = [*_outdated(profile, notes), *_unfit(tables)]
+    complaints = [*_outdated(profile, notes), *_unfit(tables, folders)]
     if complaints:
         raise PipelineError("\n  ".join(["nothing was published:", *complaints]))
 
@@ -176,9 +176,9 @@ def _outdated(profile: Profile, notes: Mapping[str, Mapping[str, Any]]) -> Itera
                 yield f"{run} was executed before {need}, which it reads"
 
 
-def _unfit(tables: Mapping[str, Sequence[Path]]) -> Iterator[str]:
+def _unfit(tables: Mapping[str, Sequence[Path]], folders: Mapping[str, Path]) -> Iterator[str]:
     for run, paths in tables.items():
-        if not paths:
+        if not paths and not (folders[run] / "model.json").is_file():
             yield f"{run} wrote no CSV table"
         for path in paths:
             if (size := path.stat().st_size) > full_run.LARGEST:
