@@ -127,19 +127,3 @@ def test_a_table_that_was_changed_or_is_of_another_profile_is_refused(kept, monk
     monkeypatch.setattr(full_run, "REAL_PROFILE", "other")
     with pytest.raises(full_run.EvidenceError, match="profile is 'desk-full'; expected 'other'"):
         full_run.real_tables()
-
-
-def test_comparisons_stand_beside_those_of_the_model_world():
-    world = claims.committed()["corea_baselines/contrasts"]
-    chosen = world["dataset"].eq("chains") & world["metric"].eq("pass_at_1")
-    real = world[chosen].assign(value=1, low=0.5, high=1.5, n_seeds=1)
-    found = real_claims.beside({"corea_baselines/contrasts": real})
-    of = found.set_index(["claim", "comparison"])
-    row = of.loc[("A1", "L1-SLM, chains")]  # within 2 points of RLVR
-    assert (row["asks"], row["real models, reads"]) == ("within ±2", AGREES)
-    assert row["model world"].n_seeds == 8
-    assert row["model world, reads"] == OPEN
-    assert row["real models"].n_seeds == 1
-    assert set(found["claim"]) >= {"A1", "A3", "A25"}
-    assert not found["comparison"].str.contains("words").any()
-    assert real_claims.beside({}).empty

@@ -58,10 +58,12 @@ def published(run: str, table: str, suite: Suite = MICROWORLD) -> pd.DataFrame |
 def real_tables() -> dict[str, pd.DataFrame]:
     """Every published table of real language models, by chapter and name, ``"chapter/table"``.
 
+    Those of runs that leave a model (:func:`real_run`) are no chapter's.
+
     Raises:
         EvidenceError: As :func:`published` does.
     """
-    paths = sorted(REAL.glob("*/*.csv"))
+    paths = sorted(p for p in REAL.glob("*/*.csv") if not p.with_name("model.json").exists())
     return {f"{path.parent.name}/{path.stem}": _table(path, REAL_PROFILE) for path in paths}
 
 
@@ -82,6 +84,11 @@ def real_run(run: str) -> Path:
 def real_facts(run: str) -> dict[str, str]:
     """Where the published tables of real models of a chapter come from; empty where none are."""
     return _facts(REAL / run, REAL_PROFILE)
+
+
+def real_parameters(run: str) -> dict[str, float]:
+    """The parameters that are numbers, with which a published run of real models was made."""
+    return _parameters(REAL / run, REAL_PROFILE)
 
 
 def _table(path: Path, profile: str) -> pd.DataFrame:
@@ -117,8 +124,7 @@ def parameters(run: str) -> dict[str, float]:
         >>> parameters("sft_or_grpo")["n_resamples"]
         100
     """
-    found: dict[str, float] = _provenance(FOLDER / run, PROFILE)["parameters"]
-    return found
+    return _parameters(FOLDER / run, PROFILE)
 
 
 def tables() -> dict[str, list[str]]:
@@ -138,6 +144,11 @@ def _facts(folder: Path, profile: str) -> dict[str, str]:
     """The fields of a run's provenance that are texts; none where nothing of it is published."""
     found = _provenance(folder, profile) if folder.is_dir() else {}
     return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _parameters(folder: Path, profile: str) -> dict[str, float]:
+    found: dict[str, float] = _provenance(folder, profile)["parameters"]
+    return found
 
 
 def _provenance(folder: Path, profile: str) -> dict[str, Any]:

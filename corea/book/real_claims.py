@@ -13,12 +13,12 @@ them as of the model world. Their rows are read by the same bounds, with two dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
-from corea.book import claims, full_run
+from corea.book import full_run
 from corea.book.claims import (
     FAILS,
     HOLDS,
@@ -86,11 +86,11 @@ def committed() -> dict[str, pd.DataFrame]:
 
 def read(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Reading | None:
     """What tables of real models say of a claim; None where they have none of its rows."""
-    rows = [row for part in claim.evidence for row in _rows(part, tables).values()]
+    rows = [row for part in claim.evidence for row in _rows(part, tables)]
     if not rows:
         return None
     of = sum(len(_labels(part)) for part in claim.evidence)
-    presupposed = [row for part in claim.requires for row in _rows(part, tables).values()]
+    presupposed = [row for part in claim.requires for row in _rows(part, tables)]
     if any(row.verdict == CONTRADICTS for row in presupposed):
         return Reading(NOT_ASKED, tuple(presupposed), of, claim.otherwise)
     rank = {CONTRADICTS: 0, OPEN: 1, AGREES: 2}
@@ -110,61 +110,23 @@ def reads(found: Interval, part: Evidence) -> str:
     return _WORD.get(verdict(found, **part.bound), OPEN)
 
 
-def beside(
-    real: Mapping[str, pd.DataFrame] | None = None, world: Mapping[str, pd.DataFrame] | None = None
-) -> pd.DataFrame:
-    """Every comparison that claims make of real models, beside the same one in the model world.
-
-    Returns:
-        One row each: claim, comparison, what it asks, and of both evidences the interval
-        (``model world``, ``real models``) and its reading (with ``, reads`` behind), seeds in the
-        model world counted. A comparison of several claims is there for each.
-    """
-    real = committed() if real is None else real
-    world = claims.committed() if world is None else world
-    rows = []
-    for name, claim in load().items():
-        for part in claim.evidence:
-            there = _rows(part, world)
-            for key, found in _rows(part, real).items():
-                if key in there:
-                    known = there[key]
-                    rows.append(
-                        {
-                            "claim": name,
-                            "comparison": found.label,
-                            "asks": found.asks,
-                            "model world": known.found,
-                            "real models": found.found,
-                            "model world, reads": known.verdict,
-                            "real models, reads": found.verdict,
-                        }
-                    )
-    return pd.DataFrame(rows)
-
-
 def _labels(part: Evidence) -> list[dict[str, str]]:
     """The labels of each row that evidence names."""
     return [labels for selection in part.selections for labels in combinations(selection)]
 
 
-def _rows(part: Evidence, tables: Mapping[str, pd.DataFrame]) -> dict[tuple[str, ...], Outcome]:
-    """What the rows say that are there, by their labels."""
+def _rows(part: Evidence, tables: Mapping[str, pd.DataFrame]) -> Iterator[Outcome]:
     table = tables.get(part.table)
     wanted = _labels(part)
     if table is None or not {*wanted[0]} <= {*table.columns}:
-        return {}
+        return
     cells = table[[*wanted[0]]].astype(str).fillna("")
     several = [name for name in wanted[0] if len({labels[name] for labels in wanted}) > 1]
-    found = {}
     for labels in wanted:
         rows = table[(cells == pd.Series(labels)).all(axis=1)]
         if len(rows) > 1:
             raise full_run.EvidenceError(f"{part.table}: {len(rows)} rows have {labels}")
         if len(rows) == 1:
-            interval = Interval.of(rows.iloc[0].to_dict())
+            found = Interval.of(rows.iloc[0].to_dict())
             shown = ", ".join(labels[name] for name in several or [*labels][:1])
-            found[tuple(labels.values())] = Outcome(
-                shown, interval, part.asks, reads(interval, part)
-            )
-    return found
+            yield Outcome(shown, found, part.asks, reads(found, part))
