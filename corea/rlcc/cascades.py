@@ -81,6 +81,27 @@ CASCADES: Mapping[str, Cascade] = MappingProxyType(
 confidence, which is ours."""
 
 
+def cascades_of(
+    records: pd.DataFrame, cascades: Mapping[str, Cascade] = CASCADES
+) -> dict[str, Cascade]:
+    """Those cascades whose small model is in ``records`` with the signal: no probe, no cascade.
+
+    A signal that some rows lack is there; whether it may, says :func:`cascade_questions`.
+
+    Example:
+        >>> records = pd.DataFrame({"system": ["SLM", "RLVR-SLM"], "confidence": [0.3, 0.5]})
+        >>> [*cascades_of(records.assign(probe=float("nan")))]
+        ['SLM-Verb', 'RLVR-SLM-Verb']
+    """
+    signals = {of.signal for of in cascades.values()} & {*records.columns}
+    read = records.groupby("system")[[*signals]].count()  # of values that are there
+    return {
+        name: of
+        for name, of in cascades.items()
+        if of.small in read.index and of.signal in signals and read.loc[of.small, of.signal]
+    }
+
+
 def cascade_questions(
     records: pd.DataFrame, cascade: Cascade, *, large: str = LARGE_MODEL, output_price: float = 4.0
 ) -> pd.DataFrame:
