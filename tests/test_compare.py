@@ -29,6 +29,7 @@ from corea.rlcc.cascades import (
     Cascade,
     _areas,
     cascade_questions,
+    cascades_of,
     choose_thresholds,
     measure_areas,
     measure_cascades,
@@ -309,6 +310,12 @@ def test_cascades_that_cannot_be(records, replicated, tmp_path):
     both = pd.concat([records, run_records([run])])
     with pytest.raises(ValueError, match="differ in size, so costs have no one unit"):
         measure_cascades(both, {"a": Cascade("L1-SLM"), "b": Cascade("tiny")})
+
+
+def test_without_a_probe_its_cascade_is_left_out(records, untrained):
+    without = records.drop(columns=["router", "router_prompt_tokens"]).assign(probe=np.nan)
+    assert set(CASCADES) - set(cascades_of(without)) == {"RLVR-SLM-Probe", "Router+RLVR-SLM"}
+    assert list(cascades_of(records_of(untrained))) == list(CASCADES)  # though nothing is stated
 
 
 def test_thresholds_are_points_of_the_curve(records):

@@ -86,20 +86,22 @@ def cascades_of(
 ) -> dict[str, Cascade]:
     """Those cascades whose small model is in ``records`` with the signal: no probe, no cascade.
 
-    A signal that some rows lack is there; whether it may, says :func:`cascade_questions`.
+    A probe, router or probability that some rows lack is there; whether it may be missing, says
+    :func:`cascade_questions`.
 
     Example:
         >>> records = pd.DataFrame({"system": ["SLM", "RLVR-SLM"], "confidence": [0.3, 0.5]})
         >>> [*cascades_of(records.assign(probe=float("nan")))]
         ['SLM-Verb', 'RLVR-SLM-Verb']
     """
-    signals = {of.signal for of in cascades.values()} & {*records.columns}
-    read = records.groupby("system")[[*signals]].count()  # of values that are there
-    return {
-        name: of
-        for name, of in cascades.items()
-        if of.small in read.index and of.signal in signals and read.loc[of.small, of.signal]
-    }
+
+    def made(of: Cascade) -> bool:
+        rows = records[records["system"] == of.small]
+        if of.routed or of.signal in COMPUTED:
+            rows = rows.reindex(columns=[of.signal]).dropna()
+        return not rows.empty  # what nobody states is read all the same: every question is deferred
+
+    return {name: of for name, of in cascades.items() if made(of)}
 
 
 def cascade_questions(
