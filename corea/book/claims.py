@@ -579,8 +579,9 @@ def describe(what: str, decisions: Iterable[Decision]) -> str:
 
 
 def interval_text(row: Outcome) -> str:
-    """An interval in three significant digits, behind its labels."""
-    ends = f"[{row.found.low:.3g}, {row.found.high:.3g}]"
+    """An interval in three significant digits, behind its labels; one run may have none."""
+    low, high = row.found.low, row.found.high
+    ends = "(no interval)" if np.isnan(low) else f"[{low:.3g}, {high:.3g}]"
     return f"{row.label}: {row.found.estimate:.3g} {ends}, {row.asks}"
 
 
