@@ -67,6 +67,12 @@ def test_what_a_claim_presupposes_is_asked_first():
     assert read(needs, gaps(own)).word == AGREES
 
 
+def test_a_row_is_named_by_the_dataset_that_was_asked():
+    tables = gaps(("L1", "RLVR", "sums", 2, 1, 3, 1))
+    named = {name: real_claims.named_as_in_the_world(table) for name, table in tables.items()}
+    assert read(claim(), named).rows[0].label == "L1, sums"
+
+
 def test_two_rows_with_the_same_labels_are_refused():
     row = ("L1", "RLVR", "chains", 2, 1, 3, 1)
     with pytest.raises(full_run.EvidenceError, match="rewards/gaps: 2 rows have"):
@@ -75,8 +81,10 @@ def test_two_rows_with_the_same_labels_are_refused():
 
 def test_every_dataset_of_the_suites_stands_in_for_one_of_the_model_world():
     table = pd.DataFrame({"dataset": ["sums", "OOD", "gsm8k", "openbookqa", "openai_moderation"]})
-    named = real_claims.named_as_in_the_world(table)["dataset"].tolist()
-    assert named == ["chains", "OOD reasoning", "words", "fact_choices", "messages"]
+    named = real_claims.named_as_in_the_world(table)
+    expected = ["chains", "OOD reasoning", "words", "fact_choices", "messages"]
+    assert named["dataset"].tolist() == expected
+    assert named["asked"].equals(table["dataset"])
     assert real_claims.named_as_in_the_world(pd.DataFrame({"x": [1]})).equals(
         pd.DataFrame({"x": [1]})
     )

@@ -63,20 +63,24 @@ class Reading:
 def named_as_in_the_world(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose datasets have the names of those of the model world that they stand for.
 
+    Their own names are in the column ``asked``.
+
     Example:
-        >>> named_as_in_the_world(pd.DataFrame({"dataset": ["sums", "xstest", "x"]}))["dataset"]
-        0    chains
-        1     lists
-        2         x
-        Name: dataset, dtype: str
+        >>> print(named_as_in_the_world(pd.DataFrame({"dataset": ["sums", "xstest", "x"]})))
+          dataset   asked
+        0  chains    sums
+        1   lists  xstest
+        2       x       x
     """
+    if "dataset" not in table:
+        return table
     names = {}
     for suite in (GENERATED, PAPERS):
         for kind in ("counterparts", "decision_counterparts"):
             ours = getattr(MICROWORLD, kind)
             for theirs, real in getattr(suite, kind).items():
                 names[real] = ours[theirs]
-    return table.replace({"dataset": names}) if "dataset" in table else table
+    return table.assign(asked=table["dataset"]).replace({"dataset": names})
 
 
 def committed() -> dict[str, pd.DataFrame]:
@@ -127,6 +131,8 @@ def _rows(part: Evidence, tables: Mapping[str, pd.DataFrame]) -> Iterator[Outcom
         if len(rows) > 1:
             raise full_run.EvidenceError(f"{part.table}: {len(rows)} rows have {labels}")
         if len(rows) == 1:
-            found = Interval.of(rows.iloc[0].to_dict())
-            shown = ", ".join(labels[name] for name in several or [*labels][:1])
+            row = rows.iloc[0].to_dict()
+            found = Interval.of(row)
+            named = labels | ({"dataset": row["asked"]} if row.get("asked") else {})
+            shown = ", ".join(named[name] for name in several or [*named][:1])
             yield Outcome(shown, found, part.asks, reads(found, part))
