@@ -73,10 +73,11 @@ class Device:
     # seconds a token, layer and width in float32: trained, drawn
     moved: tuple[float, float] = (0.0, 0.0)
     launch_pass: float = 0.0  # seconds a layer and pass of training
+    fast: str = "bfloat16"  # the precision that "auto" is
 
     def precision(self, name: str) -> str:
-        """A precision by its name; ``"auto"`` is bfloat16, taken to be fast on the device."""
-        return "bfloat16" if name == "auto" else name
+        """A precision by its name."""
+        return self.fast if name == "auto" else name
 
     def moving(self, what: int, precision: str) -> float:
         """:attr:`moved` in a precision, which is faster there as its operations are."""
@@ -107,6 +108,15 @@ DEVICES: Mapping[str, Device] = {
         launch_pass=2.6e-3,
     ),
 }
+
+
+def as_here(device: Device) -> Device:
+    """A device, and of a CPU whether this machine's is fast in bfloat16, where torch can tell."""
+    if device.unit != "core-hours" or importlib.util.find_spec("torch") is None:
+        return device
+    from corea.engines.loading import fast_bfloat16
+
+    return replace(device, fast="bfloat16" if fast_bfloat16() else "float32")
 
 
 # --- models -----------------------------------------------------------------------------------

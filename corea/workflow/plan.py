@@ -37,6 +37,7 @@ from corea.workflow.estimate import (
     DEVICES,
     GIB,
     Device,
+    as_here,
     cached_config,
     run_jobs,
 )
@@ -60,12 +61,14 @@ def prepare_plan(profile: Profile, device: str = "") -> pd.DataFrame:
     """What each run of a profile takes: a row a run, in the order in which they would start.
 
     ``hours`` are of one device, ``memory`` is GiB of each of ``devices`` at once; missing where it
-    cannot be estimated. ``device`` is one of :data:`corea.workflow.estimate.DEVICES`.
+    cannot be estimated. ``device`` is one of :data:`corea.workflow.estimate.DEVICES`; a CPU's
+    precision ``auto`` is what is fast on this one.
     """
     device = device or default_device(profile)
     if device not in DEVICES:
         raise PipelineError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
-    return pd.DataFrame([_row(profile, name, DEVICES[device]) for name in start_order(profile)])
+    hardware = as_here(DEVICES[device])
+    return pd.DataFrame([_row(profile, name, hardware) for name in start_order(profile)])
 
 
 def default_device(profile: Profile) -> str:
@@ -396,6 +399,19 @@ def describe(plan: pd.DataFrame, device: str) -> list[str]:
     return told
 
 
+def _slow(profile: Profile, plan: pd.DataFrame, device: str) -> list[str]:
+    """A sentence where ``precision: auto`` is the slow one on this CPU."""
+    settings = [flat(profile.runs[name].parameters) for name in plan["run"]]
+    if as_here(DEVICES[device]).fast == "bfloat16" or not any(
+        s.get("precision") == "auto" for s in settings
+    ):
+        return []
+    return [
+        "The precision auto is float32 here: this processor has no instructions for bfloat16 (AMX "
+        "or AVX512-BF16), with which real models would take a third of the time."
+    ]
+
+
 def write_plan(profile: Profile, device: str = "") -> str:
     """All that there is to say before a profile starts, in several lines."""
     device = device or default_device(profile)
@@ -404,7 +420,7 @@ def write_plan(profile: Profile, device: str = "") -> str:
     rows = [[*shown], *shown.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines += ["", *describe(plan, device)]
+    lines += ["", *describe(plan, device), *_slow(profile, left, device)]
     for heading, told in (
         ("Must be had:", must_have(profile, left)),
         ("Missing on this machine:", lacking(profile, left, device)),

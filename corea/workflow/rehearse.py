@@ -64,6 +64,7 @@ LEAST: Mapping[str, int] = MappingProxyType(
         "n_validation": 2,
         "n_answers": 2,
         "max_completion_tokens": 32,
+        "batch_size": 16,  # a batch is padded to its longest question
         "n_resamples": 20,
         "hidden_sizes": 8,
         "probe_epochs": 2,
