@@ -117,6 +117,14 @@ def test_all_that_is_left_out_is_told_with_the_runs_it_is_of(name):
     assert any("(pretrain_small)" in line for line in told)
 
 
+def test_messages_are_decided_by_letter_where_a_verdict_is_not_one_token():
+    profile, rehearsed = derived("gpu", Means(TINY, letters=True))
+    labels = {run.parameters.get("labels") for run in rehearsed.runs.values()}
+    assert labels == {None, "letters"}
+    told = left_out(profile, rehearsed, Means(TINY, letters=True))
+    assert any(line.startswith("labels verdicts: letters") for line in told)
+
+
 def test_a_profile_that_nobody_rehearsed_is_not_there():
     with pytest.raises(PipelineError, match=r"no profile 'rehearse-none' in profiles/ here"):
         load_profile("rehearse-none")

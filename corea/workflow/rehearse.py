@@ -33,6 +33,7 @@ from typing import Any
 import yaml
 
 from corea.book.display import visible
+from corea.tasks.decision_questions import VERDICTS
 from corea.tasks.papers import DATASETS
 from corea.tasks.suites import DATA
 from corea.workflow import PipelineError
@@ -92,11 +93,13 @@ class Means:
         model: Folder or file of the model that stands in, as notebooks name it.
         vllm: Whether vLLM answers.
         gpu: Whether there is a GPU.
+        letters: Whether messages are decided by letter, since a verdict is not one token.
     """
 
     model: str
     vllm: bool = False
     gpu: bool = False
+    letters: bool = False
 
 
 # --- the derived profile --------------------------------------------------------------------------
@@ -158,6 +161,8 @@ def reduced(run: Run, means: Means) -> dict[str, Any]:
         p["model"] = means.model
         if family := re.match(r"[A-Za-z]+\d*", Path(named).name):
             p |= {"architecture": family[0].lower()} if p.get("architecture") == "" else {}
+    if means.letters and "labels" in p:
+        p["labels"] = "letters"
     if p.get("warm_up_steps"):
         p["warm_up_steps"] = min(p["warm_up_steps"], 2)
     if p.get("label_counts"):
@@ -238,6 +243,8 @@ def _replaced(old: Mapping[str, Any], new: Mapping[str, Any], means: Means) -> I
     lacking = "there is no GPU" if means.vllm else "vLLM is not installed here"
     if old.get("model") != new.get("model") and not _of_a_run(old["model"]):
         yield f"model {old['model']}: {new['model']} stood in for its weights and chat template"
+    if old.get("labels") != new.get("labels"):
+        yield f"labels {old['labels']}: letters, since the model lacks a token for each"
     if old.get("engine") != new.get("engine") or old.get("engines") != new.get("engines"):
         yield f"engine vllm: transformers answered, since {lacking}"
     if (rollouts := old.get("more", {}).get("rollouts")) != new.get("more", {}).get("rollouts"):
@@ -268,7 +275,8 @@ def prepare(name: str, model: str = "") -> tuple[Profile, list[str]]:
     profile = load_profile(name)
     folder = Path("build", f"{PREFIX}{name}")
     found, gpus = probe(sys.executable, ["torch", "vllm"])
-    means = Means(_stand_in(folder, model).as_posix(), "vllm" in found, bool(gpus))
+    stand_in = _stand_in(folder, model).as_posix()
+    means = Means(stand_in, "vllm" in found, bool(gpus), not _has_verdicts(stand_in))
     rehearsed = write_derived(name, means)
     untried = left_out(profile, rehearsed, means)
     if absent := _gather_data(folder / "data"):
@@ -292,6 +300,18 @@ def _stand_in(folder: Path, model: str) -> Path:
     link.unlink(missing_ok=True)
     link.symlink_to(target)
     return link
+
+
+def _has_verdicts(model: str) -> bool:
+    """Whether a model has a token for each verdict on a message."""
+    from corea.decisions.tokens import OptionError, option_ids
+    from corea.engines.loading import load_tokenizer
+
+    try:
+        option_ids(load_tokenizer(model), VERDICTS)
+    except OptionError:
+        return False
+    return True
 
 
 def _gather_data(folder: Path) -> list[str]:
