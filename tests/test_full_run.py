@@ -125,6 +125,29 @@ def test_provenance_names_the_packaged_models_that_were_used(executed):
     assert "models" not in full_run.facts("alone")
 
 
+def test_provenance_names_the_published_runs_that_were_read_and_their_weights(
+    executed, monkeypatch
+):
+    monkeypatch.setattr(full_run, "REAL", Path("published").absolute())
+    facts = {
+        "profile": full_run.REAL_PROFILE,
+        "schema": full_run.SCHEMA,
+        "parameters": {},
+        "tables": {},
+    }
+    path = full_run.REAL / "first" / full_run.PROVENANCE
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(facts | {"models": "someone/used (F16)"}))
+    text = Path("profiles/tiny.yaml").read_text()
+    text = text.replace("l1: {steps: 1}", "l1: {steps: 1, model: published/first}")
+    Path("profiles/tiny.yaml").write_text(text)
+    executed("train_l1", 0, tables={"dynamics.csv": "step\n1\n"})
+    publish.publish(load_profile("tiny"))
+    told = json.loads((full_run.FOLDER / "compare" / full_run.PROVENANCE).read_text())
+    assert told["models"] == "someone/used (F16)"
+    assert told["runs"] == {"first": full_run.digest(path)}
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -76,8 +76,9 @@ def real_run(run: str) -> Path:
     folder = REAL / run
     if not folder.is_dir():
         raise EvidenceError(f"{run}: no such run of real models was published")
-    for path in folder.glob("*.csv"):
-        _known(path, REAL_PROFILE)
+    for path in folder.iterdir():
+        if path.name != PROVENANCE:
+            _known(path, REAL_PROFILE)
     return folder
 
 

@@ -222,7 +222,7 @@ class Run:
         for module, place in ((FULL_RUN, "full_run"), (CLAIMS, "claims.toml")):
             if module not in modules:
                 data -= {p for p in data if p.is_relative_to(Path("corea", "data", place))}
-        named = {Path(text) for text in _texts(self.parameters) if _is_file(text)}
+        named = {Path(text) for text in texts(self.parameters) if _is_file(text)}
         made = {path for path in named if TABLES.fullmatch(path.as_posix())}
         return sorted({self.notebook, Path("constraints.txt"), *modules, *data, *named - made})
 
@@ -534,23 +534,23 @@ def _connected(path: Path, run: Run, runs: Mapping[str, Sequence[str]]) -> Run:
         return [f"{tables}/{each}{folder['file'] or ''}" for each in found]
 
     prefix = f"runs.{run.name}.parameters."
-    defaults = _texts({name: run.parameters[name] for name in run.lenient})
+    defaults = texts({name: run.parameters[name] for name in run.lenient})
     named = [TABLES.fullmatch(_replaced(text, "{tables}", tables)) for text in defaults]
     left_out = any(folder and (folder["run"] or "") not in runs for folder in named)
     parameters = fill(prefix.removesuffix("."), run.parameters)
     return replace(run, parameters=parameters, needs=tuple(needs))
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts(value: object) -> Iterator[str]:
     """Texts in a parameter, however deep in lists and mappings."""
     match value:
         case str():
             yield value
         case list():
             for part in value:
-                yield from _texts(part)
+                yield from texts(part)
         case dict():
-            yield from _texts([*value.values()])
+            yield from texts([*value.values()])
 
 
 def _is_file(text: str) -> bool:

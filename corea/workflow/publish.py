@@ -41,7 +41,7 @@ from corea.records import read_records
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
 from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
-from corea.workflow.profiles import Profile
+from corea.workflow.profiles import Profile, texts
 
 
 def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
@@ -86,7 +86,9 @@ def publish(profile: Profile, runs: Sequence[str] = ()) -> list[Path]:
             for path in paths:
                 shutil.copyfile(path, fresh / run / path.name)
             written = [fresh / run / path.name for path in paths]
-            written += _copy_model(folders[run], fresh / run)
+            written += (records := _copy_model(folders[run], fresh / run))
+            if complaints := [*_too_large(records)]:
+                raise PipelineError("\n  ".join(["nothing was published:", *complaints]))
             read = {name: notes[name] for name in [*profile.all_needs(run), run]}
             given = notes[run]["papermill"]["parameters"].items()
             told = (
@@ -132,13 +134,13 @@ def join_notes(notes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _copy_model(run: Path, folder: Path) -> list[Path]:
-    """Copy what a run says of its model, and its records without texts; the files with records."""
+    """Copy what a run says of its model, and its records without texts; the files written."""
     if not (run / "model.json").is_file():
         return []
+    copied = []
     for name in ("model.json", "settings.json"):
         if (run / name).is_file():
-            shutil.copyfile(run / name, folder / name)
-    copied = []
+            copied.append(shutil.copyfile(run / name, folder / name))
     for path in sorted(run.glob("records*.parquet")):
         table = read_records(path).table.drop(columns=["answer", "gold"], errors="ignore")
         copied.append(folder / f"{path.stem}.csv")
@@ -146,15 +148,23 @@ def _copy_model(run: Path, folder: Path) -> list[Path]:
     return copied
 
 
-def _models(profile: Profile, runs: Iterable[str]) -> dict[str, str]:
-    """What packaged models runs name, with type and SHA-256 of the weights; empty if none."""
-    named = [value for run in runs for value in profile.runs[run].parameters.values()]
+def _models(profile: Profile, runs: Iterable[str]) -> dict[str, Any]:
+    """The weights behind some runs, with type and SHA-256, and the published runs that they read.
+
+    ``models`` has the packaged models that runs name and those of the published runs; ``runs``
+    the SHA-256 of what each published run's provenance was.
+    """
+    named = [*texts([dict(profile.runs[run].parameters) for run in runs])]
+    read = [Path(text).name for text in named if Path(text).absolute().parent == full_run.REAL]
     told = [
         f"{model.model or path} ({read_header(Path(path)).quantization}, SHA-256 {model.sha256})"
         for path, model in profile.models.items()
         if path in named
     ]
-    return {"models": "; ".join(told)} if told else {}
+    told += [facts["models"] for run in read if "models" in (facts := full_run.real_facts(run))]
+    digests = {run: full_run.digest(full_run.REAL / run / full_run.PROVENANCE) for run in read}
+    found = {"models": "; ".join(dict.fromkeys(told)), "runs": digests}
+    return {name: value for name, value in found.items() if value}
 
 
 def _outdated(profile: Profile, notes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -180,14 +190,18 @@ def _unfit(tables: Mapping[str, Sequence[Path]], folders: Mapping[str, Path]) ->
     for run, paths in tables.items():
         if not paths and not (folders[run] / "model.json").is_file():
             yield f"{run} wrote no CSV table"
+        yield from _too_large(paths)
         for path in paths:
-            if (size := path.stat().st_size) > full_run.LARGEST:
-                yield f"{path} has {size:,} bytes, more than {full_run.LARGEST:,}: no small table"
-                continue
             try:
                 pd.read_csv(path)
             except ValueError as error:
                 yield f"{path} is not readable as CSV: {visible(error)}"
+
+
+def _too_large(paths: Sequence[Path]) -> Iterator[str]:
+    for path in paths:
+        if (size := path.stat().st_size) > full_run.LARGEST:
+            yield f"{path} has {size:,} bytes, more than {full_run.LARGEST:,}: no small table"
 
 
 def tell(written: Sequence[Path]) -> Iterator[str]:
