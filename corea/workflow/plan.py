@@ -392,7 +392,7 @@ def describe(plan: pd.DataFrame, device: str) -> list[str]:
         most = left.sort_values("memory", na_position="first").iloc[-1]
         told.append(
             f"Most memory: {_digits(most['memory'])} GiB ({most['run']}), of "
-            f"{hardware.memory:g}; within a factor of 1.5."
+            f"{hardware.memory:g}; within a factor of 2."
         )
         if len(over := left[left["memory"] > hardware.memory]):
             told.append(f"Does not fit into one of them: {', '.join(over['run'])}.")
