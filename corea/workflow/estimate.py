@@ -26,8 +26,8 @@ For a model of L layers and width d in which a token is multiplied with N weight
    evenly. A GPU's waiting, and a server's work, are not counted.
 
 Long runs of the model world on a CPU are estimated within 25 %, those of real models within a
-factor of 2; hours of a GPU, which nothing was compared with, within about 3. Memory is within 2: rows
-that are longer than the mean, and what the allocator keeps, are not in it.
+factor of 2; hours of a GPU, which nothing was compared with, within about 3. Memory is within 2:
+rows that are longer than the mean, and what the allocator keeps, are not in it.
 """
 
 from __future__ import annotations
