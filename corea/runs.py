@@ -24,6 +24,7 @@ import pandas as pd
 
 from corea.records import OPTIONAL, REQUIRED, read_records, records_from_columns, write_records
 from corea.store import MANIFEST, StoreError, check_seal
+from corea.tasks.decision_questions import LETTERS
 from corea.tasks.suites import SUITES, WITHHELD
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ FORMATS: Mapping[str, str] = MappingProxyType(
     {"sampled": "reasoning sampled", "greedy": "reasoning greedy", "none": "no reasoning"}
 )
 """Formats in which decisions are asked for, and what they are called in tables."""
+
+OPTION_PLACES: Mapping[str, str] = MappingProxyType(
+    {"answer": "decided_option", "gold": "right_option"}
+)
+"""Columns of published decisions: an option's place, from 1; only numbers are published."""
 
 
 class RunError(Exception):
@@ -225,7 +231,10 @@ def run_records(runs: Sequence[str | Path], *, reasoning: str | None = None) -> 
 
 
 def _read_table(run: str | Path, name: str) -> pd.DataFrame:
-    """The records of a run; those of a published one are CSV, which has no types of its own."""
+    """The records of a run; those of a published one are CSV, which has no types of its own.
+
+    ``answer`` and ``gold`` of published decisions are letters, of verdicts too.
+    """
     kept = Path(run, name).with_suffix(".csv")
     if not kept.is_file():
         return read_records(run_file(run, name)).table
@@ -234,6 +243,10 @@ def _read_table(run: str | Path, name: str) -> pd.DataFrame:
         numbers = pd.to_numeric(table[column], errors="coerce")
         if (numbers.isna() == table[column].isin(["", np.nan])).all():
             table[column] = numbers
+    for column, places in OPTION_PLACES.items():
+        if places in table:
+            letters = dict(enumerate(LETTERS, start=1))
+            table[column] = table.pop(places).map(letters).astype("str")
     return table
 
 

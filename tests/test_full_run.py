@@ -331,8 +331,8 @@ def test_a_run_is_published_with_its_records_and_read_as_any_other(executed, mon
         "sample": [0] * 3,
         "correct": [True, False, False],
         "confidence": [0.1 + 0.2, 0.0, None],
-        "answer": ["3", "<b>", None],
-        "gold": ["3", "4", "5"],
+        "answer": ["C", "Safe", None],
+        "gold": ["C", "Unsafe", "E"],
         "average_probability": [0.123456789, 0.5, 0.25],
         "p_1": [0.5, None, 0.25],
         "reasoning": ["none"] * 3,
@@ -344,7 +344,7 @@ def test_a_run_is_published_with_its_records_and_read_as_any_other(executed, mon
     executed("train_l1", 0)
     publish.publish(load_profile("tiny"), ["train_l1"])
     kept = full_run.FOLDER / "train_l1"
-    assert "<b>" not in (kept / "records.csv").read_text()
+    assert "Safe" not in (kept / "records.csv").read_text()
     monkeypatch.setattr(full_run, "REAL", full_run.FOLDER)
     monkeypatch.setattr(full_run, "REAL_PROFILE", "tiny")
     found = runs.run_records([full_run.real_run("train_l1")])
@@ -355,6 +355,8 @@ def test_a_run_is_published_with_its_records_and_read_as_any_other(executed, mon
     assert found["p_1"].fillna(-1).tolist() == [0.5, -1, 0.25]
     assert found["reasoning"].unique().tolist() == ["none"]
     assert found["parameters"].unique().tolist() == [1000]
+    assert found["gold"].tolist() == ["C", "B", "E"]  # from their places
+    assert found["answer"].fillna("-").tolist() == ["C", "A", "-"]
     (kept / "records.csv").write_text((kept / "records.csv").read_text().replace("True", "False"))
     with pytest.raises(full_run.EvidenceError, match=r"records.csv is not what was published"):
         full_run.real_run("train_l1")

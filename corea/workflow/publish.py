@@ -38,6 +38,8 @@ from corea.book import full_run
 from corea.book.display import visible
 from corea.engines.gguf_files import read_header
 from corea.records import read_records
+from corea.runs import OPTION_PLACES
+from corea.tasks.decision_questions import PLACES
 from corea.workflow import PipelineError
 from corea.workflow.execute import damage
 from corea.workflow.notebooks import EVIDENCE, FULL_RUN, own_imports
@@ -142,7 +144,11 @@ def _copy_model(run: Path, folder: Path) -> list[Path]:
         if (run / name).is_file():
             copied.append(shutil.copyfile(run / name, folder / name))
     for path in sorted(run.glob("records*.parquet")):
-        table = read_records(path).table.drop(columns=["answer", "gold"], errors="ignore")
+        table = read_records(path).table
+        if "p_1" in table:  # of decisions
+            for column, places in OPTION_PLACES.items():
+                table[places] = table[column].map(PLACES).astype("Int64") + 1
+        table = table.drop(columns=[*OPTION_PLACES], errors="ignore")
         copied.append(folder / f"{path.stem}.csv")
         table.to_csv(copied[-1], index=False, float_format="%.5g")
     return copied
